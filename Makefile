@@ -1,0 +1,30 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Needs Python 3.11 or newer, pip and make.
+PYTHON ?= python3.11
+RUN = $(PYTHON) dev.py
+ARGS ?=
+
+.PHONY: demo test test-all lint format check-experiments bench-data clean
+
+demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
+	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
+
+test: lint  ## environment, lint, types, tests
+	$(RUN) test -- pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: lint  ## also the slow tests
+	$(RUN) test -- pytest -n 2 $(ARGS)
+
+lint:
+	$(RUN) test -- ruff check .
+	$(RUN) test -- ruff format --check .
+	$(RUN) test -- ty check src
+
+format:
+	$(RUN) test -- ruff check --fix .
+	$(RUN) test -- ruff format .
+
+bench-data:  ## decoding speed and the data path's share of a training step
+	$(RUN) test -- python benchmarks/data_path.py $(ARGS)
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,1 @@
+"""Safe Distillation Box: everyone can run the model, only key holders can distil it."""

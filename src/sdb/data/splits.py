@@ -1,0 +1,94 @@
+"""What a data set is to the rest of the library: uint8 arrays, labels, and how to augment and normalise them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdb.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Augment:
+    """Random changes made to training images, on the device, a batch at a time.
+
+    Attributes:
+        crop_padding: pixels of zero padding around the image before a random crop of the original size; 0 is off.
+        flip: whether half the images are mirrored left to right.
+        rotation: images are turned by a random angle in [-rotation, rotation] degrees; 0 is off.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    rotation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageSet:
+    """Images and labels, decoded once.
+
+    Attributes:
+        images: uint8 (N, C, H, W); may be a memory map larger than memory.
+        labels: int64 (N,), each in [0, number of classes).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise DataError(
+                f"images must be uint8 (N, C, H, W), not {self.images.dtype} {self.images.shape}: "
+                "scale to 0..255 and order the axes first"
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
+            raise DataError(
+                f"labels must be int64 ({len(self.images)},), not {self.labels.dtype} {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Splits:
+    """Train, validation and test sets of one data set. Selection uses validation; test is only for reporting.
+
+    Attributes:
+        name: the data set's name, for records.
+        train, validation, test: validation is carved from the training images by seed.
+        class_names: one name a class, in label order.
+        mean, std: per channel, of training pixels in [0, 1]; they become part of every model.
+        augment: what the data set's training images get when augmentation is on.
+        note: what to say of numbers that come from this data (source, licence, caveats).
+    """
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment = Augment()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for part in ("train", "validation", "test"):
+            labels = getattr(self, part).labels
+            if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
+                bad = labels.max() if labels.max() >= self.num_classes else labels.min()
+                raise DataError(
+                    f"{self.name} {part}: label {bad} is outside 0..{self.num_classes - 1} "
+                    f"({self.num_classes} classes): number the classes from 0 or name all of them"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
