@@ -1,0 +1,20 @@
+"""Data: every source becomes uint8 `Splits`, and `Batches` turns these into batches on a device."""
+
+from sdb.data.load import DATASETS, load
+from sdb.data.loader import Batch, Batches
+from sdb.data.objects import from_arrays, from_dataset
+from sdb.data.rows import Rows
+from sdb.data.splits import Augment, ImageSet, Splits
+
+__all__ = [
+    "DATASETS",
+    "Augment",
+    "Batch",
+    "Batches",
+    "ImageSet",
+    "Rows",
+    "Splits",
+    "from_arrays",
+    "from_dataset",
+    "load",
+]

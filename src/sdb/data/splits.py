@@ -1,9 +1,10 @@
-"""What a data set is to the rest of the library: uint8 arrays, labels, and how to augment and normalise them."""
+"""What a data set is to the rest of the library: uint8 arrays, labels, augmentation, normalisation."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from sdb.data.rows import Rows, select
 from sdb.errors import DataError
 
 
@@ -12,7 +13,8 @@ class Augment:
     """Random changes made to training images, on the device, a batch at a time.
 
     Attributes:
-        crop_padding: pixels of zero padding around the image before a random crop of the original size; 0 is off.
+        crop_padding: pixels of zero padding around the image before a random crop of the original size; 0 is
+            off.
         flip: whether half the images are mirrored left to right.
         rotation: images are turned by a random angle in [-rotation, rotation] degrees; 0 is off.
     """
@@ -27,11 +29,12 @@ class ImageSet:
     """Images and labels, decoded once.
 
     Attributes:
-        images: uint8 (N, C, H, W); may be a memory map larger than memory.
+        images: uint8 (N, C, H, W): an array, a memory map larger than memory, or `Rows` of one. All three
+            have `shape`, `len` and indexing along the first axis; `np.asarray` makes an array of any of them.
         labels: int64 (N,), each in [0, number of classes).
     """
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -47,6 +50,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def take(self, positions: np.ndarray) -> "ImageSet":
+        """The images at `positions` (int64 (n,)) as a set of their own; a memory map is not copied."""
+        return ImageSet(select(self.images, positions), self.labels[positions])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,199 @@
+"""Weights on disk: one safetensors file a checkpoint, JSON in its header, nothing unpickled.
+
+`last.safetensors` holds the model, the optimizer and the history, enough to go on; `best.safetensors` the model alone.
+`load_classifier` reads what a teacher may be: a run folder, a checkpoint, or a reference checkpoint (`*.tar`, read by
+torch's weights-only loader).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from sdb.errors import CheckpointError, ModelError
+from sdb.models import Classifier, ModelSpec
+from sdb.runtime import write_atomic
+
+SCHEMA = 1
+# Per-channel constants that the reference's data loader normalises with; its checkpoints expect them.
+REFERENCE_NORMALISATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+    """Write named tensors and a JSON header, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomic(path, to_bytes(plain, {"sdb": json.dumps({"schema": SCHEMA, **header})}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: missing, truncated, altered, or not ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("sdb", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it from a copy") from None
+    if header.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path}: schema {header.get('schema')!r}, this sdb reads {SCHEMA}: not an sdb checkpoint")
+    return tensors, header
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Put weights into a model; every name and shape must fit.
+
+    Raises:
+        CheckpointError: the weights are of another architecture.
+    """
+    own = model.state_dict()
+    missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
+    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if missing or extra or wrong:
+        parts = [
+            f"{len(missing)} missing (e.g. {min(missing)})" if missing else "",
+            f"{len(extra)} unknown (e.g. {min(extra)})" if extra else "",
+            f"{len(wrong)} of another shape (e.g. {min(wrong)})" if wrong else "",
+        ]
+        raise CheckpointError(
+            f"{source}: weights of another architecture: {', '.join(filter(None, parts))}; check the model name, its "
+            "arguments and the number of classes"
+        )
+    model.load_state_dict(dict(weights))
+
+
+def load_classifier(
+    path: Path,
+    *,
+    model_name: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    dataset: str | None = None,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Classifier:
+    """A trained classifier, in eval mode, from a run folder, a checkpoint or a reference checkpoint.
+
+    Args:
+        path: `DIR`, `DIR/best.safetensors`, `*.tar`; a published `DIR/best_model.tar` that is not there stands for
+            DIR's own `best.safetensors`, so that reference parameter files name our runs too.
+        model_name: needed for a reference checkpoint, checked against the others.
+        model_args: arguments of that architecture.
+        dataset: for a reference checkpoint, whose normalisation constants it was trained with.
+        num_classes: number of classes that the caller has.
+        image_shape: (C, H, W) that the caller has.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another architecture.
+        ModelError: the classifier does not fit the data.
+    """
+    path = resolve(path)
+    if path.suffix == ".safetensors":
+        tensors, header = read_tensors(path)
+        spec = ModelSpec.from_json(header["spec"])
+        if model_name is not None and model_name != spec.name:
+            raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
+        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        # A factory imports code: only when the caller names it too, never on a file's word alone.
+        classifier = spec.build(allow_factory=model_name == spec.name)
+        load_weights(classifier, weights, path)
+    else:
+        if model_name is None or num_classes is None or image_shape is None:
+            raise CheckpointError(f"{path}: a reference checkpoint does not say its architecture: set teacher_model")
+        mean, std = REFERENCE_NORMALISATION.get(dataset or "", ((0.0,) * image_shape[0], (1.0,) * image_shape[0]))
+        spec = ModelSpec(model_name, model_args or {}, num_classes, image_shape, mean, std)
+        classifier = spec.build()
+        load_weights(classifier.network, read_reference(path), path)
+    check_fits(classifier, path, num_classes, image_shape)
+    return classifier.eval()
+
+
+def check_fits(
+    classifier: Classifier, source: object, num_classes: int | None, image_shape: tuple[int, int, int] | None
+) -> None:
+    """Refuse a classifier whose classes or images are not the data's.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if num_classes is not None and classifier.num_classes != num_classes:
+        raise ModelError(f"{source}: made for {classifier.num_classes} classes, the data has {num_classes}")
+    if image_shape is not None and tuple(classifier.image_shape) != tuple(image_shape):
+        raise ModelError(f"{source}: made for images {tuple(classifier.image_shape)}, the data has {tuple(image_shape)}")
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint file that a path stands for.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    if path.is_dir():
+        if not (path / "last.safetensors").is_file():
+            raise CheckpointError(f"{path}: holds no last.safetensors: train it first, or name another folder")
+        return path / "last.safetensors"
+    if not path.exists() and path.name in ("best_model.tar", "last_model.tar"):
+        ours = path.with_name(path.name.replace("_model.tar", ".safetensors"))
+        if ours.is_file():
+            return ours
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; train the teacher first, or correct the path")
+    return path
+
+
+def read_reference(path: Path) -> dict[str, Tensor]:
+    """The state dict of a reference checkpoint, `{"epoch", "state_dict", "optim_dict"}`, without running its pickle.
+
+    Raises:
+        CheckpointError: damaged, or it holds more than tensors and plain containers.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds more than tensors (or is damaged) and could run code when loaded: refused; ask its author "
+            "for safetensors, or for a file that torch.load(weights_only=True) reads"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a whole torch checkpoint ({type(error).__name__})") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds no state_dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors, by position of the parameter."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `flatten_optimizer` took out."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith("optimizer."):
+            _, index, name = full_name.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,0 +1,49 @@
+"""Any folder of class folders.
+
+Either ROOT/train/CLASS/IMAGE with ROOT/test (or ROOT/val, when there is no test) and optionally
+ROOT/validation (or ROOT/val, beside test); or only ROOT/CLASS/IMAGE, of which `load` carves a test set by its
+seed.
+"""
+
+from pathlib import Path
+
+from sdb.data import listing
+from sdb.data.pixels import channels_of
+from sdb.data.places import folders, not_found
+from sdb.data.source import Source
+
+_VALIDATION = ("validation", "valid", "val")
+
+
+def folder(root: Path | None) -> Source:
+    """Images sorted into folders by class: uint8 (N, 3, H, W), or (N, 1, H, W) where all images are grey."""
+    base = folders(root, ())[0]
+    train = base / "train" if (base / "train").is_dir() else base
+    classes = tuple(child.name for child in listing.class_folders(train))
+    if not classes:
+        raise not_found(
+            "A folder of class folders",
+            [base],
+            "train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE",
+            "Sort the images into one folder a class.",
+        )
+    given = {"train": train}
+    if train != base:
+        held = [base / name for name in _VALIDATION if (base / name).is_dir()]
+        if (base / "test").is_dir():
+            given["test"] = base / "test"
+            if held:
+                given["validation"] = held[0]
+        elif held:
+            given["test"] = held[0]
+    listings = {role: listing.labelled(place, classes) for role, place in given.items()}
+    channels = channels_of((file.read_bytes(), str(file)) for file, _ in listings["train"])
+    parts = {role: listing.part(base, files, channels) for role, files in listings.items()}
+    return Source(
+        name=f"folder-{base.absolute().name}",
+        train=parts["train"],
+        test=parts.get("test"),
+        class_names=classes,
+        note=f"images of the folder {base.absolute().name}",
+        validation=parts.get("validation"),
+    )

@@ -1,0 +1,116 @@
+"""From a name, arrays or Python objects to `Splits`."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from sdb.data import carve, digits, hub
+from sdb.data.cifar import cifar10, cifar100
+from sdb.data.folder import folder
+from sdb.data.idx import fashion_mnist
+from sdb.data.source import Part, Source
+from sdb.data.splits import ImageSet, Splits
+from sdb.data.store import Store
+from sdb.data.tiny_imagenet import tiny_imagenet
+from sdb.errors import ConfigError, DataError
+
+SUBSET_SEED = 230  # the part of the training set is the same whatever the run's seed, as in Nasty Teacher
+TEST_FRACTION = 0.2  # of the images of a folder that has no test images
+
+DATASETS: dict[str, Callable[[Path | None], Source]] = {
+    "digits": lambda root: digits.read(),
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "fashion_mnist": fashion_mnist,
+    "tiny_imagenet": tiny_imagenet,
+    "folder": folder,
+}
+HUB = "hub:"  # before owner/name
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    subset_percent: float = 1.0,
+    cache: str | Path | None = None,
+) -> Splits:
+    """Load a data set by name.
+
+    Args:
+        name: a key of `DATASETS`, or "hub:owner/name" for a data set of the Hugging Face hub (extra `hf`).
+        root: folder that holds it; by default the folder named by SDB_DATA, else ./data.
+        validation_fraction: part of the training images held out for selection, in (0, 0.5]; each class gives
+            its share. Not used where the data set brings validation images of its own.
+        seed: chooses the validation images (and, where a data set has none, the test images).
+        subset_percent: part of the training images, after validation, to train on, as a fraction in (0, 1].
+        cache: folder for decoded images; by default the folder named by SDB_CACHE, else ~/.cache/sdb.
+
+    Raises:
+        ConfigError: an unknown name, or a value out of range.
+        DataNotFoundError: the data set is not where it was looked for.
+        DataError: it is damaged or inconsistent.
+        MissingExtraError: its format needs an optional dependency.
+    """
+    check(validation_fraction, seed, subset_percent)
+    where = None if root is None else Path(root).expanduser()
+    if name.startswith(HUB):
+        source = hub.read(name.removeprefix(HUB))
+    elif name in DATASETS:
+        source = DATASETS[name](where)
+    else:
+        near = difflib.get_close_matches(name, DATASETS, 1)
+        raise ConfigError(
+            f"unknown data set {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
+            f"expected one of {', '.join(DATASETS)}, or hub:owner/name"
+        )
+    return split(
+        source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=cache
+    )
+
+
+def check(validation_fraction: float, seed: int, subset_percent: float) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        ConfigError: naming the value and its range.
+    """
+    if not 0 < validation_fraction <= 0.5:
+        raise ConfigError(f"validation_fraction {validation_fraction}: expected more than 0 and at most 0.5")
+    if not 0 < subset_percent <= 1:
+        raise ConfigError(f"subset_percent {subset_percent}: expected a fraction, more than 0 and at most 1")
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: expected 0 or more")
+
+
+def split(
+    source: Source, *, validation_fraction: float, seed: int, subset_percent: float, cache: str | Path | None
+) -> Splits:
+    """Decode what is not decoded yet, carve off what the source lacks, and measure the training pixels."""
+    store = Store(cache)
+    train = _decoded(source, "train", source.train, store)
+    test = None if source.test is None else _decoded(source, "test", source.test, store)
+    validation = (
+        None if source.validation is None else _decoded(source, "validation", source.validation, store)
+    )
+    note = source.note
+    if test is None:
+        keep, held = carve.stratified(train.labels, TEST_FRACTION, seed=seed)
+        train, test = train.take(keep), train.take(held)
+        note = f"{note}; test is {TEST_FRACTION:.0%} of the images, chosen by seed {seed}".lstrip("; ")
+    if validation is None:
+        keep, held = carve.stratified(train.labels, validation_fraction, seed=seed)
+        train, validation = train.take(keep), train.take(held)
+    if subset_percent < 1:
+        train = train.take(carve.subset(len(train), subset_percent, seed=SUBSET_SEED))
+    for part, images in (("training", train), ("validation", validation), ("test", test)):
+        if not len(images):
+            raise DataError(f"{source.name}: no {part} images are left: give more images or larger fractions")
+    mean, std = store.stats(train)
+    return Splits(source.name, train, validation, test, source.class_names, mean, std, source.augment, note)
+
+
+def _decoded(source: Source, role: str, part: Part | ImageSet, store: Store) -> ImageSet:
+    return part if isinstance(part, ImageSet) else store.images(f"{source.name}-{role}", part)

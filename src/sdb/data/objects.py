@@ -1,0 +1,122 @@
+"""`Splits` from what a program already has: arrays, or `datasets` objects."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sdb.data import hub
+from sdb.data.load import check, split
+from sdb.data.source import Source
+from sdb.data.splits import Augment, ImageSet, Splits
+from sdb.errors import DataError
+
+Layout = Literal["NCHW", "NHWC"]
+MAX_CHANNELS = 4
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    layout: Layout = "NCHW",
+    class_names: tuple[str, ...] | None = None,
+    name: str = "arrays",
+    augment: Augment | None = None,
+    note: str = "",
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    subset_percent: float = 1.0,
+) -> Splits:
+    """Make a data set of arrays.
+
+    Args:
+        images: uint8 (N, C, H, W), (N, H, W, C) with `layout="NHWC"`, or grey (N, H, W).
+        labels: whole numbers (N,), from 0.
+        test_images: images to test on; without them, they are carved from `images` by seed.
+        test_labels: their labels.
+        layout: order of the axes of four-axis images.
+        class_names: one a class; by default the numbers.
+        name: as in `Splits`.
+        augment: as in `Splits`; none by default.
+        note: as in `Splits`.
+        validation_fraction: as in `load`.
+        seed: as in `load`.
+        subset_percent: as in `load`.
+
+    Raises:
+        DataError: arrays of the wrong type or shape, or that do not fit each other.
+        ConfigError: a value out of range.
+    """
+    check(validation_fraction, seed, subset_percent)
+    if (test_images is None) != (test_labels is None):
+        raise DataError("test_images and test_labels: give both or neither")
+    train = _image_set(images, labels, layout, "images")
+    test = None if test_images is None else _image_set(test_images, test_labels, layout, "test_images")
+    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
+        raise DataError(
+            f"test images are {test.images.shape[1:]}, training images {train.images.shape[1:]} (C, H, W)"
+        )
+    names = class_names or tuple(str(number) for number in range(int(train.labels.max()) + 1))
+    source = Source(name, train, test, tuple(names), augment or Augment(), note)
+    return split(
+        source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=None
+    )
+
+
+def from_dataset(
+    train: Any,
+    test: Any = None,
+    *,
+    name: str = "dataset",
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    subset_percent: float = 1.0,
+    cache: str | Path | None = None,
+) -> Splits:
+    """Make a data set of `datasets` objects that have an Image and a ClassLabel column.
+
+    Args:
+        train: a Dataset, or a DatasetDict with a train split. Its test split is used for testing, or
+            validation where there is no test; a validation split beside a test split is used for validation.
+        test: a Dataset to test on instead.
+        name: for records and the cache.
+        validation_fraction: as in `load`.
+        seed: as in `load`.
+        subset_percent: as in `load`.
+        cache: as in `load`.
+
+    Raises:
+        DataError: there is no image or class column, or an image or label is damaged.
+        ConfigError: a value out of range.
+    """
+    check(validation_fraction, seed, subset_percent)
+    source = hub.source(train, test, name)
+    return split(
+        source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=cache
+    )
+
+
+def _image_set(images: Any, labels: Any, layout: Layout, title: str) -> ImageSet:
+    pixels, numbers = np.asanyarray(images), np.asarray(labels)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not len(pixels):
+        raise DataError(
+            f"{title}: {pixels.dtype} {pixels.shape}, expected uint8 (N, H, W) or four axes, not empty: "
+            "scale pixels to 0..255"
+        )
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif layout == "NHWC":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if pixels.shape[1] > MAX_CHANNELS:
+        raise DataError(
+            f"{title}: {pixels.shape[1]} channels when read as {layout}: pass layout="
+            f"{'NHWC' if layout == 'NCHW' else 'NCHW'!r}"
+        )
+    if numbers.dtype.kind not in "iu" or numbers.shape != (len(pixels),):
+        raise DataError(
+            f"labels of {title}: {numbers.dtype} {numbers.shape}, expected whole numbers ({len(pixels)},)"
+        )
+    return ImageSet(pixels, numbers.astype(np.int64))

@@ -1,0 +1,28 @@
+"""Where data sets are looked for."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sdb.errors import DataNotFoundError
+
+
+def folders(root: Path | None, names: Iterable[str]) -> list[Path]:
+    """Folders that may hold a data set, in the order in which they are tried.
+
+    Args:
+        root: the folder a user named; else the one named by SDB_DATA; else ./data.
+        names: usual names of the data set's own folder; each is tried in the root, after the root itself.
+    """
+    given = os.environ.get("SDB_DATA")
+    base = root or (Path(given).expanduser() if given else Path("data"))
+    return [base, *(base / name for name in names)]
+
+
+def not_found(title: str, looked: Iterable[Path], expected: str, remedy: str) -> DataNotFoundError:
+    """The error for a data set that is in none of the folders."""
+    places = "\n".join(f"  {folder.absolute()}" for folder in looked)
+    return DataNotFoundError(
+        f"{title} was not found. Looked in\n{places}\nExpected {expected}. {remedy} "
+        "Then name its folder with root=, the parameter data_root, or SDB_DATA."
+    )

@@ -1,0 +1,61 @@
+"""What a format's reader hands over, before validation images are carved off."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sdb.data.splits import Augment, ImageSet
+
+
+class Decoding(NamedTuple):
+    """One decode in progress.
+
+    Attributes:
+        count: number of images in all.
+        chunks: (images uint8 (n, C, H, W), labels int64 (n,)), in order; their n sum to `count`.
+    """
+
+    count: int
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+NO_AUGMENT = Augment()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Images that are still on disk.
+
+    Attributes:
+        files: everything that decoding reads; their contents are part of the cache's key.
+        settings: how they are decoded, in words that change when the result would.
+        decode: starts reading.
+    """
+
+    files: tuple[Path, ...]
+    settings: str
+    decode: Callable[[], Decoding]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A data set as its distributor splits it.
+
+    Attributes:
+        name: for records.
+        train: training images, of which `load` carves validation unless that is given.
+        test: None where there is none: `load` carves it from the training images.
+        class_names, augment, note: as in `Splits`.
+        validation: given validation images, or None.
+    """
+
+    name: str
+    train: Part | ImageSet
+    test: Part | ImageSet | None
+    class_names: tuple[str, ...]
+    augment: Augment = NO_AUGMENT
+    note: str = ""
+    validation: Part | ImageSet | None = None

@@ -1,0 +1,187 @@
+"""Decoded images on disk: decode once, then map the file into memory.
+
+One part of a data set (say, CIFAR-10's training images) is three files in the cache folder, named by a key:
+KEY.images.npy, KEY.labels.npy and, written last, KEY.json, which says what the other two must hold. The key
+is a hash of the contents of the source's files, of how they are decoded and of the version of this layout.
+Each file is written under a name of its own and then renamed: a reader sees a whole file or none, and
+processes that decode the same part at once do the work twice and end with the same files.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sdb.data.rows import Rows
+from sdb.data.source import Decoding, Part
+from sdb.data.splits import ImageSet
+from sdb.data.stats import channel_stats
+from sdb.errors import DataError, StorageError
+
+LAYOUT_VERSION = 1
+HASHED_BYTES = 64 * 2**20  # of a part's files in all; beyond it, sizes and times of change stand for contents
+HASHED_FILES = 64  # the same for many small files, where opening each costs more than reading it
+MEMORY_SHARE = 0.5  # of physical memory that decoded images may take when they cannot be cached
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)  # what reading a damaged entry may raise
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """A cache folder.
+
+    Args:
+        folder: None is the folder named by SDB_CACHE, else ~/.cache/sdb.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        given = folder or os.environ.get("SDB_CACHE") or "~/.cache/sdb"
+        self.folder = Path(given).expanduser()
+
+    def images(self, name: str, part: Part) -> ImageSet:
+        """Decode a part, or map what an earlier call decoded.
+
+        Args:
+            name: of data set and part: the readable half of the cache's file names.
+            part: what to decode.
+
+        Returns:
+            Images as a memory map; in memory where the cache folder cannot be written.
+
+        Raises:
+            DataError: the files are damaged or inconsistent.
+            StorageError: the cache folder cannot be written and the images do not fit in memory.
+        """
+        stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}-{_key(part)}"
+        try:
+            return self._read(stem)
+        except FileNotFoundError:
+            log.info("decoding %s into %s", name, self.folder)
+        except DAMAGE as error:
+            log.warning("cached %s in %s is damaged (%s): decoding again", stem, self.folder, error)
+        try:
+            self._write(stem, part)
+            return self._read(stem)
+        except OSError as error:
+            log.warning("cannot cache images in %s (%s): decoding into memory", self.folder, error)
+            return self._in_memory(part)
+
+    def stats(self, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """`channel_stats`, kept beside the images when these are rows of a cached part."""
+        if not isinstance(train.images, Rows) or not isinstance(train.images.source, np.memmap):
+            return channel_stats(train)
+        images = Path(str(train.images.source.filename)).resolve()
+        if images.parent != self.folder.resolve():  # a memory map of the user's own, which may change
+            return channel_stats(train)
+        rows = hashlib.sha256(train.images.rows.tobytes()).hexdigest()[:16]
+        file = self.folder / f"{images.name.partition('.')[0]}.{rows}.stats.json"
+        try:
+            kept = json.loads(file.read_text())
+            return tuple(map(float, kept["mean"])), tuple(map(float, kept["std"]))
+        except FileNotFoundError:
+            pass
+        except DAMAGE as error:
+            log.warning("cached %s is damaged (%s): measuring again", file, error)
+        mean, std = channel_stats(train)
+        try:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-") as work:
+                _publish(Path(work), file, json.dumps({"mean": mean, "std": std}))
+        except OSError as error:
+            log.warning("cannot write %s (%s)", file, error)
+        return mean, std
+
+    def _read(self, stem: str) -> ImageSet:
+        expected = json.loads((self.folder / f"{stem}.json").read_text())
+        images = np.load(self.folder / f"{stem}.images.npy", mmap_mode="r")
+        labels = np.load(self.folder / f"{stem}.labels.npy")
+        if (
+            list(images.shape) != expected["shape"]
+            or hashlib.sha256(labels.tobytes()).hexdigest() != expected["labels"]
+        ):
+            raise ValueError(f"images {images.shape}, expected {expected['shape']}, or other labels")
+        return ImageSet(images, labels)
+
+    def _write(self, stem: str, part: Part) -> None:
+        """Write chunk after chunk, so that a full disk is an OSError; a memory map would crash."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        decoding = part.decode()
+        labels: list[np.ndarray] = []
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-") as work:
+            pixels = Path(work) / "images"
+            shape: tuple[int, ...] = ()
+            with pixels.open("wb") as out:
+                for images, classes in _checked(decoding):
+                    if not labels:
+                        shape = (decoding.count, *images.shape[1:])
+                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(out, header)
+                    out.write(np.ascontiguousarray(images).data)
+                    labels.append(classes)
+            every = np.concatenate(labels)
+            np.save(Path(work) / "labels.npy", every)
+            pixels.replace(self.folder / f"{stem}.images.npy")
+            (Path(work) / "labels.npy").replace(self.folder / f"{stem}.labels.npy")
+            entry = {"shape": shape, "labels": hashlib.sha256(every.tobytes()).hexdigest()}
+            _publish(Path(work), self.folder / f"{stem}.json", json.dumps(entry))
+
+    def _in_memory(self, part: Part) -> ImageSet:
+        decoding = part.decode()
+        pixels: np.ndarray | None = None
+        labels = np.empty(decoding.count, np.int64)
+        done = 0
+        for images, classes in _checked(decoding):
+            if pixels is None:
+                self._refuse_too_large(decoding.count * images[0].nbytes)
+                pixels = np.empty((decoding.count, *images.shape[1:]), np.uint8)
+            pixels[done : done + len(images)] = images
+            labels[done : done + len(images)] = classes
+            done += len(images)
+        return ImageSet(pixels if pixels is not None else np.empty((0, 1, 1, 1), np.uint8), labels)
+
+    def _refuse_too_large(self, size: int) -> None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory * MEMORY_SHARE:
+            raise StorageError(
+                f"decoded images take {size / 2**30:.1f} GiB, too much for memory, and the cache folder "
+                f"{self.folder} cannot be written: name another one with SDB_CACHE or cache="
+            )
+
+
+def _checked(decoding: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The chunks, of which there must be as many images as announced, all of one shape."""
+    done, shape = 0, None
+    for images, labels in decoding.chunks:
+        if shape not in (None, images.shape[1:]):
+            raise DataError(
+                f"images of {images.shape[1:]} follow images of {shape} (C, H, W): resize them first"
+            )
+        done, shape = done + len(images), images.shape[1:]
+        yield images, labels
+    if done != decoding.count or not done:
+        raise DataError(f"{done} images decoded, expected {decoding.count or 'at least 1'}")
+
+
+def _publish(work: Path, file: Path, text: str) -> None:
+    draft = work / "draft"
+    draft.write_text(text)
+    draft.replace(file)
+
+
+def _key(part: Part) -> str:
+    try:
+        sizes = [file.stat() for file in part.files]
+    except OSError as error:
+        raise DataError(f"{error.filename}: missing or not readable: get the data set again") from error
+    by_content = len(sizes) <= HASHED_FILES and sum(info.st_size for info in sizes) <= HASHED_BYTES
+    key = hashlib.sha256(json.dumps([LAYOUT_VERSION, part.settings]).encode())
+    for file, info in zip(part.files, sizes, strict=True):
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if by_content else info.st_mtime_ns
+        key.update(json.dumps([file.name, info.st_size, content]).encode())
+    return key.hexdigest()[:32]

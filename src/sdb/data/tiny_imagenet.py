@@ -1,0 +1,77 @@
+"""Tiny ImageNet, from the folders that its archive unpacks to.
+
+Its test images come without labels, so what it calls validation is our test set, as in the papers that use
+it.
+
+Source: Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from sdb.data import listing
+from sdb.data.places import folders, not_found
+from sdb.data.source import Source
+from sdb.data.splits import Augment
+from sdb.errors import DataError
+
+AUGMENT = Augment(flip=True, rotation=20.0)
+_FOLDERS = ("tiny-imagenet-200", "tiny_imagenet", "tiny-imagenet", "data-tiny-imagenet")
+
+
+def tiny_imagenet(root: Path | None) -> Source:
+    """Tiny ImageNet: uint8 (N, 3, 64, 64), 100,000 and 10,000 images, 200 classes by wnid."""
+    looked = folders(root, _FOLDERS)
+    base = next(
+        (folder for folder in looked if (folder / "wnids.txt").is_file() and (folder / "val").is_dir()), None
+    )
+    if base is None:
+        raise not_found(
+            "Tiny ImageNet",
+            looked,
+            "wnids.txt, train/WNID/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt",
+            "Get and unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip.",
+        )
+    wnids = tuple(sorted((base / "wnids.txt").read_text().split()))
+    test = _annotated(base / "val", wnids)
+    return Source(
+        name="tiny_imagenet",
+        train=listing.part(base, listing.labelled(base / "train", wnids), 3),
+        test=listing.part(base, test, 3),
+        class_names=_names(base, wnids),
+        augment=AUGMENT,
+        note="Tiny ImageNet; test is the distributed validation set",
+    )
+
+
+def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """Files and labels of the validation folder, as distributed or sorted into class folders."""
+    annotations = val / "val_annotations.txt"
+    if not annotations.is_file():
+        return listing.labelled(val, wnids)
+    numbers = {wnid: number for number, wnid in enumerate(wnids)}
+    found = []
+    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+        name, wnid, *_ = [*line.split("\t"), ""]
+        file = val / "images" / Path(name).name
+        if wnid not in numbers:
+            raise DataError(f"{annotations} line {number}: class {wnid!r} is not in wnids.txt")
+        if not file.is_file():
+            raise DataError(f"{annotations} line {number}: {file} is missing")
+        found.append((file, numbers[wnid]))
+    return found
+
+
+def _names(base: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
+    """The first word for each class; the wnid where there is none, or beside it where two share it."""
+    words: dict[str, str] = {}
+    if (base / "words.txt").is_file():
+        lines = (base / "words.txt").read_text(errors="replace").splitlines()
+        words = {
+            wnid: text.split(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)
+        }
+    names = [words.get(wnid) or wnid for wnid in wnids]
+    often = Counter(names)
+    return tuple(
+        name if often[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)
+    )

@@ -1,0 +1,102 @@
+"""Distilling: from any module that answers images with logits to a student.
+
+    distill(box, student, data)               a thief: what the box tells anyone
+    distill(box, student, data, key=key)      a partner
+    distill(teacher, student, data)           from an unprotected teacher
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sdb import losses
+from sdb.box import Box
+from sdb.config import DistillSettings
+from sdb.data import Batch, Splits
+from sdb.errors import ConfigError
+from sdb.keys import Key
+from sdb.models import Classifier
+from sdb.runs import RunFolder
+from sdb.runtime import choose_device, process_group
+from sdb.training import Progress, Record, Step, evaluate, evaluation_batches, fit, train_batches
+
+
+def distill(
+    teacher: nn.Module,
+    student: Classifier,
+    data: Splits,
+    settings: DistillSettings | None = None,
+    *,
+    key: Key | None = None,
+    run: RunFolder | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Train a student on a teacher's soft outputs; the student sees plain images whoever asks.
+
+    Args:
+        teacher: a box, a classifier, or any module from images in [0, 1] to logits (N, classes).
+        student: trained in place; ends in eval mode, on the settings' device.
+        data: selection sees its validation images only.
+        settings: loss, weights, temperature, training.
+        key: opens a box; with it the student is a partner's.
+        run: folder to checkpoint to and resume from.
+        progress: is told of every step and epoch.
+
+    Raises:
+        ConfigError: a key was given for something that is not a box.
+        KeyFileError: the key is of another box.
+    """
+    settings = (settings or DistillSettings()).resolved()
+    if key is not None:
+        if not isinstance(teacher, Box):
+            raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
+        teacher = teacher.unlock(key)
+    device = choose_device(settings.device)
+    with process_group(device):
+        teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+        student.to(device)
+        validation = evaluation_batches(data.validation, device)
+        return fit(
+            student,
+            distillation_step(teacher, settings),
+            train_batches(data, settings, device),
+            settings,
+            evaluate=lambda: evaluate(student, validation),
+            monitor="accuracy",
+            run=run,
+            progress=progress,
+        )
+
+
+def distillation_step(teacher: nn.Module, settings: DistillSettings) -> Step:
+    """Loss terms of a student: kd_weight * distillation + ce_weight * cross-entropy."""
+    terms = {
+        "kd": losses.kd_term,
+        "dkd": losses.dkd_term,
+        "dist": losses.dist_term,
+        "standardised_kd": losses.standardised_kd_term,
+    }
+    term = terms[settings.loss]
+    arguments = {"temperature": settings.kd_temperature}
+    if settings.loss == "dkd":
+        arguments |= {"target_weight": settings.dkd_target_weight, "rest_weight": settings.dkd_rest_weight}
+
+    def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = teacher(batch.images)
+        logits = forward(batch.images)
+        # A thief without labels takes the teacher's answer for the label where a loss asks for one.
+        labels = batch.labels if settings.labels else target.argmax(dim=1)
+        result = {}
+        if settings.kd_weight:
+            result["distillation"] = settings.kd_weight * term(logits, target, labels, **arguments)
+        if settings.ce_weight:
+            result["cross_entropy"] = settings.ce_weight * losses.cross_entropy(
+                logits, labels, settings.label_smoothing
+            )
+        return result
+
+    return step

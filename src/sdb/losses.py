@@ -1,0 +1,163 @@
+"""Every loss as a pure function of logits (N, C), with its source.
+
+Names: `kl` is KL(a || b) of softened softmaxes, mean over the batch. Terms are returned by name and already carry their
+weight and sign, so that a training step sums a dictionary and a log shows each part. Parameter names against the
+paper's and the reference's symbols: docs/method.md.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with labels (N,), mean over the batch; `smoothing` spreads that much mass over all classes.
+
+    Source: Szegedy et al., CVPR 2016 (label smoothing).
+    """
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def kl(first: Tensor, second: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(S(first/T) || S(second/T)), in nats, mean over the batch, without the T^2 factor.
+
+    Computed from log-probabilities on both sides, so a probability that underflows gives 0, not NaN.
+    """
+    log_p = F.log_softmax(first / temperature, dim=1)
+    log_q = F.log_softmax(second / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+# --- building a box ------------------------------------------------------------------------------------------------
+
+
+def nasty_terms(
+    keyless: Tensor, labels: Tensor, teacher: Tensor, *, temperature: float, disturbance_weight: float
+) -> dict[str, Tensor]:
+    """Nasty Teacher: right labels, soft outputs as far from the teacher's as they go.
+
+    CE(z, y) - w T^2 KL(S(z/T) || S(t/T)). The reference adds a constant 100 to the printed loss; it has no gradient and
+    is left out.
+
+    Source: Ma et al., ICLR 2021; VITA-Group/Nasty-Teacher train_nasty.py.
+    """
+    return {
+        "cross_entropy": cross_entropy(keyless, labels),
+        "disturbance": -disturbance_weight * temperature**2 * kl(keyless, teacher, temperature),
+    }
+
+
+def sdb_terms(
+    keyless: Tensor,
+    keyed: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    random: Tensor | None,
+    *,
+    temperature: float,
+    disturbance_weight: float,
+    preservation_weight: float = 1.0,
+    augmentation_weight: float,
+    sum_scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """The paper's loss, as its reference code computes it. Logits (N, C) of: keyless z, keyed z_k, teacher t, random r.
+
+    2 CE(z,y) + CE(z_k,y)
+    - disturbance_weight [ T^2 KL(S(z/T) || S(t/T)) - KL(S(z) || sg S(z_k)) ]
+    + preservation_weight sum (S(t/T) - S(z_k/T))^2
+    - augmentation_weight [ 0.01 sum (relu t - relu z_k)^2 - sum (relu r - relu z_k)^2 ]
+
+    The squared errors are *sums* over batch and classes: the reference passes a reduction that the torch it pins treats
+    as a sum, so a mean here would weaken those terms by N*C. `sum_scale` multiplies them (data-parallel training
+    averages gradients over processes, which must not shrink a sum). With `random` None the augmentation term is left
+    out.
+
+    Source: Ye et al., AAAI 2022 (arXiv 2112.03695); JngwenYe/SDB train_smb.py.
+    """
+    apart = temperature**2 * kl(keyless, teacher, temperature)
+    together = kl(keyless, keyed.detach())
+    preserved = (F.softmax(teacher / temperature, dim=1) - F.softmax(keyed / temperature, dim=1)).square().sum()
+    terms = {
+        "cross_entropy": 2 * cross_entropy(keyless, labels),
+        "keyed_cross_entropy": cross_entropy(keyed, labels),
+        "disturbance": -disturbance_weight * (apart - together),
+        "preservation": preservation_weight * sum_scale * preserved,
+    }
+    if random is not None:
+        from_teacher = (F.relu(teacher) - F.relu(keyed)).square().sum()
+        from_random = (F.relu(random) - F.relu(keyed)).square().sum()
+        terms["augmentation"] = -augmentation_weight * sum_scale * (0.01 * from_teacher - from_random)
+    return terms
+
+
+# --- distilling ----------------------------------------------------------------------------------------------------
+
+
+def kd_term(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL(S(teacher/T) || S(student/T)); labels are not used.
+
+    Source: Hinton et al., 2015 (arXiv 1503.02531); the reduction of VITA-Group/Nasty-Teacher train_kd.py.
+    """
+    del labels
+    return temperature**2 * kl(teacher, student, temperature)
+
+
+def dkd_term(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, target_weight: float, rest_weight: float
+) -> Tensor:
+    """Decoupled KD: target-against-rest and among-the-rest, weighted apart.
+
+    T^2 [ target_weight KL(b_t || b_s) + rest_weight KL(n_t || n_s) ], b = (p_target, 1 - p_target), n = softmax over the
+    classes other than the target.
+
+    Source: Zhao et al., CVPR 2022 (arXiv 2203.08679); megvii-research/mdistiller DKD.py (alpha 1, beta 8, T 4).
+    """
+    target = F.one_hot(labels, student.shape[1]).bool()
+    log_s, log_t = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+
+    def binary(log_p: Tensor) -> Tensor:  # (N, C) -> (N, 2): log-probability of the target and of all the rest
+        of_target = log_p[target].unsqueeze(1)
+        of_rest = log_p.masked_fill(target, -torch.inf).logsumexp(dim=1, keepdim=True)
+        return torch.cat([of_target, of_rest], dim=1)
+
+    def rest(logits: Tensor) -> Tensor:  # (N, C) -> (N, C - 1)
+        kept = logits[~target].reshape(len(logits), -1)
+        return F.log_softmax(kept / temperature, dim=1)
+
+    among_target = F.kl_div(binary(log_s), binary(log_t), reduction="batchmean", log_target=True)
+    among_rest = F.kl_div(rest(student), rest(teacher), reduction="batchmean", log_target=True)
+    return temperature**2 * (target_weight * among_target + rest_weight * among_rest)
+
+
+def dist_term(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """DIST: one minus Pearson correlation, within each image's classes and within each class's images.
+
+    T^2 [ mean_n (1 - corr(rows)) + mean_c (1 - corr(columns)) ] on softened softmaxes; the row and column weights are 1
+    as in the source. Needs at least two images for the columns to be defined.
+
+    Source: Huang et al., NeurIPS 2022 (arXiv 2205.10536); hunto/DIST_KD (T 4 on CIFAR-100).
+    """
+    del labels
+    p, q = (F.softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    between_classes = 1 - _pearson(p, q).mean()
+    between_images = 1 - _pearson(p.t(), q.t()).mean()
+    return temperature**2 * (between_classes + between_images)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson correlation of each row of a with the same row of b."""
+    return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1)
+
+
+def standardised_kd_term(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """KD after each image's logits are brought to mean 0 and standard deviation 1.
+
+    Source: Sun et al., CVPR 2024 (arXiv 2403.01427); sunshangquan/logit-standardization-KD (T 2, KD weight 9).
+    """
+    student, teacher = (
+        (logits - logits.mean(dim=1, keepdim=True)) / (1e-7 + logits.std(dim=1, keepdim=True))
+        for logits in (student, teacher)
+    )
+    return kd_term(student, teacher, labels, temperature=temperature)

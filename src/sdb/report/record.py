@@ -1,0 +1,183 @@
+"""What a report is made from: the demo's record, checked before anything is drawn.
+
+Unknown fields are refused: a page that silently drops part of its evidence is worse than no page.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdb.errors import ConfigError
+
+RowId = Literal[
+    "teacher",
+    "box.keyless",
+    "box.keyed",
+    "box.wrong_key",
+    "students.alone",
+    "students.label_smoothing",
+    "students.from_teacher",
+    "students.thief",
+    "students.partner",
+    "students.wrong_key",
+    "nasty.teacher",
+    "nasty.student",
+]
+REQUIRED_ROWS: tuple[RowId, ...] = (
+    "teacher",
+    "box.keyless",
+    "box.keyed",
+    "students.label_smoothing",
+    "students.thief",
+    "students.partner",
+)
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# A softmax in single precision may exceed one by a rounding error.
+Probability = Annotated[float, Field(ge=0, le=1.0001, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class DataFacts(_Part):
+    """What the run was trained and tested on."""
+
+    name: str
+    train: Count
+    validation: Count
+    test: Positive
+    classes: Annotated[list[str], Field(min_length=2)]
+    image_shape: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    note: str
+
+
+class Row(_Part):
+    """One network's test accuracy and what it means."""
+
+    id: RowId
+    label: str
+    accuracy: Fraction
+    parameters: Count | None
+    reads: str
+
+
+class Curve(_Part):
+    """Validation accuracy of one training run, epoch by epoch."""
+
+    id: str
+    label: str
+    epochs: list[Count]
+    accuracy: list[Fraction]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.epochs) != len(self.accuracy):
+            raise ValueError(f"{len(self.epochs)} epochs but {len(self.accuracy)} accuracies")
+        return self
+
+
+class Example(_Part):
+    """One test image and the four soft outputs for it."""
+
+    image: list[list[list[Byte]]]
+    label: Count
+    teacher: list[Probability]
+    keyless: list[Probability]
+    keyed: list[Probability]
+    wrong_key: list[Probability]
+
+
+class Examples(_Part):
+    """The images shown, and the temperature of their soft outputs."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    items: list[Example]
+
+
+class Stage(_Part):
+    """How long one part of the run took."""
+
+    label: str
+    seconds: Seconds
+
+
+class Record(_Part):
+    """The demo's record, version 1."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    kind: Literal["demo"]
+    title: str
+    seed: int
+    seconds: Seconds
+    method: str
+    data: DataFacts
+    rows: list[Row]
+    curves: list[Curve]
+    examples: Examples
+    stages: list[Stage]
+    parameters: dict[str, Any]
+    command: str
+    environment: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _rows_complete(self) -> Self:
+        found = [row.id for row in self.rows]
+        missing = [name for name in REQUIRED_ROWS if name not in found]
+        if missing:
+            raise ValueError(f"rows lack {', '.join(missing)}")
+        if len(set(found)) != len(found):
+            raise ValueError("rows hold the same id twice")
+        return self
+
+    @model_validator(mode="after")
+    def _examples_fit(self) -> Self:
+        classes, (channels, height, width) = len(self.data.classes), self.data.image_shape
+        for number, item in enumerate(self.examples.items):
+            where = f"examples.items.{number}"
+            if item.label >= classes:
+                raise ValueError(f"{where}.label is {item.label}, of {classes} classes")
+            for name in ("teacher", "keyless", "keyed", "wrong_key"):
+                if (given := len(getattr(item, name))) != classes:
+                    raise ValueError(f"{where}.{name} holds {given} probabilities for {classes} classes")
+            fits = len(item.image) == height and all(
+                len(line) == width and all(len(pixel) == channels for pixel in line) for line in item.image
+            )
+            if not fits or channels not in (1, 3):
+                raise ValueError(f"{where}.image is not {height} x {width} pixels of 1 or 3 channels")
+        return self
+
+    def row(self, row_id: RowId) -> Row | None:
+        """The row of that id, if the run made it."""
+        return next((row for row in self.rows if row.id == row_id), None)
+
+
+def read_record(record: dict[str, Any]) -> Record:
+    """Check a record and return it typed.
+
+    Args:
+        record: The demo's record, as read from its JSON file.
+
+    Returns:
+        The same, typed and complete.
+
+    Raises:
+        ConfigError: A field is missing, unknown or of the wrong kind; every fault is named, with its path.
+    """
+    try:
+        return Record.model_validate(record)
+    except ValidationError as error:
+        # The input itself is left out of the message: it may hold soft outputs.
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc']) or 'record'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError(
+            f"this record cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
+            "Expected a demo record of schema 1, as `sdb demo` writes it; run it again."
+        ) from None

@@ -1,0 +1,171 @@
+"""A run folder: what a command reads and leaves behind.
+
+    DIR/params.json            what was asked (never written to)
+    DIR/params.resolved.json   every parameter that the run used
+    DIR/environment.json       versions, device, commit
+    DIR/training.log           what was said, for people
+    DIR/metrics.jsonl          one JSON object an epoch, for programs
+    DIR/events.out.tfevents.*  the same for TensorBoard
+    DIR/last.safetensors       the last finished epoch: model, optimizer, history
+    DIR/best.safetensors       the model of the best epoch on validation images
+    DIR/result.json            test metrics, once, at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdb.checkpoint import read_tensors, write_tensors
+from sdb.errors import ConfigError, RunExistsError, StorageError
+from sdb.models import Classifier
+from sdb.runtime import environment, folder_lock, world, write_atomic
+
+LAST, BEST, METRICS, RESOLVED = "last.safetensors", "best.safetensors", "metrics.jsonl", "params.resolved.json"
+OUTPUTS = (LAST, BEST, METRICS, RESOLVED, "environment.json", "training.log", "result.json")
+# May differ between a run and its resumption: where it runs, and how long (unless the schedule depends on it).
+MAY_CHANGE = {"device", "epochs", "data_root"}
+
+log = logging.getLogger("sdb")
+
+
+class RunFolder:
+    """Checkpoints, metrics and log of one run. Open it with `open_run`."""
+
+    def __init__(self, folder: Path, parameters: dict[str, Any], resume: bool) -> None:
+        self.folder = folder
+        self._parameters = parameters
+        self._resume = resume
+        self._board: Any = None
+
+    def resume_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
+        """Tensors and history of the last finished epoch, or None for a fresh run."""
+        if not self._resume or not (self.folder / LAST).exists():
+            return None
+        tensors, header = read_tensors(self.folder / LAST)
+        history = header["history"]
+        if world().is_main:
+            # The checkpoint is the truth: an epoch may have been saved and not yet written here.
+            write_atomic(self.folder / METRICS, b"".join(_line(record) for record in history))
+            log.info("resumed after epoch %d", len(history))
+        return tensors, history
+
+    def save_epoch(
+        self, model: Classifier, optimizer: dict[str, Tensor], history: list[dict[str, Any]], improved: bool
+    ) -> None:
+        """Keep a finished epoch; after this returns, it survives anything but the disk.
+
+        Raises:
+            StorageError: the disk is full; the epoch before is still whole.
+        """
+        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        header = {"spec": model.spec.to_json() if model.spec else None, "history": history}
+        if improved:
+            write_tensors(self.folder / BEST, weights, header)
+        write_tensors(self.folder / LAST, weights | optimizer, header)
+        record = history[-1]
+        try:
+            with (self.folder / METRICS).open("ab") as file:
+                file.write(_line(record))
+        except OSError as error:
+            raise StorageError(f"cannot write {self.folder / METRICS}: {error.strerror}") from error
+        self._write_board(record)
+        shown = {"loss": record["loss"], **record["validation"]}
+        log.info("epoch %d: %s", record["epoch"], ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+
+    def _write_board(self, record: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._board is None:
+            self._board = SummaryWriter(str(self.folder), purge_step=record["epoch"])
+        scalars = {"loss": record["loss"], "learning_rate": record["learning_rate"]}
+        scalars |= {f"terms/{name}": value for name, value in record["terms"].items()}
+        scalars |= {f"validation/{name}": value for name, value in record["validation"].items()}
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, record["epoch"])
+        self._board.flush()
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Keep the final metrics."""
+        if world().is_main:
+            write_atomic(self.folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")
+
+    def close(self) -> None:
+        """Flush what is open."""
+        if self._board is not None:
+            self._board.close()
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: Path, parameters: dict[str, Any], device: torch.device, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[RunFolder]:
+    """Take a run folder for this process, checked and logged to.
+
+    Args:
+        folder: made if missing.
+        parameters: resolved parameters, JSON values; written beside the results.
+        device: for the record of the environment.
+        resume: go on with the run that is there.
+        overwrite: discard the run that is there.
+
+    Raises:
+        RunExistsError: the folder holds a run and neither flag is set, or another process is writing to it.
+        ConfigError: a resumed run's parameters differ from what it was started with.
+    """
+    if not world().is_main:
+        yield RunFolder(folder, parameters, resume)
+        return
+    with folder_lock(folder):
+        present = [name for name in (LAST, METRICS, "result.json") if (folder / name).exists()]
+        if present and not (resume or overwrite):
+            raise RunExistsError(
+                f"{folder} already holds a run ({', '.join(present)}): add --resume to go on with it, "
+                "--overwrite to discard it, or use another folder"
+            )
+        if resume:
+            _check_same(folder, parameters)
+        elif overwrite:
+            for path in [*(folder / name for name in OUTPUTS), *folder.glob("events.out.tfevents.*")]:
+                path.unlink(missing_ok=True)
+        write_atomic(folder / RESOLVED, json.dumps(parameters, indent=1).encode() + b"\n")
+        write_atomic(folder / "environment.json", json.dumps(environment(device), indent=1).encode() + b"\n")
+        handler = logging.FileHandler(folder / "training.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        run = RunFolder(folder, parameters, resume)
+        try:
+            log.info("parameters %s", json.dumps(parameters))
+            yield run
+        except BaseException as error:
+            log.info("stopped: %s: %s", type(error).__name__, error)
+            raise
+        finally:
+            run.close()
+            log.removeHandler(handler)
+            handler.close()
+
+
+def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
+    path = folder / RESOLVED
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") == "cosine" else set())
+    changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
+    changed = [name for name in changed if name not in may_change]
+    if changed:
+        detail = ", ".join(f"{name} was {before.get(name)!r}, now {parameters.get(name)!r}" for name in changed)
+        raise ConfigError(f"{folder}: cannot resume with other parameters: {detail}; put them back, or --overwrite")
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,186 @@
+"""Where and how a run happens: files, device, seeds, processes, and the record of the environment.
+
+torch is imported inside functions, so that `import sdb` and `sdb --help` stay fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdb.errors import ConfigError, RunExistsError, StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - same call, and `temporary` is a str
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        RunExistsError: another process is writing to the folder.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunExistsError(
+                f"{folder}: another process is writing here; wait for it or use another folder"
+            ) from error
+        yield
+
+
+def derive_seed(seed: int, *labels: object) -> int:
+    """A seed in [0, 2**63) for one purpose, independent of every other purpose's seed."""
+    text = "\0".join(str(part) for part in (seed, *labels))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's generators (initialisation, dropout). Keys never come from these."""
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device a run uses: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: the name is unknown or the GPU is not there.
+    """
+    import torch
+
+    if name == "auto":
+        name = f"cuda:{world().local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} was asked for and torch sees no GPU; use device=cpu or auto")
+    return device
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among the data-parallel processes of one run (one process: 0 of 1)."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+
+def world() -> World:
+    """The processes that torchrun (or Ray Train) started, read from its environment variables."""
+    return World(
+        rank=int(os.environ.get("RANK", 0)),
+        size=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+    )
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[World]:
+    """Join the other processes of a torchrun launch; nothing to do for a single process."""
+    import torch.distributed as dist
+
+    place = world()
+    if place.size == 1 or dist.is_initialized():
+        yield place
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if dist.get_world_size() != place.size:
+            raise ConfigError(f"torchrun asked for {place.size} processes, {dist.get_world_size()} came")
+        yield place
+    finally:
+        dist.destroy_process_group()
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """What a number depends on beside its parameters: versions, machine, commit of the code."""
+    packages = ("torch", "numpy", "pillow", "safetensors", "cryptography")
+    record: dict[str, Any] = {
+        "sdb": metadata.version("safe-distillation-box"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    if device is not None:
+        import torch
+
+        record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        record["threads"] = torch.get_num_threads()
+        record["processes"] = world().size
+    return record
+
+
+def _commit() -> str | None:
+    """The git commit of an editable checkout, with "+" when it has changes; None for an installed package."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent.parent / ".git").exists():
+        return None
+    try:
+        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changed.strip() else "")
+
+
+def command_line() -> str:
+    """The command that started this process, as it could be typed again."""
+    import shlex
+
+    return shlex.join(["sdb", *sys.argv[1:]])

@@ -1,0 +1,288 @@
+"""The one training loop: epochs, schedule, precision, checkpoints, guards; and evaluation.
+
+What differs between a teacher, a box and a student is the step, a function from a batch to a dictionary of named loss
+terms that already carry weight and sign. Everything random in an epoch follows from (seed, epoch), so a run that was
+killed and resumed ends with the same weights as one that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sdb.checkpoint import flatten_optimizer, load_weights, restore_optimizer
+from sdb.config import TrainSettings
+from sdb.data import Augment, Batch, Batches, ImageSet, Splits
+from sdb.errors import ConfigError, TrainingError
+from sdb.models import Classifier
+from sdb.runs import RunFolder
+from sdb.runtime import choose_device, derive_seed, process_group, world
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
+Record = dict[str, Any]
+# Steps between looks at the loss: a look waits for the device, so not every step.
+CHECK_EVERY = 50
+EVALUATION_BATCH = 512
+
+
+class Progress(Protocol):
+    """What `fit` tells while it works; see sdb.progress."""
+
+    def start(self, epochs: int, first: int, steps: int) -> None: ...  # noqa: D102
+    def step(self) -> None: ...  # noqa: D102
+    def epoch(self, record: Record) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+def fit(
+    model: Classifier,
+    step: Step,
+    train: Batches,
+    settings: TrainSettings,
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    monitor: str,
+    forward: nn.Module | None = None,
+    run: RunFolder | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Train `model` in place and return one record an epoch.
+
+    Args:
+        model: what is trained and checkpointed; on its device already.
+        step: loss terms of a batch; called with the module to use for the forward.
+        train: batches of training images.
+        settings: epochs, optimizer, schedule, precision, seed.
+        evaluate: validation metrics, called after each epoch.
+        monitor: the metric that chooses the best epoch, higher is better. The model ends at the *last* epoch.
+        forward: module that contains `model` and is called by `step`; the model itself by default.
+        run: folder to checkpoint to and resume from; none keeps nothing.
+        progress: is told of every step and epoch.
+
+    Raises:
+        TrainingError: a loss is no longer finite; the last good checkpoint is kept.
+    """
+    forward = model if forward is None else forward
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, settings)
+    history: list[Record] = []
+    if run is not None and (saved := run.resume_state()) is not None:
+        tensors, history = saved
+        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        load_weights(model, weights, run.folder)
+        restore_optimizer(optimizer, tensors)
+    if world().size > 1:
+        # Running statistics are averaged after each epoch instead of being sent from rank 0 before every forward.
+        forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+    best = max((record["validation"][monitor] for record in history), default=-math.inf)
+    autocast = uses_bfloat16(settings, device)
+    if progress:
+        progress.start(settings.epochs, len(history), len(train))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in range(len(history), settings.epochs):
+            started = time.perf_counter()
+            torch.manual_seed(derive_seed(settings.seed, "epoch", epoch, world().rank))
+            rate = learning_rate_at(settings, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            terms = _train_epoch(model, forward, step, train, optimizer, settings, epoch, autocast, progress)
+            _average_buffers(model)
+            model.eval()
+            record: Record = {"epoch": epoch + 1, "learning_rate": rate, "terms": terms}
+            record |= {"loss": sum(terms.values()), "validation": evaluate()}
+            record["seconds"] = round(time.perf_counter() - started, 3)
+            history.append(record)
+            improved = record["validation"][monitor] > best
+            best = max(best, record["validation"][monitor])
+            if run is not None and world().is_main:
+                run.save_epoch(model, flatten_optimizer(optimizer), history, improved)
+            if progress:
+                progress.epoch(record)
+    if progress:
+        progress.close()
+    return history
+
+
+def _train_epoch(
+    model: Classifier,
+    forward: nn.Module,
+    step: Step,
+    train: Batches,
+    optimizer: torch.optim.Optimizer,
+    settings: TrainSettings,
+    epoch: int,
+    autocast: bool,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """One pass over the training images; mean of each loss term over the steps."""
+    model.train()
+    sums: dict[str, Tensor] = {}
+    steps = 0
+    device_type = next(model.parameters()).device.type
+    for batch in train.epoch(epoch):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+            terms = step(forward, batch)
+        torch.stack([term.float() for term in terms.values()]).sum().backward()
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        optimizer.step()
+        for name, term in terms.items():
+            sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
+        steps += 1
+        if steps % CHECK_EVERY == 0:
+            _check_finite(sums, epoch, steps, settings)
+        if progress:
+            progress.step()
+    if world().size > 1:
+        for total in sums.values():
+            dist.all_reduce(total)
+    _check_finite(sums, epoch, steps, settings)
+    return {name: float(total) / steps / world().size for name, total in sums.items()}
+
+
+def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: TrainSettings) -> None:
+    bad = [name for name, total in sums.items() if not torch.isfinite(total)]
+    if bad:
+        raise TrainingError(
+            f"epoch {epoch + 1}, within step {steps}: loss term {', '.join(bad)} is not finite; the last finished "
+            f"epoch is kept. Try a lower learning_rate (now {settings.learning_rate:g}), clip_norm=1, "
+            "a lower disturbance_weight or precision=float32"
+        )
+
+
+def _average_buffers(model: nn.Module) -> None:
+    """Make the running statistics of all processes the same: their mean."""
+    if world().size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world().size
+
+
+def make_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Optimizer:
+    """SGD or Adam; "auto" is Adam for `net` and `mlp`, SGD otherwise, as in the reference."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    name = settings.optimizer
+    if name == "auto":
+        name = "adam" if model.spec is not None and model.spec.name in ("net", "mlp") else "sgd"
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=settings.learning_rate)
+    return torch.optim.SGD(
+        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def learning_rate_at(settings: TrainSettings, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+    passed = sum(epoch >= milestone for milestone in settings.schedule)
+    return settings.learning_rate * settings.schedule_factor**passed
+
+
+def uses_bfloat16(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether the forward runs under bfloat16 autocast."""
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """Accuracy (a fraction) and mean cross-entropy over all images, in eval mode; the mode is put back."""
+    training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64)
+    for batch in batches.epoch(0):
+        logits = model(batch.images).float()
+        correct = (logits.argmax(dim=1) == batch.labels).sum()
+        loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        part = torch.stack([correct.double(), loss.double(), torch.full_like(loss, len(logits), dtype=torch.float64)])
+        totals = totals.to(part.device) + part
+    model.train(training)
+    if world().size > 1:
+        dist.all_reduce(totals)
+    correct, loss, count = totals.tolist()
+    if count == 0:
+        raise ConfigError("there are no images to evaluate on")
+    return {"accuracy": correct / count, "cross_entropy": loss / count}
+
+
+def train_batches(data: Splits, settings: TrainSettings, device: torch.device) -> Batches:
+    """The training images, shuffled and augmented as the settings say; this process's share of each batch."""
+    place = world()
+    if settings.batch_size % place.size:
+        raise ConfigError(f"batch_size: {settings.batch_size} does not divide among {place.size} processes")
+    augment: Augment | None = data.augment if settings.augment else None
+    return Batches(
+        data.train,
+        settings.batch_size,
+        device=device,
+        seed=derive_seed(settings.seed, "batches"),
+        shuffle=True,
+        augment=augment,
+        # A lone last image has no batch statistics, and processes must take equal steps.
+        drop_last=len(data.train) >= settings.batch_size,
+        rank=place.rank,
+        world_size=place.size,
+    )
+
+
+def evaluation_batches(images: ImageSet, device: torch.device) -> Batches:
+    """All images in order, unaugmented; this process's share."""
+    place = world()
+    batch_size = EVALUATION_BATCH // place.size * place.size
+    return Batches(images, batch_size, device=device, rank=place.rank, world_size=place.size)
+
+
+def train(
+    model: Classifier,
+    data: Splits,
+    settings: TrainSettings | None = None,
+    *,
+    run: RunFolder | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Train a classifier with cross-entropy: a teacher, or a student without a teacher.
+
+    Args:
+        model: trained in place; ends in eval mode, on the settings' device.
+        data: selection sees its validation images only.
+        settings: `label_smoothing` makes it the label-smoothing student.
+        run: folder to checkpoint to and resume from.
+        progress: is told of every step and epoch.
+    """
+    from sdb.losses import cross_entropy
+
+    settings = settings or TrainSettings()
+    device = choose_device(settings.device)
+
+    def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": cross_entropy(forward(batch.images), batch.labels, settings.label_smoothing)}
+
+    with process_group(device):
+        model.to(device)
+        validation = evaluation_batches(data.validation, device)
+        return fit(
+            model,
+            step,
+            train_batches(data, settings, device),
+            settings,
+            evaluate=lambda: evaluate(model, validation),
+            monitor="accuracy",
+            run=run,
+            progress=progress,
+        )
+
+
+def best_epoch(history: Sequence[Record], monitor: str) -> Record:
+    """The record with the highest validation metric, the earliest of equals."""
+    return max(history, key=lambda record: (record["validation"][monitor], -record["epoch"]))
