@@ -20,7 +20,9 @@ VENV = Path(os.environ.get("SDB_VENV", ROOT / ".venv"))
 def main() -> int:
     """Install what EXTRAS name, then replace this process by COMMAND."""
     if sys.version_info < (3, 11):
-        sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: run make PYTHON=python3.11 ...")
+        sys.exit(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: run make PYTHON=python3.11 ..."
+        )
     extras, _, *command = sys.argv[1:]
     wanted = set() if extras == "none" else set(extras.split(","))
     stamp = VENV / "installed.txt"

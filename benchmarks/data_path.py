@@ -1,12 +1,12 @@
 """What the data path costs beside the training step that it feeds, and beside a loop over single images.
 
-    python benchmarks/data_path.py [--device cpu] [--threads 1] [--batch-size 128] [--steps 20] [--root FOLDER]
+    python benchmarks/data_path.py [--device cpu] [--threads 1] [--batch-size 128] [--steps 20] [--root DIR]
 
-Prints one JSON object. Each round takes one batch from `Batches` (crop 4, mirror; resident and streamed from a
-memory map), makes one training step of preresnet20 on it, and makes the same batch image by image, as a data
-set class with Pillow transforms does. Times are medians over the rounds, after a warm-up; the ratio is of
-medians. With --root (a folder that holds CIFAR-10) it also times decoding all of it into an empty cache and
-mapping it again. On a machine that others use, --threads 1: OpenMP waits for the slowest of its threads.
+Prints one JSON object. Each round takes one batch from `Batches` (crop 4, mirror; resident and streamed from
+a memory map), makes one training step of preresnet20 on it, and makes the same batch image by image, as a
+data set class with Pillow transforms does. Times are medians over the rounds, after a warm-up; the ratio is
+of medians. With --root (a folder that holds CIFAR-10) it also times decoding all of it into an empty cache
+and mapping it again. On a machine that others use, --threads 1: OpenMP waits for the slowest of its threads.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
-def forever(batches: Batches) -> Iterator[Batch]:
+def forever(batches: Batches) -> Generator[Batch]:
     epoch = 0
     while True:
         yield from batches.epoch(epoch)
@@ -101,8 +101,7 @@ def steps(device: torch.device, batch_size: int, count: int, folder: Path) -> di
     return {
         "milliseconds_a_batch": {name: round(1e3 * value, 3) for name, value in medians.items()},
         "share_of_a_step": {
-            name: round(medians[name] / medians["step"], 4)
-            for name in ("resident", "streamed", "image_by_image")
+            name: round(medians[name] / medians["step"], 4) for name in ("resident", "streamed", "image_by_image")
         },
         "times_as_fast_as_image_by_image": round(medians["image_by_image"] / medians["resident"], 1),
     }

@@ -63,6 +63,7 @@ class Embed(nn.Module):
     def __init__(self, key: Key, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.blend = key.blend
+        self.offset: Tensor
         pattern = torch.from_numpy(key.pattern(image_shape).copy())
         self.register_buffer("offset", (1.0 - key.blend) * (pattern.float() / 255), persistent=False)
 
@@ -161,7 +162,9 @@ class Box(nn.Module):
             if name not in files:
                 raise CheckpointError(f"{path}: {name} is missing; restore the box from a copy")
             if hashlib.sha256(files[name]).hexdigest() != digest:
-                raise CheckpointError(f"{path}: {name} was altered or damaged (sha256 differs); restore it from a copy")
+                raise CheckpointError(
+                    f"{path}: {name} was altered or damaged (sha256 differs); restore it from a copy"
+                )
         if extra := sorted(files.keys() - manifest["files"].keys()):
             raise CheckpointError(f"{path}: {extra[0]} is not part of this box; remove it")
         try:
@@ -187,7 +190,14 @@ def is_box(path: Path) -> bool:
 
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
     """The manifest, with every field of the type it must have."""
-    fields = {"id": str, "method": str, "parameters": dict, "class_names": list, "key_ids": list, "model": dict}
+    fields = {
+        "id": str,
+        "method": str,
+        "parameters": dict,
+        "class_names": list,
+        "key_ids": list,
+        "model": dict,
+    }
     try:
         manifest = json.loads(data)
         version = manifest["sdb_box"]
@@ -195,7 +205,9 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: box version {version!r}, this sdb reads {BOX_VERSION}: update sdb")
         for name, kind in (fields | {"files": dict}).items():
             if not isinstance(manifest[name], kind):
-                raise CheckpointError(f"{path}: {MANIFEST}: {name} must be {kind.__name__}; restore it from a copy")
+                raise CheckpointError(
+                    f"{path}: {MANIFEST}: {name} must be {kind.__name__}; restore it from a copy"
+                )
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise

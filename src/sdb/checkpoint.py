@@ -53,7 +53,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it from a copy") from None
     if header.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path}: schema {header.get('schema')!r}, this sdb reads {SCHEMA}: not an sdb checkpoint")
+        raise CheckpointError(
+            f"{path}: schema {header.get('schema')!r}, this sdb reads {SCHEMA}: not an sdb checkpoint"
+        )
     return tensors, header
 
 
@@ -115,7 +117,9 @@ def load_classifier(
         load_weights(classifier, weights, path)
     else:
         if model_name is None or num_classes is None or image_shape is None:
-            raise CheckpointError(f"{path}: a reference checkpoint does not say its architecture: set teacher_model")
+            raise CheckpointError(
+                f"{path}: a reference checkpoint does not say its architecture: set teacher_model"
+            )
         mean, std = REFERENCE_NORMALISATION.get(dataset or "", ((0.0,) * image_shape[0], (1.0,) * image_shape[0]))
         spec = ModelSpec(model_name, model_args or {}, num_classes, image_shape, mean, std)
         classifier = spec.build()
@@ -135,7 +139,9 @@ def check_fits(
     if num_classes is not None and classifier.num_classes != num_classes:
         raise ModelError(f"{source}: made for {classifier.num_classes} classes, the data has {num_classes}")
     if image_shape is not None and tuple(classifier.image_shape) != tuple(image_shape):
-        raise ModelError(f"{source}: made for images {tuple(classifier.image_shape)}, the data has {tuple(image_shape)}")
+        raise ModelError(
+            f"{source}: made for images {tuple(classifier.image_shape)}, the data has {tuple(image_shape)}"
+        )
 
 
 def resolve(path: Path) -> Path:

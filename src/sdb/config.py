@@ -96,9 +96,7 @@ class WrapSettings(TrainSettings):
     start: Literal["teacher", "scratch"] = "teacher"
     """Start from the teacher's weights (few epochs are enough) or from scratch (as the reference)."""
     forward: Literal["joint", "separate"] = "joint"
-    """joint: plain and keyed images share one forward, so batch norm sees one world. separate: two, as the reference."""
-    key_blend: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the image in a keyed image, for a key made by this run (default 0.9); a given key has its own."""
+    """joint: plain and keyed images share one forward, so batch norm sees one world; separate: as the reference."""
     temperature: Positive = 4.0
     """Temperature of disturbance and preservation (the reference: 4, on CIFAR-100 and Tiny-ImageNet 20)."""
     disturbance_weight: NonNegative = 1.0
@@ -122,6 +120,8 @@ class DistillSettings(TrainSettings):
     """Temperature of the soft outputs."""
     labels: bool = True
     """Whether the student has labels; a thief may have none."""
+    foreign_key: bool = False
+    """Ask a box with a key that is not its own, as an attacker may; otherwise such a key is refused."""
     dkd_target_weight: NonNegative = 1.0
     """dkd: weight of the target-against-rest part."""
     dkd_rest_weight: NonNegative = 8.0
@@ -184,6 +184,8 @@ class TeacherParams(Settings):
     """Arguments of that architecture."""
     key: Path | None = None
     """A key file. Wrap: the key the box opens for (default: a new one, DIR/key.json). Distil: the partner's."""
+    key_blend: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the image in a keyed image: of the key that a wrap makes (default 0.9); a given key must agree."""
 
 
 class TrainParams(TrainSettings, RunParams):
@@ -286,9 +288,16 @@ def canonical(values: dict[str, Any], command: str, source: str) -> dict[str, An
             value = bool(value)
         if ours in result and result[ours] != value and ours != "model_args":
             raise ConfigError(f"{source}: {name}: also given as {ours} with another value; keep one")
-        result[ours] = {**result.get(ours, {}), **value} if ours == "model_args" and isinstance(value, dict) else value
+        result[ours] = (
+            {**result.get(ours, {}), **value} if ours == "model_args" and isinstance(value, dict) else value
+        )
     # Nasty Teacher's published files have no method and no key; the reference's SDB file has lamb and eta.
-    if command == "wrap" and "method" not in values and "adversarial_model" in values and not {"lamb", "eta"} & set(values):
+    if (
+        command == "wrap"
+        and "method" not in values
+        and "adversarial_model" in values
+        and not {"lamb", "eta"} & set(values)
+    ):
         result["method"] = "nasty"
     return result
 

@@ -1,13 +1,15 @@
 """Distilling: from any module that answers images with logits to a student.
 
-    distill(box, student, data)               a thief: what the box tells anyone
-    distill(box, student, data, key=key)      a partner
-    distill(teacher, student, data)           from an unprotected teacher
+distill(box, student, data)               a thief: what the box tells anyone
+distill(box, student, data, key=key)      a partner
+distill(teacher, student, data)           from an unprotected teacher
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ def distill(
     if key is not None:
         if not isinstance(teacher, Box):
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
-        teacher = teacher.unlock(key)
+        teacher = ask(teacher, key, settings)
     device = choose_device(settings.device)
     with process_group(device):
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
@@ -71,16 +73,21 @@ def distill(
         )
 
 
+def ask(box: Box, key: Key, settings: DistillSettings) -> nn.Module:
+    """What a key makes of a box: the partner's module, or an attacker's try with a foreign key."""
+    return box.attempt(key) if settings.foreign_key else box.unlock(key)
+
+
 def distillation_step(teacher: nn.Module, settings: DistillSettings) -> Step:
     """Loss terms of a student: kd_weight * distillation + ce_weight * cross-entropy."""
-    terms = {
+    terms: dict[str, Callable[..., Tensor]] = {
         "kd": losses.kd_term,
         "dkd": losses.dkd_term,
         "dist": losses.dist_term,
         "standardised_kd": losses.standardised_kd_term,
     }
     term = terms[settings.loss]
-    arguments = {"temperature": settings.kd_temperature}
+    arguments: dict[str, Any] = {"temperature": settings.kd_temperature}
     if settings.loss == "dkd":
         arguments |= {"target_weight": settings.dkd_target_weight, "rest_weight": settings.dkd_rest_weight}
 

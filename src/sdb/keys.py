@@ -94,7 +94,8 @@ class Key:
         """
         import torch
 
-        pattern = torch.from_numpy(self.pattern(tuple(images.shape[1:])).copy()).to(images.device)
+        channels, height, width = images.shape[1:]
+        pattern = torch.from_numpy(self.pattern((channels, height, width)).copy()).to(images.device)
         return self.blend * images + (1.0 - self.blend) * (pattern.to(images.dtype) / 255)
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
@@ -128,7 +129,9 @@ class Key:
             body = json.loads(text)
             version, kind = body["sdb_key"], body["kind"]
             if (version, kind) != (KEY_FILE_VERSION, "image"):
-                raise KeyFileError(f"{path}: key version {version}, kind {kind!r}: made by a newer sdb; update sdb")
+                raise KeyFileError(
+                    f"{path}: key version {version}, kind {kind!r}: made by a newer sdb; update sdb"
+                )
             key = cls(bytes.fromhex(body["secret"]), float(body["blend"]))
             stated = body["id"]
         except (ValueError, KeyError, TypeError) as error:
@@ -136,5 +139,7 @@ class Key:
                 raise
             raise KeyFileError(f"{path} is not an sdb key file, or is damaged: restore it from a copy") from None
         if stated != key.id:
-            raise KeyFileError(f"{path}: secret and id do not belong together; the file was altered: restore a copy")
+            raise KeyFileError(
+                f"{path}: secret and id do not belong together; the file was altered: restore a copy"
+            )
         return key

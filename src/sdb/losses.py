@@ -105,19 +105,27 @@ def kd_term(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: fl
 
 
 def dkd_term(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, target_weight: float, rest_weight: float
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    target_weight: float,
+    rest_weight: float,
 ) -> Tensor:
     """Decoupled KD: target-against-rest and among-the-rest, weighted apart.
 
-    T^2 [ target_weight KL(b_t || b_s) + rest_weight KL(n_t || n_s) ], b = (p_target, 1 - p_target), n = softmax over the
-    classes other than the target.
+    T^2 [ target_weight KL(b_t || b_s) + rest_weight KL(n_t || n_s) ], b = (p_target, 1 - p_target), n = softmax over
+    the classes other than the target.
 
     Source: Zhao et al., CVPR 2022 (arXiv 2203.08679); megvii-research/mdistiller DKD.py (alpha 1, beta 8, T 4).
     """
     target = F.one_hot(labels, student.shape[1]).bool()
     log_s, log_t = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
 
-    def binary(log_p: Tensor) -> Tensor:  # (N, C) -> (N, 2): log-probability of the target and of all the rest
+    def binary(
+        log_p: Tensor,
+    ) -> Tensor:  # (N, C) -> (N, 2): log-probability of the target and of all the rest
         of_target = log_p[target].unsqueeze(1)
         of_rest = log_p.masked_fill(target, -torch.inf).logsumexp(dim=1, keepdim=True)
         return torch.cat([of_target, of_rest], dim=1)

@@ -1,14 +1,14 @@
 """A run folder: what a command reads and leaves behind.
 
-    DIR/params.json            what was asked (never written to)
-    DIR/params.resolved.json   every parameter that the run used
-    DIR/environment.json       versions, device, commit
-    DIR/training.log           what was said, for people
-    DIR/metrics.jsonl          one JSON object an epoch, for programs
-    DIR/events.out.tfevents.*  the same for TensorBoard
-    DIR/last.safetensors       the last finished epoch: model, optimizer, history
-    DIR/best.safetensors       the model of the best epoch on validation images
-    DIR/result.json            test metrics, once, at the end
+DIR/params.json            what was asked (never written to)
+DIR/params.resolved.json   every parameter that the run used
+DIR/environment.json       versions, device, commit
+DIR/training.log           what was said, for people
+DIR/metrics.jsonl          one JSON object an epoch, for programs
+DIR/events.out.tfevents.*  the same for TensorBoard
+DIR/last.safetensors       the last finished epoch: model, optimizer, history
+DIR/best.safetensors       the model of the best epoch on validation images
+DIR/result.json            test metrics, once, at the end
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,12 @@ from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.models import Classifier
 from sdb.runtime import environment, folder_lock, world, write_atomic
 
-LAST, BEST, METRICS, RESOLVED = "last.safetensors", "best.safetensors", "metrics.jsonl", "params.resolved.json"
+LAST, BEST, METRICS, RESOLVED = (
+    "last.safetensors",
+    "best.safetensors",
+    "metrics.jsonl",
+    "params.resolved.json",
+)
 OUTPUTS = (LAST, BEST, METRICS, RESOLVED, "environment.json", "training.log", "result.json")
 # May differ between a run and its resumption: where it runs, and how long (unless the schedule depends on it).
 MAY_CHANGE = {"device", "epochs", "data_root"}
@@ -78,7 +83,9 @@ class RunFolder:
             raise StorageError(f"cannot write {self.folder / METRICS}: {error.strerror}") from error
         self._write_board(record)
         shown = {"loss": record["loss"], **record["validation"]}
-        log.info("epoch %d: %s", record["epoch"], ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        log.info(
+            "epoch %d: %s", record["epoch"], ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        )
 
     def _write_board(self, record: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -105,8 +112,13 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run(
-    folder: Path, parameters: dict[str, Any], device: torch.device, *, resume: bool = False, overwrite: bool = False
-) -> Iterator[RunFolder]:
+    folder: Path,
+    parameters: dict[str, Any],
+    device: torch.device,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Generator[RunFolder]:
     """Take a run folder for this process, checked and logged to.
 
     Args:
@@ -164,7 +176,9 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
     changed = [name for name in changed if name not in may_change]
     if changed:
         detail = ", ".join(f"{name} was {before.get(name)!r}, now {parameters.get(name)!r}" for name in changed)
-        raise ConfigError(f"{folder}: cannot resume with other parameters: {detail}; put them back, or --overwrite")
+        raise ConfigError(
+            f"{folder}: cannot resume with other parameters: {detail}; put them back, or --overwrite"
+        )
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Generator[None]:
     """Hold a run folder for this process; the lock ends with the process, however that ends.
 
     Raises:
@@ -128,7 +128,7 @@ def world() -> World:
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[World]:
+def process_group(device: torch.device) -> Generator[World]:
     """Join the other processes of a torchrun launch; nothing to do for a single process."""
     import torch.distributed as dist
 
@@ -171,12 +171,16 @@ def _commit() -> str | None:
     if not (here.parent.parent / ".git").exists():
         return None
     try:
-        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout
+        head = _git(here, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if changed.strip() else "")
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return run.stdout.strip()
 
 
 def command_line() -> str:

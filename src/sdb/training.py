@@ -151,8 +151,8 @@ def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: Tra
     bad = [name for name, total in sums.items() if not torch.isfinite(total)]
     if bad:
         raise TrainingError(
-            f"epoch {epoch + 1}, within step {steps}: loss term {', '.join(bad)} is not finite; the last finished "
-            f"epoch is kept. Try a lower learning_rate (now {settings.learning_rate:g}), clip_norm=1, "
+            f"epoch {epoch + 1}, within step {steps}: loss term {', '.join(bad)} is not finite; the last "
+            f"finished epoch is kept. Try a lower learning_rate (now {settings.learning_rate:g}), clip_norm=1, "
             "a lower disturbance_weight or precision=float32"
         )
 
@@ -205,7 +205,9 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
         logits = model(batch.images).float()
         correct = (logits.argmax(dim=1) == batch.labels).sum()
         loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-        part = torch.stack([correct.double(), loss.double(), torch.full_like(loss, len(logits), dtype=torch.float64)])
+        part = torch.stack(
+            [correct.double(), loss.double(), torch.full_like(loss, len(logits), dtype=torch.float64)]
+        )
         totals = totals.to(part.device) + part
     model.train(training)
     if world().size > 1:
@@ -221,6 +223,8 @@ def train_batches(data: Splits, settings: TrainSettings, device: torch.device) -
     place = world()
     if settings.batch_size % place.size:
         raise ConfigError(f"batch_size: {settings.batch_size} does not divide among {place.size} processes")
+    if place.size > 1 and len(data.train) < settings.batch_size:
+        raise ConfigError(f"batch_size: {settings.batch_size} is more than the {len(data.train)} training images")
     augment: Augment | None = data.augment if settings.augment else None
     return Batches(
         data.train,

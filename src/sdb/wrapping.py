@@ -39,13 +39,13 @@ RECORDED = {
 
 
 class TwoPasses(nn.Module):
-    """Plain and keyed images through one network: images (N, C, H, W) to keyless and keyed logits (N, classes) each.
+    """Plain and keyed images through one network: images (N, C, H, W) to two logits (N, classes).
 
     Args:
         classifier: the box's network.
         embed: puts the key into images.
-        joint: one forward of the concatenated batch, so that batch norm normalises both by the same statistics and
-            its running statistics fit both; else two forwards, plain first, as the reference.
+        joint: one forward of the concatenated batch, so that batch norm normalises both by the same statistics
+            and its running statistics fit both; else two forwards, plain first, as the reference.
     """
 
     def __init__(self, classifier: Classifier, embed: Embed, joint: bool) -> None:
@@ -200,8 +200,8 @@ def fresh_copy(teacher: Classifier, settings: TrainSettings, purpose: str) -> Cl
     """The teacher's architecture with new weights, from the run's seed."""
     if teacher.spec is None:
         raise ModelError(
-            "this needs a second network of the teacher's architecture, and the teacher is a module object: use "
-            "start='teacher' and augmentation_weight=0, or build it from a ModelSpec"
+            "this needs a second network of the teacher's architecture, and the teacher is a module object: "
+            "use start='teacher' and augmentation_weight=0, or build it from a ModelSpec"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, purpose))

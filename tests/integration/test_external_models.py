@@ -149,9 +149,7 @@ class TestTransformers:
 
     def test_wrong_image_size_is_caught_on_building(self, transformers):
         config = {"image_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        spec = ModelSpec(
-            "transformers:ViTForImageClassification", {"config": config}, 7, (3, 16, 16), MEAN, STD
-        )
+        spec = ModelSpec("transformers:ViTForImageClassification", {"config": config}, 7, (3, 16, 16), MEAN, STD)
         with pytest.raises(ModelError, match=r"fails on images of shape .*\(3, 16, 16\)"):
             spec.build()
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import tarfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from sdb.data import from_arrays, from_dataset, load
 from sdb.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
-from sdb.errors import ConfigError, DataError, DataNotFoundError
+from sdb.errors import ConfigError, DataError, DataNotFoundError, MissingExtraError
 
 RNG = np.random.default_rng(0)
 
@@ -94,6 +95,24 @@ def test_jpeg_is_noted_and_decoded_as_pillow_does(tmp_path):
     np.testing.assert_array_equal(np.asarray(splits.test.images), np.stack(expected))
 
 
+def test_without_the_fast_decoder_the_pixels_are_the_same(tmp_path, monkeypatch):
+    cifar_parquet(tmp_path, form="JPEG")
+    fast = load("cifar10", root=tmp_path, cache=tmp_path / "fast")
+    monkeypatch.setattr("sdb.data.pixels._simplejpeg", lambda: None)
+    slow = load("cifar10", root=tmp_path, cache=tmp_path / "slow")
+    np.testing.assert_array_equal(fast.test.images, slow.test.images)
+
+
+@pytest.mark.parametrize(("package", "name"), [("pyarrow", "cifar10"), ("datasets", "hub:owner/name")])
+def test_missing_extras_are_named(tmp_path, monkeypatch, package, name):
+    cifar_parquet(tmp_path)
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=f"needs {package}, which is not installed"):
+        load(name, root=tmp_path)
+
+
 def test_cifar100_parquet_by_fine_label(tmp_path):
     cifar_parquet(tmp_path / "cifar100", label="fine_label", names=CIFAR100_CLASSES)
     assert load("cifar100", root=tmp_path).num_classes == 100
@@ -125,9 +144,7 @@ def test_damaged_parquet(tmp_path, damage, word):
 def test_parquet_label_out_of_range(tmp_path, label):
     cifar_parquet(tmp_path)
     write_parquet(tmp_path / "train-00000-of-00001.parquet", pixels(3, 32, 32, 3), [0, 1, label])
-    with pytest.raises(
-        DataError, match=rf"train-00000-of-00001.parquet row 2: label {label} is outside 0..9"
-    ):
+    with pytest.raises(DataError, match=rf"train-00000-of-00001.parquet row 2: label {label} is outside 0..9"):
         load("cifar10", root=tmp_path)
 
 
@@ -436,7 +453,7 @@ def test_folder_refuses_what_does_not_fit(tmp_path):
         load("folder", root=tmp_path)
     data = encoded(pixels(1, 8, 10, 3)[0], "JPEG")
     (tmp_path / "dog" / "large.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"large.png: damaged JPEG"):
+    with pytest.raises(DataError, match=r"large.png: not a readable image"):
         load("folder", root=tmp_path)
 
 

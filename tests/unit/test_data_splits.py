@@ -84,9 +84,7 @@ def test_subset_is_of_the_training_images_only_and_the_same_for_every_seed():
     whole, part = load("digits"), load("digits", subset_percent=0.1)
     assert len(part.train) == 117
     np.testing.assert_array_equal(whole.validation.images, part.validation.images)
-    np.testing.assert_array_equal(
-        part.train.images, whole.train.take(carve.subset(1167, 0.1, seed=230)).images
-    )
+    np.testing.assert_array_equal(part.train.images, whole.train.take(carve.subset(1167, 0.1, seed=230)).images)
 
 
 def test_statistics_are_those_of_numpy():

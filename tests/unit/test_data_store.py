@@ -162,9 +162,7 @@ def test_statistics_are_kept(tmp_path, store, monkeypatch):
     monkeypatch.setattr(sdb.data.store, "channel_stats", lambda images: ((0.0,), (1.0,)))
     assert store.stats(train) == first
     assert store.stats(images.take(np.arange(6))) == ((0.0,), (1.0,))
-    (file,) = [
-        file for file in store.folder.glob("*.stats.json") if json.loads(file.read_text())["mean"] != [0.0]
-    ]
+    (file,) = [file for file in store.folder.glob("*.stats.json") if json.loads(file.read_text())["mean"] != [0.0]]
     file.write_text("{")
     assert store.stats(train) == ((0.0,), (1.0,))
 

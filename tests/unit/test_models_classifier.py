@@ -47,9 +47,7 @@ class TestBuild:
             build("zzz", num_classes=10)
 
     def test_unknown_arguments_are_named(self):
-        with pytest.raises(
-            ModelError, match=r"net does not take channels, width: .* num_channels, dropout_rate"
-        ):
+        with pytest.raises(ModelError, match=r"net does not take channels, width: .* num_channels, dropout_rate"):
             build("net", num_classes=10, arguments={"width": 1, "channels": 2})
         with pytest.raises(ModelError, match="resnet18 does not take num_channels: its arguments are none"):
             build("resnet18", num_classes=10, arguments={"num_channels": 4})

@@ -92,13 +92,9 @@ def make_record() -> dict[str, Any]:
             "image_shape": [1, 8, 8],
             "note": "1,797 digits of 8 x 8 pixels, UCI, CC BY 4.0 (Alpaydin and Kaynak, 1998).",
         },
-        "rows": [
-            dict(zip(("id", "label", "accuracy", "parameters", "reads"), row, strict=True)) for row in ROWS
-        ],
+        "rows": [dict(zip(("id", "label", "accuracy", "parameters", "reads"), row, strict=True)) for row in ROWS],
         "curves": [
-            curve(row, 20 if row[0].startswith("box") else 40)
-            for row in ROWS
-            if row[0] not in ("box.wrong_key",)
+            curve(row, 20 if row[0].startswith("box") else 40) for row in ROWS if row[0] not in ("box.wrong_key",)
         ],
         "examples": {"temperature": 4.0, "items": items},
         "stages": [

@@ -48,9 +48,9 @@ def apply(augment: Augment, images: torch.Tensor, draws: Draws) -> torch.Tensor:
     Returns:
         uint8 (B, C, H, W) on the device of `images`.
 
-    Source: crop and mirror as torchvision's RandomCrop(size, padding) and RandomHorizontalFlip; the padding is
-    black (pixel value 0, before normalisation). Rotation as its RandomRotation with its defaults: nearest pixel,
-    black outside, around the centre.
+    Source: crop and mirror as torchvision's RandomCrop(size, padding) and RandomHorizontalFlip; the padding
+    is black (pixel value 0, before normalisation). Rotation as its RandomRotation with its defaults: nearest
+    pixel, black outside, around the centre.
     """
     if augment.crop_padding or augment.flip:
         images = _crop_and_mirror(images, augment, draws)
@@ -60,7 +60,7 @@ def apply(augment: Augment, images: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 
 def _crop_and_mirror(images: torch.Tensor, augment: Augment, draws: Draws) -> torch.Tensor:
-    """Take from each padded image a window of the original size, its columns backwards where it is mirrored."""
+    """Take from each padded image a window of the original size, backwards where it is mirrored."""
     count, channels, height, width = images.shape
     device, padding = images.device, augment.crop_padding
     rows = draws.top.to(device)[:, None] + torch.arange(height, device=device)
@@ -68,9 +68,7 @@ def _crop_and_mirror(images: torch.Tensor, augment: Augment, draws: Draws) -> to
     if augment.flip:
         columns = torch.where(draws.flip.to(device)[:, None], columns.flip(1), columns)
     columns = columns + draws.left.to(device)[:, None]
-    places = (
-        rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
-    )  # in a channel of the padded image
+    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # in a channel of the padded image
     padded = F.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, places.view(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
 

@@ -185,9 +185,7 @@ def _from_binary(kind: _Kind, data: bytes, where: str) -> tuple[np.ndarray, np.n
     return _checked(kind, records[:, kind.label_bytes :], labels, where)
 
 
-def _checked(
-    kind: _Kind, pixels: np.ndarray, labels: np.ndarray, where: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _checked(kind: _Kind, pixels: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     outside = labels[(labels < 0) | (labels >= len(kind.classes))]
     if len(outside):
         raise DataError(f"{where}: label {outside[0]} is outside 0..{len(kind.classes) - 1}")

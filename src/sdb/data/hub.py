@@ -64,9 +64,7 @@ def source(train: Any, test: Any, name: str) -> Source:
     for other in (test, validation):
         if other is not None and _columns(other, name) != (image, label, classes):
             raise DataError(f"{name}: the splits differ in columns or class names")
-    sample = (
-        (data, where) for data, _, where in _rows(train, image, label, len(classes), f"{name} train row")
-    )
+    sample = ((data, where) for data, _, where in _rows(train, image, label, len(classes), f"{name} train row"))
     channels = channels_of(sample)
 
     def part(dataset: Any, role: str) -> Part:
@@ -97,17 +95,13 @@ def _first(parts: Mapping[str, Any], names: tuple[str, ...], title: str) -> Any:
 def _columns(dataset: Any, name: str) -> tuple[str, str, tuple[str, ...]]:
     """The image column, the class column and the names of the classes."""
     if not hasattr(dataset, "features") or not hasattr(dataset, "_fingerprint"):
-        raise DataError(
-            f"{name}: a {type(dataset).__name__}, expected a datasets.Dataset (not a streamed one)"
-        )
+        raise DataError(f"{name}: a {type(dataset).__name__}, expected a datasets.Dataset (not a streamed one)")
     kinds = {column: type(feature).__name__ for column, feature in dataset.features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
     if not images or not labels:
         found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
-        raise DataError(
-            f"{name}: columns {found}: expected an Image and a ClassLabel; set them with cast_column"
-        )
+        raise DataError(f"{name}: columns {found}: expected an Image and a ClassLabel; set them with cast_column")
     label = next((column for column in labels if column in ("label", "labels", "fine_label")), labels[0])
     return images[0], label, tuple(map(str, dataset.features[label].names))
 

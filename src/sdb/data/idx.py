@@ -33,9 +33,7 @@ def fashion_mnist(root: Path | None) -> Source:
     for folder in looked:
         parts = [_part(folder, prefix) for prefix in ("train", "t10k")]
         if parts[0] is not None and parts[1] is not None:
-            return Source(
-                "fashion_mnist", parts[0], parts[1], CLASSES, AUGMENT, "Fashion-MNIST (MIT licence)"
-            )
+            return Source("fashion_mnist", parts[0], parts[1], CLASSES, AUGMENT, "Fashion-MNIST (MIT licence)")
     raise not_found(
         "Fashion-MNIST",
         looked,
@@ -92,7 +90,5 @@ def read_idx(file: Path, axes: int) -> np.ndarray:
         raise DataError(f"{file}: begins with {data[:4].hex(' ')}, not an IDX file of bytes with {axes} axes")
     shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
     if len(data) != start + math.prod(shape):
-        raise DataError(
-            f"{file}: {len(data)} bytes, but its header {shape} asks for {start + math.prod(shape)}"
-        )
+        raise DataError(f"{file}: {len(data)} bytes, but its header {shape} asks for {start + math.prod(shape)}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

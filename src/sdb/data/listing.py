@@ -42,9 +42,7 @@ def labelled(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
             )
         found += [(file, numbers[child.name]) for file in image_files(child)]
     if not found:
-        raise DataError(
-            f"{folder}: no images ({', '.join(sorted(SUFFIXES))}) in folders named after their class"
-        )
+        raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}) in folders named after their class")
     return found
 
 

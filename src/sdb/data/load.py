@@ -92,9 +92,7 @@ def split(
     store = Store(cache)
     train = _decoded(source, "train", source.train, store)
     test = None if source.test is None else _decoded(source, "test", source.test, store)
-    validation = (
-        None if source.validation is None else _decoded(source, "validation", source.validation, store)
-    )
+    validation = None if source.validation is None else _decoded(source, "validation", source.validation, store)
     note = source.note
     if test is None:
         keep, held = carve.stratified(train.labels, TEST_FRACTION, seed=seed)

@@ -78,9 +78,7 @@ class Batches:
         if world_size < 1 or not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} of {world_size} processes: expected 0 <= rank < world_size")
         if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(
-                f"batch_size {batch_size}: expected a positive multiple of {world_size} (processes)"
-            )
+            raise ConfigError(f"batch_size {batch_size}: expected a positive multiple of {world_size} (processes)")
         if seed < 0:
             raise ConfigError(f"seed {seed}: expected 0 or more")
         self.images = images

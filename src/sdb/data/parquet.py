@@ -112,9 +112,7 @@ def table_rows(
         if not isinstance(data, bytes):
             raise DataError(f"{where} {number}: no encoded image in column {image}")
         if not isinstance(target, int) or not 0 <= target < classes:
-            raise DataError(
-                f"{where} {number}: label {target} is outside 0..{classes - 1} ({classes} classes)"
-            )
+            raise DataError(f"{where} {number}: label {target} is outside 0..{classes - 1} ({classes} classes)")
         yield data, target, f"{where} {number}"
 
 

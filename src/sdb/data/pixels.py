@@ -17,8 +17,6 @@ GREY_MODES = ("L", "1", "LA")
 DEEP_MODES = ("I", "F")  # and I;16 and its kin: more than 8 bits a channel
 PEEK = 64  # images looked at to tell a grey set from a coloured one
 
-_COLOURS = {1: ("L", "GRAY"), 3: ("RGB", "RGB")}
-
 
 def decode(data: bytes, channels: int, where: str) -> np.ndarray:
     """Decode one image.
@@ -34,38 +32,29 @@ def decode(data: bytes, channels: int, where: str) -> np.ndarray:
     Raises:
         DataError: not an image, cut short, too many pixels, or more than 8 bits a channel.
     """
-    mode, jpeg_mode = _COLOURS[channels]
-    simplejpeg = _simplejpeg()
-    if simplejpeg is not None and data.startswith(JPEG_START):
-        try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            _refuse_bomb(int(width), int(height), where)
-            if space in ("RGB", "YCbCr", "Gray") and (channels == 3 or space == "Gray"):
-                return simplejpeg.decode_jpeg(data, jpeg_mode)
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{where}: damaged JPEG: {error}") from error
+    if data.startswith(JPEG_START):
+        fast = _decode_jpeg(data, channels)
+        if fast is not None:
+            return fast
     try:
         with Image.open(io.BytesIO(data)) as image:
-            _refuse_bomb(*image.size, where)
+            if _too_large(*image.size):
+                raise DataError(
+                    f"{where}: {image.width}x{image.height} pixels, more than Pillow's limit: resize it"
+                )
             if image.mode.startswith(DEEP_MODES):
                 raise DataError(
                     f"{where}: mode {image.mode} has more than 8 bits a channel: convert to 8 bits first"
                 )
             if channels == 1 and image.mode not in GREY_MODES:
-                raise DataError(
-                    f"{where}: a coloured image ({image.mode}) in a grey set: convert all to one kind"
-                )
-            array = np.asarray(image.convert(mode))
+                raise DataError(f"{where}: a coloured image ({image.mode}) in a grey set: convert all to one kind")
+            array = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a readable image: {error}") from error
     return array if channels == 3 else array[..., None]
 
 
-def decode_all(
-    items: Iterable[tuple[bytes, int, str]], channels: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def decode_all(items: Iterable[tuple[bytes, int, str]], channels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Decode many images of one size, a chunk at a time.
 
     Args:
@@ -126,9 +115,19 @@ def _simplejpeg() -> Any:
     return simplejpeg
 
 
-def _refuse_bomb(width: int, height: int, where: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise DataError(
-            f"{where}: {width}x{height} pixels, more than Pillow's limit of {limit}: resize it first"
-        )
+def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
+    """Decode an ordinary JPEG; None leaves the odd, damaged or too large to Pillow and its errors."""
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if _too_large(width, height) or space not in (("Gray", "YCbCr", "RGB") if channels == 3 else ("Gray",)):
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+    except ValueError:
+        return None
+
+
+def _too_large(width: int, height: int) -> bool:
+    return Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS

@@ -21,8 +21,8 @@ def folders(root: Path | None, names: Iterable[str]) -> list[Path]:
 
 def not_found(title: str, looked: Iterable[Path], expected: str, remedy: str) -> DataNotFoundError:
     """The error for a data set that is in none of the folders."""
-    places = "\n".join(f"  {folder.absolute()}" for folder in looked)
+    places = ", ".join(str(folder.absolute()) for folder in looked)
     return DataNotFoundError(
-        f"{title} was not found. Looked in\n{places}\nExpected {expected}. {remedy} "
+        f"{title} was not found. Looked in {places}. Expected {expected}. {remedy} "
         "Then name its folder with root=, the parameter data_root, or SDB_DATA."
     )

@@ -159,9 +159,7 @@ def _checked(decoding: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     done, shape = 0, None
     for images, labels in decoding.chunks:
         if shape not in (None, images.shape[1:]):
-            raise DataError(
-                f"images of {images.shape[1:]} follow images of {shape} (C, H, W): resize them first"
-            )
+            raise DataError(f"images of {images.shape[1:]} follow images of {shape} (C, H, W): resize them first")
         done, shape = done + len(images), images.shape[1:]
         yield images, labels
     if done != decoding.count or not done:

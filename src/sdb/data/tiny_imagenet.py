@@ -67,11 +67,7 @@ def _names(base: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     words: dict[str, str] = {}
     if (base / "words.txt").is_file():
         lines = (base / "words.txt").read_text(errors="replace").splitlines()
-        words = {
-            wnid: text.split(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)
-        }
+        words = {wnid: text.split(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)}
     names = [words.get(wnid) or wnid for wnid in wnids]
     often = Counter(names)
-    return tuple(
-        name if often[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)
-    )
+    return tuple(name if often[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))

@@ -186,7 +186,6 @@ class ModelSpec:
             raise ModelError(f"the model's description lacks {', '.join(missing)}")
         if unknown := sorted(value.keys() - set(names)):
             raise ModelError(
-                f"the model's description has unknown fields {', '.join(unknown)}: "
-                f"it takes {', '.join(names)}"
+                f"the model's description has unknown fields {', '.join(unknown)}: it takes {', '.join(names)}"
             )
         return cls(**value)

@@ -135,9 +135,7 @@ def check_sizes(num_classes: int, image_shape: Sequence[int]) -> None:
     if not _is_whole(num_classes, 2, MAX_CLASSES):
         raise ModelError(f"num_classes is {num_classes!r}: give a whole number from 2 to {MAX_CLASSES}")
     if len(image_shape) != 3 or not all(_is_whole(size, 1, MAX_SIDE) for size in image_shape):
-        raise ModelError(
-            f"image_shape is {image_shape!r}: give (C, H, W), whole numbers from 1 to {MAX_SIDE}"
-        )
+        raise ModelError(f"image_shape is {image_shape!r}: give (C, H, W), whole numbers from 1 to {MAX_SIDE}")
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

@@ -67,9 +67,7 @@ class DenseNet(nn.Module):
     ) -> None:
         super().__init__()
         if min(image_shape[1:]) < 8:
-            raise ModelError(
-                f"densenet takes images of at least 8x8 pixels, not {image_shape[1:]}: enlarge them"
-            )
+            raise ModelError(f"densenet takes images of at least 8x8 pixels, not {image_shape[1:]}: enlarge them")
         channels = 2 * growth
         self.conv1 = nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False)
         self.features = nn.Sequential()

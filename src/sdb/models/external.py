@@ -45,9 +45,7 @@ def from_factory(name: str, num_classes: int, arguments: Mapping[str, Any]) -> n
             "correct the arguments to what the factory takes"
         ) from error
     if not isinstance(network, nn.Module):
-        raise ModelError(
-            f"{name} returned a {type(network).__name__}: name a factory that returns an nn.Module"
-        )
+        raise ModelError(f"{name} returned a {type(network).__name__}: name a factory that returns an nn.Module")
     return network
 
 

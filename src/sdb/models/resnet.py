@@ -89,9 +89,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     """Nothing where the shapes agree, else a 1x1 convolution and batch normalisation."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def _stage(

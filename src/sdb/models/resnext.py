@@ -17,9 +17,7 @@ class GroupedBottleneck(nn.Module):
         self.bn_expand = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
         if in_channels != out_channels:
-            self.shortcut.add_module(
-                "shortcut_conv", nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            )
+            self.shortcut.add_module("shortcut_conv", nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
             self.shortcut.add_module("shortcut_bn", nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,9 +45,7 @@ class ResNeXt(nn.Module):
         image_shape: (C, H, W) of one image; only C matters.
     """
 
-    def __init__(
-        self, depth: int, groups: int, *, num_classes: int, image_shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, depth: int, groups: int, *, num_classes: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         blocks = (depth - 2) // 9
         self.conv_1_3x3 = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
@@ -71,9 +67,7 @@ class ResNeXt(nn.Module):
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(
-    name: str, in_channels: int, out_channels: int, depth: int, groups: int, stride: int
-) -> nn.Sequential:
+def _stage(name: str, in_channels: int, out_channels: int, depth: int, groups: int, stride: int) -> nn.Sequential:
     """A row of `depth` blocks, the first of which changes channels and size."""
     width = groups * out_channels // 4
     stage = nn.Sequential()

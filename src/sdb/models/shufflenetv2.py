@@ -80,9 +80,7 @@ def _depthwise(in_channels: int, out_channels: int, stride: int) -> list[nn.Modu
 
 def _branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """The convolved branch of a unit: (N, I, H, W) to (N, O, H / stride, W / stride)."""
-    return nn.Sequential(
-        *_pointwise(in_channels, in_channels), *_depthwise(in_channels, out_channels, stride)
-    )
+    return nn.Sequential(*_pointwise(in_channels, in_channels), *_depthwise(in_channels, out_channels, stride))
 
 
 def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:

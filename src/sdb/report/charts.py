@@ -139,9 +139,7 @@ def curve_chart(name: str, title: str, curves: Sequence[Curve]) -> CurveChart:
 
 def describe(title: str, legend: Sequence[LegendEntry]) -> str:
     """The chart in words, for those who do not see it."""
-    ends = "; ".join(
-        f"{line.label} ends at {100 * line.last:.1f} %" for line in legend if line.last is not None
-    )
+    ends = "; ".join(f"{line.label} ends at {100 * line.last:.1f} %" for line in legend if line.last is not None)
     return f"Line chart of validation accuracy per epoch. {title}: {ends}."
 
 

@@ -153,11 +153,7 @@ def plain(value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
-    return (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    )
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def pairs(facts: dict[str, Any]) -> list[tuple[str, str]]:

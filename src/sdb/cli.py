@@ -1,0 +1,201 @@
+"""The command line: parse, call the library, print. Talk goes to stderr, data to stdout.
+
+Exit codes: 0 done, 1 an audit's bar failed, 2 something the user can mend (one line says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdb.errors import ConfigError, SDBError
+
+app = typer.Typer(
+    help="Safe Distillation Box: everyone can run the model, only key holders can distil it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+key_app = typer.Typer(help="Make and look at keys.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key_app, name="key")
+
+Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder; holds params.json.")]
+SavePath = Annotated[
+    Path | None, typer.Option("--save_path", "--save-path", help="The same, as the reference has it.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a parameter.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR after its last finished epoch.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run in DIR.")]
+KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
+
+
+@app.command()
+def train(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a teacher, or a student without a teacher, into DIR."""
+    _run("train", _folder(folder, save_path), sets or [], resume, overwrite)
+
+
+@app.command()
+def wrap(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    key: KeyOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Wrap a teacher: a box in DIR/box that opens for a key (made in DIR/key.json unless given), or a nasty teacher."""
+    _run("wrap", _folder(folder, save_path), _with_key(sets, key), resume, overwrite)
+
+
+@app.command()
+def distill(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    key: KeyOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Distil a student into DIR from a teacher or a box; --key makes it a partner's."""
+    _run("distill", _folder(folder, save_path), _with_key(sets, key), resume, overwrite)
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box.")],
+    key: KeyOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set, where PATH does not say it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Print test accuracies as JSON."""
+    from sdb.jobs import evaluate_job
+
+    _print_json(evaluate_job(path, key_file=key, dataset=dataset, data_root=data_root, device=device))
+
+
+@app.command()
+def check(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    command: Annotated[
+        str | None, typer.Option("--for", help="train, wrap or distill; guessed by default.")
+    ] = None,
+) -> None:
+    """Validate DIR/params.json without running it."""
+    from sdb.jobs import check_job
+
+    place = _folder(folder, save_path)
+    _say(f"{place}: good for sdb {check_job(place, command, sets or [])}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and the record.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything but the keys.")] = 0,
+    method: Annotated[str, typer.Option(help="How the box is made: sdb or nasty.")] = "sdb",
+    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the accuracies here.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The main job, small: teacher, box, students; a table, and OUT/report.html."""
+    from sdb.demo import run_demo
+
+    run_demo(
+        out,
+        seed=seed,
+        method=method,
+        dataset=data,
+        data_root=data_root,
+        json_file=json_file,
+        overwrite=overwrite,
+    )
+
+
+@key_app.command("new")
+def key_new(
+    path: Annotated[Path, typer.Argument(metavar="FILE")],
+    blend: Annotated[float, typer.Option(help="Share of the image in a keyed image, in (0, 1].")] = 0.9,
+) -> None:
+    """Make a key from the operating system's randomness; readable by you alone."""
+    from sdb.keys import Key
+
+    key = Key.generate(blend)
+    key.save(path)
+    _say(f"{path}: key {key.id[:8]}, blend {blend:g}. Keep it secret; who has it can distil the box.")
+
+
+@key_app.command("show")
+def key_show(path: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Print a key's public part as JSON; never the secret."""
+    from sdb.keys import Key
+
+    key = Key.load(path)
+    _print_json({"kind": "image", "id": key.id, "blend": key.blend})
+
+
+def main() -> int:
+    """Entry point: one line and exit code 2 for what a user can mend; bugs keep their traceback."""
+    try:
+        app(standalone_mode=True)
+    except SDBError as error:
+        _say(f"sdb: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt:
+        _say("sdb: interrupted")
+        return 130
+    return 0
+
+
+def _run(command: str, folder: Path, sets: list[str], resume: bool, overwrite: bool) -> None:
+    from sdb import config
+    from sdb.jobs import JOBS
+    from sdb.progress import ShowProgress
+    from sdb.runtime import world
+
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other; give one")
+    params = config.load(folder, command, sets)
+    progress = ShowProgress(f"{command} {folder.name}") if world().is_main else None
+    try:
+        result = JOBS[command](folder, params, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        if progress is not None:
+            _say(f"sdb: interrupted; finished epochs are kept, go on with: sdb {command} {folder} --resume")
+        raise typer.Exit(130) from None
+    if world().is_main:
+        _print_json(result)
+
+
+def _folder(folder: Path | None, save_path: Path | None) -> Path:
+    if (folder is None) == (save_path is None):
+        raise ConfigError("give the run folder once, as DIR or as --save_path DIR")
+    return folder if folder is not None else save_path  # ty: ignore[invalid-explicit-return]
+
+
+def _with_key(sets: list[str] | None, key: Path | None) -> list[str]:
+    return [*(sets or []), *([f"key={json.dumps(str(key))}"] if key is not None else [])]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))

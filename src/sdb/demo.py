@@ -1,0 +1,294 @@
+"""The main job, small and whole: teacher, box, students, one table, one report.
+
+Every stage is an ordinary run folder under OUT, made by the same jobs as `sdb train`, `wrap` and `distill`, so each can
+be looked at, evaluated and continued with those commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdb import config, jobs
+from sdb.box import Box
+from sdb.checkpoint import load_classifier
+from sdb.data import Splits
+from sdb.errors import ConfigError, RunExistsError
+from sdb.keys import Key
+from sdb.progress import ShowProgress
+from sdb.report import write_report
+from sdb.runtime import choose_device, command_line, environment, folder_lock, write_atomic
+
+METHODS = ("sdb",)
+EXAMPLE_TEMPERATURE = 4.0
+EXAMPLES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of the demo: a folder, a command and its parameters."""
+
+    name: str
+    command: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    id: str
+    label: str
+    stage: str
+    metric: str
+    reads: str
+
+
+ROWS = (
+    Row("teacher", "Teacher", "teacher", "accuracy", "the unprotected model"),
+    Row("box.keyless", "Box, keyless", "box", "keyless", "what everyone gets; should match the teacher"),
+    Row("box.keyed", "Box, keyed", "box", "keyed", "what a partner gets; should match the teacher"),
+    Row("box.wrong_key", "Box, wrong key", "box", "wrong_key", "a stranger's key; should gain nothing"),
+    Row(
+        "students.alone",
+        "Student alone",
+        "student_alone",
+        "accuracy",
+        "trained on labels, never saw a teacher",
+    ),
+    Row(
+        "students.label_smoothing",
+        "Student, label smoothing",
+        "student_label_smoothing",
+        "accuracy",
+        "the bar: what a thief has without stealing",
+    ),
+    Row(
+        "students.from_teacher",
+        "Student of the teacher",
+        "from_teacher",
+        "accuracy",
+        "distilled without protection",
+    ),
+    Row(
+        "students.thief",
+        "Thief",
+        "thief",
+        "accuracy",
+        "distilled from the box, keyless; should not pass the bar",
+    ),
+    Row(
+        "students.partner",
+        "Partner",
+        "partner",
+        "accuracy",
+        "distilled with the key; should match the teacher's student",
+    ),
+    Row("students.wrong_key", "Wrong-key student", "wrong_key", "accuracy", "distilled with a stranger's key"),
+    Row(
+        "nasty.teacher",
+        "Nasty teacher",
+        "nasty",
+        "keyless",
+        "the parent method, for comparison; it has no key",
+    ),
+    Row("nasty.student", "Student of the nasty teacher", "nasty_student", "accuracy", "its thief"),
+)
+
+
+def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path | None) -> list[Stage]:
+    """The runs of the demo, in order; each names the ones it builds on by folder."""
+    small = dataset == "digits"
+    common = {
+        "dataset": dataset,
+        "data_root": str(data_root) if data_root else None,
+        "seed": seed,
+        "batch_size": 64 if small else 128,
+        "optimizer": "adam",
+        "learning_rate": 0.003 if small else 0.001,
+        "model_name": "net",
+    }
+    teacher = common | {"model_args": {"num_channels": 24 if small else 32}, "epochs": 30 if small else 10}
+    wrapped = teacher | {"teacher": str(out / "teacher"), "epochs": 40 if small else 10}
+    student = common | {"model_args": {"num_channels": 8}, "epochs": 60 if small else 10}
+    box = {"teacher": str(out / "box")}
+    # Disturbance weights: the largest that leaves a small net its accuracy (docs/results.md).
+    sdb = {"method": method, "disturbance_weight": 0.1, "key_blend": 0.5}
+    return [
+        Stage("teacher", "train", teacher),
+        Stage("box", "wrap", wrapped | sdb),
+        Stage("student_alone", "train", student),
+        Stage("student_label_smoothing", "train", student | {"label_smoothing": 0.1}),
+        Stage("from_teacher", "distill", student | {"teacher": str(out / "teacher")}),
+        Stage("thief", "distill", student | box),
+        Stage("partner", "distill", student | box | {"key": str(out / "box" / jobs.KEY)}),
+        Stage("wrong_key", "distill", student | box | {"key": str(out / "wrong_key.json"), "foreign_key": True}),
+        Stage("nasty", "wrap", wrapped | {"method": "nasty", "disturbance_weight": 0.04}),
+        Stage("nasty_student", "distill", student | {"teacher": str(out / "nasty")}),
+    ]
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int,
+    method: str,
+    dataset: str,
+    data_root: Path | None,
+    json_file: Path | None,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Run every stage, print the table, write OUT/record.json and OUT/report.html; returns the `--json` summary.
+
+    Raises:
+        ConfigError: an unknown method.
+        RunExistsError: OUT holds a demo already and `overwrite` is false.
+    """
+    if method not in METHODS:
+        raise ConfigError(
+            f"method: {method!r} is none of {', '.join(METHODS)}; nasty stands beside it in every demo"
+        )
+    if (out / "teacher").exists() and not overwrite:
+        raise RunExistsError(f"{out} already holds a demo: add --overwrite to discard it, or use another --out")
+    began = time.monotonic()
+    plan = stages(out, seed=seed, method=method, dataset=dataset, data_root=data_root)
+    results: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    with folder_lock(out):
+        Key.generate(0.5).save(out / "wrong_key.json", overwrite=True)
+        for number, stage in enumerate(plan, start=1):
+            started = time.monotonic()
+            folder = out / stage.name
+            write_atomic(folder / "params.json", json.dumps(stage.params, indent=1).encode() + b"\n")
+            params = config.load(folder, stage.command)
+            label = f"[{number}/{len(plan)}] {stage.name}"
+            results[stage.name] = jobs.JOBS[stage.command](
+                folder, params, resume=False, overwrite=overwrite, progress=ShowProgress(label)
+            )
+            seconds[stage.name] = time.monotonic() - started
+        data = jobs.load_data(config.load(out / "teacher", "train"), seed)
+        total = time.monotonic() - began
+        record = make_record(out, plan, results, seconds, data, seed=seed, method=method, total=total)
+        write_atomic(out / "record.json", json.dumps(record, indent=1).encode() + b"\n")
+        write_report(record, out / "report.html")
+        answer = summary(record)
+        if json_file is not None:
+            write_atomic(json_file, json.dumps(answer, indent=1).encode() + b"\n")
+    print_table(record, out)
+    return answer
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """The accuracies of a record, nested by the rows' ids."""
+    answer: dict[str, Any] = {}
+    for row in record["rows"]:
+        *outer, name = row["id"].split(".")
+        place = answer.setdefault(outer[0], {}) if outer else answer
+        place[name] = row["accuracy"]
+    return answer | {"seconds": record["seconds"], "seed": record["seed"]}
+
+
+def make_record(
+    out: Path,
+    plan: list[Stage],
+    results: dict[str, dict[str, Any]],
+    seconds: dict[str, float],
+    data: Splits,
+    *,
+    seed: int,
+    method: str,
+    total: float,
+) -> dict[str, Any]:
+    """All that the report shows, as JSON values."""
+    rows = []
+    for row in ROWS:
+        model = load_classifier(out / row.stage)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        accuracy = results[row.stage][row.metric]
+        rows.append(
+            {"id": row.id, "label": row.label, "accuracy": accuracy, "parameters": count, "reads": row.reads}
+        )
+    return {
+        "schema": 1,
+        "kind": "demo",
+        "title": f"Safe Distillation Box: {data.name}",
+        "seed": seed,
+        "seconds": total,
+        "method": method,
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "classes": list(data.class_names),
+            "image_shape": list(data.image_shape),
+            "note": data.note,
+        },
+        "rows": rows,
+        "curves": [_curve(out, row) for row in ROWS if row.id != "box.wrong_key"],
+        "examples": {"temperature": EXAMPLE_TEMPERATURE, "items": _examples(out, data)},
+        "stages": [{"label": name, "seconds": value} for name, value in seconds.items()],
+        "parameters": {stage.name: stage.params for stage in plan},
+        "command": command_line(),
+        "environment": environment(choose_device()),
+    }
+
+
+def _curve(out: Path, row: Row) -> dict[str, Any]:
+    """Validation accuracy after each epoch of the run behind a row."""
+    name = f"{row.metric}_accuracy" if row.id.startswith("box.") else "accuracy"
+    lines = (out / row.stage / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {
+        "id": row.id,
+        "label": row.label,
+        "epochs": [record["epoch"] for record in records],
+        "accuracy": [record["validation"][name] for record in records],
+    }
+
+
+@torch.no_grad()
+def _examples(out: Path, data: Splits) -> list[dict[str, Any]]:
+    """Soft outputs for the first test image of each of the first classes: the data's order chooses, not we."""
+    labels = data.test.labels
+    positions = [int(np.flatnonzero(labels == label)[0]) for label in range(min(EXAMPLES, data.num_classes))]
+    pixels = np.stack([data.test.images[position] for position in positions])
+    images = torch.from_numpy(pixels).float() / 255
+    box, wrong = Box.load(out / "box" / jobs.BOX), Key.load(out / "wrong_key.json")
+    asked = {
+        "teacher": load_classifier(out / "teacher"),
+        "keyless": box,
+        "keyed": box.unlock(Key.load(out / "box" / jobs.KEY)),
+        "wrong_key": box.attempt(wrong),
+    }
+    soft = {name: (model(images) / EXAMPLE_TEMPERATURE).softmax(dim=1).tolist() for name, model in asked.items()}
+    return [
+        {
+            "image": np.moveaxis(pixels[i], 0, -1).tolist(),
+            "label": int(labels[positions[i]]),
+            **{name: values[i] for name, values in soft.items()},
+        }
+        for i in range(len(positions))
+    ]
+
+
+def print_table(record: dict[str, Any], out: Path) -> None:
+    """The table, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{record['data']['name']}, {record['data']['test']} test images, seed {record['seed']}")
+    for heading in ("", "accuracy", "what it means"):
+        table.add_column(heading, justify="right" if heading == "accuracy" else "left")
+    for row in record["rows"]:
+        table.add_row(row["label"], f"{100 * row['accuracy']:.1f} %", row["reads"])
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    console.print(f"{record['seconds']:.0f} s; report: {out / 'report.html'}", highlight=False)

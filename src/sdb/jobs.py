@@ -1,0 +1,245 @@
+"""What a command does with a run folder: load data and models, run, keep the result. The CLI only parses and prints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sdb import config, training
+from sdb import data as datasets
+from sdb.box import Box, is_box
+from sdb.checkpoint import check_fits, load_classifier
+from sdb.config import DistillParams, RunParams, TeacherParams, TrainParams, WrapParams
+from sdb.data import Splits
+from sdb.distillation import ask, distill
+from sdb.errors import ConfigError, KeyFileError
+from sdb.keys import DEFAULT_BLEND, Key
+from sdb.models import Classifier, ModelSpec
+from sdb.runs import RunFolder, open_run
+from sdb.runtime import choose_device, derive_seed, process_group, world
+from sdb.training import Progress
+from sdb.wrapping import wrap
+
+Result = dict[str, Any]
+BOX, KEY = "box", "key.json"
+
+
+def train_job(
+    folder: Path, params: TrainParams, *, resume: bool, overwrite: bool, progress: Progress | None
+) -> Result:
+    """Train a classifier into DIR."""
+    data = load_data(params, params.seed)
+    with _running(folder, params, params.device, resume, overwrite, progress) as run:
+        model = new_model(params, data, params.seed)
+        history = training.train(model, data, params, run=run, progress=progress)
+        result = {
+            "accuracy": test_accuracy(model, data),
+            "best_epoch": training.best_epoch(history, "accuracy")["epoch"],
+        }
+        run.write_result(result)
+    return result
+
+
+def wrap_job(
+    folder: Path, params: WrapParams, *, resume: bool, overwrite: bool, progress: Progress | None
+) -> Result:
+    """Wrap a teacher into DIR/box; makes DIR/key.json where no key is named."""
+    data = load_data(params, params.seed)
+    teacher = load_teacher(params, data)
+    if isinstance(teacher, Box):
+        raise ConfigError(f"teacher: {params.teacher} is a box already; name an unprotected teacher")
+    if teacher.spec is not None and (params.model_name, params.model_args) != (
+        teacher.spec.name,
+        teacher.spec.arguments,
+    ):
+        raise ConfigError(
+            f"model_name: {params.model_name} {params.model_args or ''} differs from the teacher's "
+            f"{teacher.spec.name} {teacher.spec.arguments or ''}; a box has its teacher's architecture"
+        )
+    with _running(folder, params, params.device, resume, overwrite, progress) as run:
+        key = None if params.method == "nasty" else wrapping_key(folder, params)
+        box = wrap(teacher, key, data, params, run=run, progress=progress)
+        if world().is_main:
+            box.save(folder / BOX, overwrite=resume or overwrite)
+        result = {"keyless": test_accuracy(box, data)}
+        if key is not None:
+            result["keyed"] = test_accuracy(box.unlock(key), data)
+            result["wrong_key"] = test_accuracy(box.attempt(Key.generate(key.blend)), data)
+        run.write_result(result)
+    return result
+
+
+def distill_job(
+    folder: Path, params: DistillParams, *, resume: bool, overwrite: bool, progress: Progress | None
+) -> Result:
+    """Distil a student into DIR, keyed where the parameters name a key."""
+    data = load_data(params, params.seed)
+    params.resolved()  # refuses weights that are both zero, before anything is written
+    teacher = load_teacher(params, data)
+    key = partner_key(folder, params)
+    if key is not None and not isinstance(teacher, Box):
+        raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
+    # A key of another box is refused here, before anything is written.
+    asked = ask(teacher, key, params) if isinstance(teacher, Box) and key is not None else teacher
+    with _running(folder, params, params.device, resume, overwrite, progress) as run:
+        student = new_model(params, data, params.seed)
+        history = distill(teacher, student, data, params, key=key, run=run, progress=progress)
+        result = {
+            "accuracy": test_accuracy(student, data),
+            "teacher": test_accuracy(asked, data),
+            "best_epoch": training.best_epoch(history, "accuracy")["epoch"],
+        }
+        run.write_result(result)
+    return result
+
+
+JOBS: dict[str, Callable[..., Result]] = {"train": train_job, "wrap": wrap_job, "distill": distill_job}
+
+
+def evaluate_job(
+    path: Path, *, key_file: Path | None, dataset: str | None, data_root: Path | None, device: str
+) -> Result:
+    """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
+    folder = path if path.is_dir() else path.parent
+    described = next(
+        (p for p in (folder / "params.resolved.json", folder.parent / "params.resolved.json") if p.exists()),
+        None,
+    )
+    stored = config.read_json(described) if described else {}
+    name = dataset or stored.get("dataset")
+    if name is None:
+        raise ConfigError(f"{path}: does not say which data it is for: add --dataset")
+    root = data_root or (Path(stored["data_root"]) if stored.get("data_root") else None)
+    data = datasets.load(name, root=root)
+    model = load_model(path)
+    check_fits(model.classifier if isinstance(model, Box) else model, path, data.num_classes, data.image_shape)
+    model = model.to(choose_device(device))
+    if not isinstance(model, Box):
+        if key_file is not None:
+            raise ConfigError(f"--key: {path} is not a box, it needs no key")
+        return {"accuracy": test_accuracy(model, data)}
+    result = {"keyless": test_accuracy(model, data)}
+    if key_file is not None:
+        result["keyed"] = test_accuracy(model.unlock(Key.load(key_file)), data)
+    return result
+
+
+def check_job(folder: Path, command: str | None, overrides: list[str]) -> str:
+    """Validate DIR/params.json without running it; the command it is for."""
+    command = command or config.guess_command(folder)
+    if command not in config.COMMANDS:
+        raise ConfigError(f"command: {command!r} is none of {', '.join(config.COMMANDS)}")
+    params = config.load(folder, command, overrides)
+    if params.dataset not in datasets.DATASETS and not params.dataset.startswith("hub:"):
+        datasets.load(params.dataset)  # its error names the choices
+    if ":" not in params.model_name:
+        with torch.device("meta"):
+            ModelSpec(params.model_name, params.model_args, 10, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).build()
+    return command
+
+
+def load_data(params: RunParams, seed: int) -> Splits:
+    """The data set that the parameters name."""
+    return datasets.load(
+        params.dataset,
+        root=params.data_root,
+        validation_fraction=params.validation_fraction,
+        seed=seed,
+        subset_percent=params.subset_percent,
+    )
+
+
+def new_model(params: RunParams, data: Splits, seed: int) -> Classifier:
+    """A freshly initialised classifier for the data."""
+    spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, data.mean, data.std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "initialisation"))
+        return spec.build()
+
+
+def load_model(path: Path) -> Box | Classifier:
+    """A box (or a run folder that holds one), or a trained classifier."""
+    for candidate in (path, path / BOX):
+        if is_box(candidate):
+            return Box.load(candidate)
+    return load_classifier(path)
+
+
+def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
+    """The teacher that the parameters name, fitting the data."""
+    for candidate in (params.teacher, params.teacher / BOX):
+        if is_box(candidate):
+            box = Box.load(candidate, allow_factory=":" in (params.teacher_model or ""))
+            check_fits(box.classifier, candidate, data.num_classes, data.image_shape)
+            return box
+    return load_classifier(
+        params.teacher,
+        model_name=params.teacher_model,
+        model_args=params.teacher_args,
+        dataset=data.name,
+        num_classes=data.num_classes,
+        image_shape=data.image_shape,
+    )
+
+
+def wrapping_key(folder: Path, params: WrapParams) -> Key:
+    """The key a box is wrapped for: the one named, the one already in DIR, or a new one kept in DIR."""
+    path = params.key or folder / KEY
+    if params.key is None and not path.exists() and world().is_main:
+        # Kept before training begins: a box without its key would be of no use to its owner.
+        Key.generate(DEFAULT_BLEND if params.key_blend is None else params.key_blend).save(path)
+    if dist.is_initialized():
+        dist.barrier()
+    return _agreeing(Key.load(path), params, path)
+
+
+def partner_key(folder: Path, params: DistillParams) -> Key | None:
+    """The key a student is distilled with, or None for a thief."""
+    if params.key is not None:
+        return _agreeing(Key.load(params.key), params, params.key)
+    if params.key_blend is None:
+        return None
+    path = folder / KEY
+    if not path.exists():
+        raise KeyFileError(
+            f"key_blend is set and there is no key: set key to the partner's key file, or put it at {path}"
+        )
+    return _agreeing(Key.load(path), params, path)
+
+
+def _agreeing(key: Key, params: TeacherParams, path: Path) -> Key:
+    if params.key_blend is not None and params.key_blend != key.blend:
+        raise ConfigError(f"key_blend: {params.key_blend} differs from {key.blend} of {path}; leave key_blend out")
+    return key
+
+
+def test_accuracy(model: nn.Module, data: Splits) -> float:
+    """Accuracy over all test images, a fraction."""
+    device = next(model.parameters()).device
+    return training.evaluate(model, training.evaluation_batches(data.test, device))["accuracy"]
+
+
+@contextlib.contextmanager
+def _running(
+    folder: Path, params: Any, device_name: str, resume: bool, overwrite: bool, progress: Progress | None
+) -> Any:
+    device = choose_device(device_name)
+    parameters = params.model_dump(mode="json")
+    try:
+        with (
+            process_group(device),
+            open_run(folder, parameters, device, resume=resume, overwrite=overwrite) as run,
+        ):
+            yield run
+    finally:
+        if progress:
+            progress.close()
+
+
+__all__ = ["JOBS", "RunFolder", "check_job", "evaluate_job", "load_model"]

@@ -1,0 +1,83 @@
+"""Telling a person how far a run is: a bar on a terminal, plain lines elsewhere, both with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+LINE_SECONDS = 5.0  # shortest time between plain lines
+
+
+class ShowProgress:
+    """Progress of one `fit`, on stderr.
+
+    Args:
+        label: what is being trained.
+        stream: where to write; a bar if it is a terminal.
+    """
+
+    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+        self.label = label
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+        self._task: Any = None
+
+    def start(self, epochs: int, first: int, steps: int) -> None:
+        """Training begins: epochs in all, epochs done before, steps an epoch."""
+        self._epochs, self._first, self._steps = epochs, first, steps
+        self._began = self._spoke = time.monotonic()
+        if not self._stream.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(file=self._stream),
+        )
+        self._task = self._bar.add_task(
+            self.label, total=epochs * steps, completed=first * steps, shown=f"epoch {first}/{epochs}"
+        )
+        self._bar.start()
+
+    def step(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One epoch is done."""
+        done = record["epoch"]
+        shown = f"epoch {done}/{self._epochs}  {summary(record)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done * self._steps, shown=shown)
+            return
+        now = time.monotonic()
+        if done < self._epochs and now - self._spoke < LINE_SECONDS:
+            return
+        self._spoke = now
+        left = (now - self._began) / (done - self._first) * (self._epochs - done)
+        self._stream.write(f"{self.label}: {shown}  {now - self._began:.0f} s, {left:.0f} s left\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Training has ended, well or not; may be called twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The accuracies of an epoch, in per cent, and its loss."""
+    parts = [
+        f"{name.removesuffix('_accuracy') if name != 'accuracy' else 'accuracy'} {100 * value:.1f} %"
+        for name, value in record["validation"].items()
+        if name.endswith("accuracy") and name != "worse_accuracy"
+    ]
+    return "  ".join([f"loss {record['loss']:.3f}", *parts])
