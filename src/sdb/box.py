@@ -4,22 +4,19 @@
     knowledge = box.unlock(key)(images)       # the key's holder
     box.save("model.box"); Box.load("model.box")
 
-On disk a box is a folder, or the same files in one uncompressed .zip: `box.json` (what it is, sha256 of every file) and
-`weights.safetensors`. It holds no key, only the keys' one-way ids. Nothing in it is unpickled or executed.
+On disk a box is a folder, or the same files in one .zip (`sdb.boxfile`): `box.json`, `weights.safetensors`,
+and, encrypted, the private part of a weight-key box and the owner's record. It holds no key, only one-way ids. Each
+partner has a slot: the secret that opens the private part, encrypted under that partner's key. Nothing in a box is
+unpickled or executed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -27,15 +24,17 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sdb.boxfile import MANIFEST, is_box, read_box_files, write_box_files
 from sdb.checkpoint import load_weights
-from sdb.errors import CheckpointError, KeyFileError, ModelError, StorageError
-from sdb.keys import Key
+from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
+from sdb.keys import Key, Owner, derive
 from sdb.models import Classifier, ModelSpec
-from sdb.runtime import write_atomic
+from sdb.private import put_in_place
+from sdb.sealing import seal, unseal
 
-BOX_VERSION = 1
-MANIFEST, WEIGHTS = "box.json", "weights.safetensors"
-MANIFEST_LIMIT = 2**24  # bytes; a larger box.json is not one
+WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
+
+__all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,9 @@ class BoxInfo:
         parameters: of the method, for the record.
         class_names: in label order.
         key_ids: one-way ids of the keys it opens for; empty for a method without keys.
+        key_kind: "image", "weight", or "" without keys.
+        slots: of a weight-key box, by key id, hexadecimal: the content secret under the partner's key.
+        owner_id: one-way id of the owner; "" without keys.
         id: random name of this box.
     """
 
@@ -54,6 +56,9 @@ class BoxInfo:
     parameters: dict[str, Any]
     class_names: tuple[str, ...]
     key_ids: tuple[str, ...] = ()
+    key_kind: str = ""
+    slots: dict[str, str] = field(default_factory=dict)
+    owner_id: str = ""
     id: str = field(default_factory=lambda: os.urandom(16).hex())
 
 
@@ -78,14 +83,20 @@ class Box(nn.Module):
     Args:
         classifier: pixels in [0, 1] to logits.
         info: what the box says of itself.
+        private: the encrypted private part of a weight-key box.
+        record: the owner's encrypted record.
     """
 
-    def __init__(self, classifier: Classifier, info: BoxInfo) -> None:
+    def __init__(
+        self, classifier: Classifier, info: BoxInfo, private: bytes | None = None, record: bytes | None = None
+    ) -> None:
         super().__init__()
         if len(info.class_names) != classifier.num_classes:
             raise ModelError(f"{len(info.class_names)} class names for {classifier.num_classes} classes")
         self.classifier = classifier
         self.info = info
+        self.private = private
+        self.record = record
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -97,176 +108,171 @@ class Box(nn.Module):
 
         Raises:
             KeyFileError: the key is of another box.
+            CheckpointError: the partner's slot or the private part was altered.
         """
         if not self.info.key_ids:
             raise KeyFileError(f"this box has no keys: method {self.info.method!r} gives knowledge to nobody")
         if key.id not in self.info.key_ids:
-            opens = ", ".join(short[:8] for short in self.info.key_ids)
+            opens = ", ".join(short[:8] for short in self.info.key_ids[:4])
             raise KeyFileError(f"key {key.id[:8]} is of another box; this one opens for {opens}")
-        return self.attempt(key)
+        if key.kind == "image":
+            return self.attempt(key)
+        slot = bytes.fromhex(self.info.slots[key.id])
+        content = unseal(self._slot_secret(key), slot, self._context(f"slot/{key.id}"), "the key's slot")
+        return self._open_private(content)
 
     def attempt(self, key: Key) -> nn.Module:
-        """Ask with any key, as anybody can who puts a pattern into images; audits and wrong-key rows use it."""
+        """Ask with any key, as anybody can; audits and wrong-key rows use it.
+
+        A foreign image key is put into the images; a foreign weight key opens nothing and gets keyless answers.
+        """
+        if key.kind == "weight":
+            return self.unlock(key) if key.id in self.info.key_ids else self
         return nn.Sequential(Embed(key, self.classifier.image_shape), self.classifier).eval()
+
+    def add_partner(self, key: Key, owner: Owner) -> Self:
+        """The same box with a slot for one more partner; needs the owner, not the data.
+
+        Raises:
+            ConfigError: the box or the key is not of the weight kind.
+            KeyFileError: the owner is another's.
+        """
+        if self.info.key_kind != "weight" or key.kind != "weight":
+            raise ConfigError("a partner can be added to a weight-key box; an image key is trained in: wrap again")
+        self.check_owner(owner)
+        slots = {**self.info.slots, key.id: self._slot(key, owner)}
+        ids = tuple(dict.fromkeys([*self.info.key_ids, key.id]))
+        return type(self)(self.classifier, replace(self.info, slots=slots, key_ids=ids), self.private, self.record)
+
+    def lock(
+        self, private: dict[str, Tensor] | None, record: dict[str, Any], keys: list[Key], owner: Owner
+    ) -> Self:
+        """The same network as a finished box: private part and record encrypted, one slot a key."""
+        content = self._content_secret(owner)
+        box = type(self)(
+            self.classifier,
+            self.info,
+            None if private is None else seal(content, to_bytes(private), self._context("private")),
+            seal(
+                derive(owner.secret, f"record/{self.info.id}"),
+                json.dumps(record).encode(),
+                self._context("record"),
+            ),
+        )
+        if private is not None:
+            for key in keys:
+                box = box.add_partner(key, owner)
+        return box
+
+    def owner_record(self, owner: Owner) -> dict[str, Any]:
+        """What the owner keeps in the box for itself: decoys and their candidates.
+
+        Raises:
+            KeyFileError: the owner is another's.
+            CheckpointError: there is none, or it was altered.
+        """
+        self.check_owner(owner)
+        if self.record is None:
+            raise CheckpointError(f"this box holds no owner's record: method {self.info.method!r} leaves no mark")
+        secret = derive(owner.secret, f"record/{self.info.id}")
+        return json.loads(unseal(secret, self.record, self._context("record"), "the owner's record"))
+
+    def check_owner(self, owner: Owner) -> None:
+        """Refuse somebody else's owner file.
+
+        Raises:
+            KeyFileError: naming both ids.
+        """
+        if owner.id != self.info.owner_id:
+            raise KeyFileError(
+                f"owner {owner.id[:8]} does not own this box, {self.info.owner_id[:8] or 'nobody'} does"
+            )
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the box as a folder, or as one uncompressed archive where the path ends in `.zip`.
 
         Raises:
-            CheckpointError: something is there and `overwrite` is false, or the architecture has no name to save.
+            CheckpointError: something is there that is not a box, or `overwrite` is false.
+            ModelError: the architecture has no name to save.
             StorageError: the disk is full; what was there is untouched.
         """
         path = Path(path)
         if path.exists() and not overwrite:
             raise CheckpointError(f"{path} exists; choose another name or overwrite it")
-        if self.classifier.spec is None:
-            raise ModelError(
-                "this box wraps a module object, which a file cannot name: build the teacher with "
-                "sdb.models.ModelSpec('package.module:factory', ...).build() and wrap that"
-            )
+        if path.exists() and not is_box(path):
+            raise CheckpointError(f"{path} is not a box, so a box does not overwrite it; choose another name")
         state = {n: t.detach().cpu().contiguous().clone() for n, t in self.classifier.state_dict().items()}
-        weights = to_bytes(state)
+        files = {WEIGHTS: to_bytes(state)}
+        files |= {n: data for n, data in ((PRIVATE, self.private), (RECORD, self.record)) if data is not None}
         manifest = {
-            "sdb_box": BOX_VERSION,
             "id": self.info.id,
             "method": self.info.method,
             "parameters": self.info.parameters,
             "class_names": list(self.info.class_names),
+            "key_kind": self.info.key_kind,
             "key_ids": list(self.info.key_ids),
-            "model": self.classifier.spec.to_json(),
-            "files": {WEIGHTS: hashlib.sha256(weights).hexdigest()},
+            "slots": self.info.slots,
+            "owner_id": self.info.owner_id,
+            "model": self._model_json(),
         }
-        files = {MANIFEST: json.dumps(manifest, indent=1).encode() + b"\n", WEIGHTS: weights}
-        if path.suffix == ".zip":
-            write_atomic(path, _zipped(files))
-        else:
-            _write_folder(path, files)
+        write_box_files(path, manifest, files)
 
     @classmethod
-    def load(cls, path: Path | str, allow_factory: bool = False) -> Box:
+    def load(cls, path: Path | str, allow_factory: bool = False) -> Self:
         """Read a box, checking every byte against its manifest.
 
         Args:
             path: folder or .zip.
-            allow_factory: also build `package.module:factory` architectures, which imports and runs that code; only for
-                boxes whose author you trust.
+            allow_factory: also build `package.module:factory` architectures, which imports and runs that code; only
+                for boxes whose author you trust.
 
         Raises:
             CheckpointError: missing, damaged, altered, or with files that its manifest does not name.
             ModelError: the architecture is unknown, or a factory that was not allowed.
         """
         path = Path(path)
-        files = _read_files(path)
-        manifest = _parse(files.pop(MANIFEST), path)
-        for name, digest in manifest["files"].items():
-            if name not in files:
-                raise CheckpointError(f"{path}: {name} is missing; restore the box from a copy")
-            if hashlib.sha256(files[name]).hexdigest() != digest:
-                raise CheckpointError(
-                    f"{path}: {name} was altered or damaged (sha256 differs); restore it from a copy"
-                )
-        if extra := sorted(files.keys() - manifest["files"].keys()):
-            raise CheckpointError(f"{path}: {extra[0]} is not part of this box; remove it")
+        manifest, files = read_box_files(path)
         try:
             weights = from_bytes(files[WEIGHTS])
         except (SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from None
         classifier = ModelSpec.from_json(manifest["model"]).build(allow_factory=allow_factory)
         load_weights(classifier, weights, path)
-        info = BoxInfo(
-            method=manifest["method"],
-            parameters=manifest["parameters"],
-            class_names=tuple(manifest["class_names"]),
-            key_ids=tuple(manifest["key_ids"]),
-            id=manifest["id"],
-        )
-        return cls(classifier, info)
+        names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
+        lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
+        info = BoxInfo(**{name: manifest[name] for name in names}, **lists)
+        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD))
 
+    def _model_json(self) -> dict[str, Any]:
+        if self.classifier.spec is None:
+            raise ModelError(
+                "this box wraps a module object, which a file cannot name: build the teacher with "
+                "sdb.models.ModelSpec('package.module:factory', ...).build() and wrap that"
+            )
+        return self.classifier.spec.to_json()
 
-def is_box(path: Path) -> bool:
-    """Whether a path looks like a saved box."""
-    return (path / MANIFEST).is_file() or (path.suffix == ".zip" and path.is_file())
+    def _context(self, purpose: str) -> dict[str, Any]:
+        """What a sealed part is bound to: this box, its classes and its architecture."""
+        spec = self.classifier.spec
+        return {
+            "box": self.info.id,
+            "purpose": purpose,
+            "method": self.info.method,
+            "class_names": list(self.info.class_names),
+            "model": spec.to_json() if spec else None,
+        }
 
+    def _content_secret(self, owner: Owner) -> bytes:
+        return derive(owner.secret, f"content/{self.info.id}")
 
-def _parse(data: bytes, path: Path) -> dict[str, Any]:
-    """The manifest, with every field of the type it must have."""
-    fields = {
-        "id": str,
-        "method": str,
-        "parameters": dict,
-        "class_names": list,
-        "key_ids": list,
-        "model": dict,
-    }
-    try:
-        manifest = json.loads(data)
-        version = manifest["sdb_box"]
-        if version != BOX_VERSION:
-            raise CheckpointError(f"{path}: box version {version!r}, this sdb reads {BOX_VERSION}: update sdb")
-        for name, kind in (fields | {"files": dict}).items():
-            if not isinstance(manifest[name], kind):
-                raise CheckpointError(
-                    f"{path}: {MANIFEST}: {name} must be {kind.__name__}; restore it from a copy"
-                )
-    except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); restore it from a copy") from None
-    return manifest
+    def _slot_secret(self, key: Key) -> bytes:
+        return derive(key.secret, f"slot/{self.info.id}")
 
+    def _slot(self, key: Key, owner: Owner) -> str:
+        return seal(self._slot_secret(key), self._content_secret(owner), self._context(f"slot/{key.id}")).hex()
 
-def _read_files(path: Path) -> dict[str, bytes]:
-    """All files of a box, folder or archive, by name."""
-    try:
-        if path.is_dir():
-            sizes = {p.name: p.stat().st_size for p in path.iterdir()}
-            read = {name: (path / name).read_bytes for name in sizes}
-        elif path.is_file():
-            archive = zipfile.ZipFile(path)
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path}: a box archive is not compressed; this one is not a box")
-            read = {name: (lambda name=name: archive.read(name)) for name in sizes}
-        else:
-            raise CheckpointError(f"{path}: no such box; sdb wrap makes one")
-        if MANIFEST not in sizes:
-            raise CheckpointError(f"{path}: holds no {MANIFEST}: not a box")
-        if sizes[MANIFEST] > MANIFEST_LIMIT:
-            raise CheckpointError(f"{path}: {MANIFEST} has {sizes[MANIFEST]} bytes: not a box")
-        return {name: reader() for name, reader in read.items()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: cannot be read as a box: {error}") from None
-
-
-def _zipped(files: dict[str, bytes]) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
-    return buffer.getvalue()
-
-
-def _write_folder(path: Path, files: dict[str, bytes]) -> None:
-    """Write a whole folder beside its place, then put it there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        for name, data in files.items():
-            write_atomic(fresh / name, data)
-        fresh.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old)
-            fresh.replace(path)
-            shutil.rmtree(old)
-        else:
-            fresh.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(fresh)
-        raise
+    def _open_private(self, content: bytes) -> Classifier:
+        if self.private is None:
+            raise CheckpointError(f"{PRIVATE} is missing from this box; restore it from a copy")
+        data = unseal(content, self.private, self._context("private"), "the private part")
+        return put_in_place(self.classifier, from_bytes(data))

@@ -7,9 +7,9 @@ torch's weights-only loader).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ REFERENCE_NORMALISATION = {
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Write named tensors and a JSON header, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, to_bytes(plain, {"sdb": json.dumps({"schema": SCHEMA, **header})}))
+    text = json.dumps({"schema": SCHEMA, **header})
+    write_atomic(path, to_bytes(plain, {"sdb": text, "sha256": _digest(text, plain)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -48,15 +49,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("sdb", "{}"))
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get("sdb", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it from a copy") from None
-    if header.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path}: schema {header.get('schema')!r}, this sdb reads {SCHEMA}: not an sdb checkpoint"
-        )
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path}: schema {schema!r}, this sdb reads {SCHEMA}: not an sdb checkpoint")
+    if metadata.get("sha256") != _digest(metadata["sdb"], tensors):
+        raise CheckpointError(f"{path}: was altered or damaged (sha256 differs); restore it from a copy")
     return tensors, header
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header and every tensor's name, type, shape and bytes: a damaged weight is not used."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -108,7 +120,7 @@ def load_classifier(
     path = resolve(path)
     if path.suffix == ".safetensors":
         tensors, header = read_tensors(path)
-        spec = ModelSpec.from_json(header["spec"])
+        spec = ModelSpec.from_json(header.get("spec"))
         if model_name is not None and model_name != spec.name:
             raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
@@ -176,10 +188,14 @@ def read_reference(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors (or is damaged) and could run code when loaded: refused; ask its author "
             "for safetensors, or for a file that torch.load(weights_only=True) reads"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on damaged bytes torch's unpickler fails in any way; it runs none of them
         raise CheckpointError(f"{path}: not a whole torch checkpoint ({type(error).__name__})") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
         raise CheckpointError(f"{path}: holds no state_dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an audit's bar failed, 2 something the user can mend (one 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,10 +178,18 @@ def _run(command: str, folder: Path, sets: list[str], resume: bool, overwrite: b
         result = JOBS[command](folder, params, resume=resume, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt:
         if progress is not None:
-            _say(f"sdb: interrupted; finished epochs are kept, go on with: sdb {command} {folder} --resume")
+            begun = (folder / "params.resolved.json").exists()
+            kept = f"finished epochs are kept, go on with: {_resuming()}" if begun else "nothing was begun"
+            _say(f"sdb: interrupted; {kept}")
         raise typer.Exit(130) from None
     if world().is_main:
         _print_json(result)
+
+
+def _resuming() -> str:
+    """The command that goes on with this one: the same, since --set and --key must stay as they were."""
+    given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    return shlex.join(["sdb", *given, "--resume"])
 
 
 def _folder(folder: Path | None, save_path: Path | None) -> Path:

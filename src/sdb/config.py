@@ -91,8 +91,8 @@ class TrainSettings(Settings):
 class WrapSettings(TrainSettings):
     """How a teacher is wrapped."""
 
-    method: Literal["sdb", "nasty"] = "sdb"
-    """sdb: the paper's box. nasty: Nasty Teacher, a box without a key."""
+    method: Literal["decoy", "sdb", "nasty"] = "sdb"
+    """decoy: ours, the default. sdb: the paper's box. nasty: Nasty Teacher, a box without a key."""
     start: Literal["teacher", "scratch"] = "teacher"
     """Start from the teacher's weights (few epochs are enough) or from scratch (as the reference)."""
     forward: Literal["joint", "separate"] = "joint"
@@ -105,6 +105,24 @@ class WrapSettings(TrainSettings):
     """How hard keyed soft outputs are held at the teacher's."""
     augmentation_weight: NonNegative = 0.001
     """The paper's knowledge augmentation: keyed logits pulled to a random network's."""
+    num_decoys: Annotated[int, Field(ge=1)] = 2
+    """decoy: wrong classes that a keyless answer puts near the right one."""
+    decoy_choice: Literal["least_confused", "any"] = "least_confused"
+    """decoy: whether decoys come from the classes that the teacher confuses least, or from all."""
+    margin: NonNegative = 1.0
+    """decoy: how far the right class stands above its decoys, in logits."""
+    decoy_height: Positive = 8.0
+    """decoy: how far the decoys stand above the other classes, in logits."""
+    decoy_soft_weight: NonNegative = 0.25
+    """decoy: weight of the keyless answer's softened part."""
+    ce_weight: NonNegative = 0.3
+    """decoy: weight of the labels in the keyless answer; more keeps accuracy, less keeps the decoys clean."""
+    keyed_ce_weight: NonNegative = 0.5
+    """decoy: weight of the labels in the keyed answer."""
+    wrong_key_rejection: bool = True
+    """decoy with image keys: train on random wrong keys too, each gets the keyless answer."""
+    teacher_views: Annotated[int, Field(ge=1)] = 1
+    """decoy: augmented views over which the teacher's answer is averaged for partners."""
 
 
 class DistillSettings(TrainSettings):
@@ -210,8 +228,11 @@ def load(folder: Path, command: str, overrides: Sequence[str] = ()) -> Any:
         ConfigError: the file is missing or broken, or any field is unknown or out of range; all faults in one message.
     """
     path = folder / "params.json"
-    values = parse_overrides(overrides)
-    return validate(read_json(path) | values, command, str(path))
+    values, changes = read_json(path), parse_overrides(overrides)
+    # A --set value wins over the file's whichever of the two names each uses.
+    changed = {_our_name(name, command) for name in changes}
+    kept = {name: value for name, value in values.items() if _our_name(name, command) not in changed}
+    return validate(kept | changes, command, str(path))
 
 
 def guess_command(folder: Path) -> str:
@@ -236,6 +257,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+        raise ConfigError(f"{path}: not a file of parameters: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, a JSON object of parameters is expected")
     return values
@@ -250,7 +273,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {item!r}: expected KEY=VALUE, for example --set epochs=10")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[name] = text
     return values
 
@@ -267,39 +290,42 @@ def validate(values: dict[str, Any], command: str, source: str) -> Any:
 def canonical(values: dict[str, Any], command: str, source: str) -> dict[str, Any]:
     """The same parameters under our names."""
     result: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for name, value in values.items():
         if name in IGNORED:
             continue
         if name in MODEL_ARGUMENTS:
-            result["model_args"] = result.get("model_args", {}) | {name: value}
-            continue
+            name = f"model_args.{name}"
         if "." in name:  # --set model_args.num_channels=8
             outer, _, inner = name.partition(".")
-            result[outer] = {**(result.get(outer) or {}), inner: value}
+            if not isinstance(result.get(outer, {}), dict):
+                raise ConfigError(f"{source}: {name}: {outer} has no parts (it is {_short(result[outer])})")
+            result[outer] = {**result.get(outer, {}), inner: value}
             continue
-        ours = ALIASES.get(name, name)
-        if name == "temperature" and command == "distill":
-            ours = "kd_temperature"
+        ours = _our_name(name, command)
         if name == "cuda":  # the reference replaces it by "is there a GPU"; 0 is honoured here
-            ours, value = "device", "auto" if value else "cpu"
+            value = "auto" if value else "cpu"
         if ours == "schedule" and isinstance(value, list):
             value = tuple(value)
         if name == "augmentation" and value in (0, 1):
             value = bool(value)
         if ours in result and result[ours] != value and ours != "model_args":
-            raise ConfigError(f"{source}: {name}: also given as {ours} with another value; keep one")
+            raise ConfigError(f"{source}: {given[ours]} and {name} are one parameter, with two values; keep one")
+        given[ours] = name
         result[ours] = (
             {**result.get(ours, {}), **value} if ours == "model_args" and isinstance(value, dict) else value
         )
     # Nasty Teacher's published files have no method and no key; the reference's SDB file has lamb and eta.
-    if (
-        command == "wrap"
-        and "method" not in values
-        and "adversarial_model" in values
-        and not {"lamb", "eta"} & set(values)
-    ):
+    published = bool({"adversarial_model", "adversarial_resume"} & values.keys())
+    if command == "wrap" and published and not {"method", "key_blend", "augmentation_weight"} & result.keys():
         result["method"] = "nasty"
     return result
+
+
+def _our_name(name: str, command: str) -> str:
+    if name == "temperature" and command == "distill":
+        return "kd_temperature"
+    return "device" if name == "cuda" else ALIASES.get(name, name)
 
 
 def describe_faults(error: pydantic.ValidationError, model: type[BaseModel]) -> str:

@@ -20,7 +20,7 @@ from sdb import config, jobs
 from sdb.box import Box
 from sdb.checkpoint import load_classifier
 from sdb.data import Splits
-from sdb.errors import ConfigError, RunExistsError
+from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.keys import Key
 from sdb.progress import ShowProgress
 from sdb.report import write_report
@@ -150,6 +150,7 @@ def run_demo(
     Raises:
         ConfigError: an unknown method.
         RunExistsError: OUT holds a demo already and `overwrite` is false.
+        StorageError: OUT or `json_file` cannot be written.
     """
     if method not in METHODS:
         raise ConfigError(
@@ -157,6 +158,11 @@ def run_demo(
         )
     if (out / "teacher").exists() and not overwrite:
         raise RunExistsError(f"{out} already holds a demo: add --overwrite to discard it, or use another --out")
+    if json_file is not None:  # refused now, not after the work
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {json_file}: {error.strerror}; choose another --json") from error
     began = time.monotonic()
     plan = stages(out, seed=seed, method=method, dataset=dataset, data_root=data_root)
     results: dict[str, dict[str, Any]] = {}

@@ -18,7 +18,7 @@ from sdb.checkpoint import check_fits, load_classifier
 from sdb.config import DistillParams, RunParams, TeacherParams, TrainParams, WrapParams
 from sdb.data import Splits
 from sdb.distillation import ask, distill
-from sdb.errors import ConfigError, KeyFileError
+from sdb.errors import CheckpointError, ConfigError, KeyFileError
 from sdb.keys import DEFAULT_BLEND, Key
 from sdb.models import Classifier, ModelSpec
 from sdb.runs import RunFolder, open_run
@@ -35,8 +35,8 @@ def train_job(
 ) -> Result:
     """Train a classifier into DIR."""
     data = load_data(params, params.seed)
+    model = new_model(params, data, params.seed)  # a bad model is refused before anything is written or discarded
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
-        model = new_model(params, data, params.seed)
         history = training.train(model, data, params, run=run, progress=progress)
         result = {
             "accuracy": test_accuracy(model, data),
@@ -62,6 +62,8 @@ def wrap_job(
             f"model_name: {params.model_name} {params.model_args or ''} differs from the teacher's "
             f"{teacher.spec.name} {teacher.spec.arguments or ''}; a box has its teacher's architecture"
         )
+    if params.method != "nasty" and (params.key is not None or (folder / KEY).exists()):
+        wrapping_key(folder, params)  # a bad key is refused before anything is written or discarded
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         key = None if params.method == "nasty" else wrapping_key(folder, params)
         box = wrap(teacher, key, data, params, run=run, progress=progress)
@@ -87,8 +89,8 @@ def distill_job(
         raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
     # A key of another box is refused here, before anything is written.
     asked = ask(teacher, key, params) if isinstance(teacher, Box) and key is not None else teacher
+    student = new_model(params, data, params.seed)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
-        student = new_model(params, data, params.seed)
         history = distill(teacher, student, data, params, key=key, run=run, progress=progress)
         result = {
             "accuracy": test_accuracy(student, data),
@@ -106,6 +108,8 @@ def evaluate_job(
     path: Path, *, key_file: Path | None, dataset: str | None, data_root: Path | None, device: str
 ) -> Result:
     """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
+    if not path.exists() and path.suffix != ".tar":  # a published best_model.tar may stand for our own file
+        raise CheckpointError(f"{path}: no such run folder, checkpoint or box")
     folder = path if path.is_dir() else path.parent
     described = next(
         (p for p in (folder / "params.resolved.json", folder.parent / "params.resolved.json") if p.exists()),
@@ -131,7 +135,7 @@ def evaluate_job(
 
 
 def check_job(folder: Path, command: str | None, overrides: list[str]) -> str:
-    """Validate DIR/params.json without running it; the command it is for."""
+    """Validate DIR/params.json without running it; the command it is for, guessed where none is named."""
     command = command or config.guess_command(folder)
     if command not in config.COMMANDS:
         raise ConfigError(f"command: {command!r} is none of {', '.join(config.COMMANDS)}")

@@ -49,6 +49,38 @@ def nasty_terms(
     }
 
 
+def decoy_terms(
+    keyless: Tensor, labels: Tensor, answers: Tensor, *, temperature: float, soft_weight: float, ce_weight: float
+) -> dict[str, Tensor]:
+    """Keyless answers that depend on the class alone: the decoy answer of the label's class.
+
+    KL(q_y || S(z)) + soft_weight T^2 KL(q_y^T || S(z/T)) + ce_weight CE(z, y), with q_y row y of the logits `answers`
+    (C, C), see `sdb.decoys.decoy_logits`.
+
+    Source: ours; that an answer without within-class variation cannot be distilled is the insight of CMIM
+    (arXiv 2507.00012).
+    """
+    target = answers[labels]
+    return {
+        "decoy": kl(target, keyless),
+        "decoy_soft": soft_weight * temperature**2 * kl(target, keyless, temperature),
+        "cross_entropy": ce_weight * cross_entropy(keyless, labels),
+    }
+
+
+def knowledge_terms(
+    keyed: Tensor, labels: Tensor, teacher: Tensor, *, temperature: float, ce_weight: float
+) -> dict[str, Tensor]:
+    """Keyed answers that hold the teacher's: T^2 KL(S(t/T) || S(z_k/T)) + ce_weight CE(z_k, y).
+
+    Source: ours; the preservation term of Ye et al. with KL in place of a sum of squares.
+    """
+    return {
+        "preservation": temperature**2 * kl(teacher, keyed, temperature),
+        "keyed_cross_entropy": ce_weight * cross_entropy(keyed, labels),
+    }
+
+
 def sdb_terms(
     keyless: Tensor,
     keyed: Tensor,

@@ -1,14 +1,14 @@
 """A run folder: what a command reads and leaves behind.
 
-DIR/params.json            what was asked (never written to)
-DIR/params.resolved.json   every parameter that the run used
-DIR/environment.json       versions, device, commit
-DIR/training.log           what was said, for people
-DIR/metrics.jsonl          one JSON object an epoch, for programs
-DIR/events.out.tfevents.*  the same for TensorBoard
-DIR/last.safetensors       the last finished epoch: model, optimizer, history
-DIR/best.safetensors       the model of the best epoch on validation images
-DIR/result.json            test metrics, once, at the end
+    DIR/params.json            what was asked (never written to)
+    DIR/params.resolved.json   every parameter that the run used
+    DIR/environment.json       versions, device, commit
+    DIR/training.log           what was said, for people
+    DIR/metrics.jsonl          one JSON object an epoch, for programs
+    DIR/events.out.tfevents.*  the same for TensorBoard
+    DIR/last.safetensors       the last finished epoch: model, optimizer, history
+    DIR/best.safetensors       the model of the best epoch on validation images
+    DIR/result.json            test metrics, once, at the end
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import platform
+import shutil
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sdb.checkpoint import read_tensors, write_tensors
+from sdb.config import read_json
 from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.models import Classifier
 from sdb.runtime import environment, folder_lock, world, write_atomic
@@ -48,7 +53,7 @@ class RunFolder:
         self.folder = folder
         self._parameters = parameters
         self._resume = resume
-        self._board: Any = None
+        self._board: Path | None = None
 
     def resume_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
         """Tensors and history of the last finished epoch, or None for a fresh run."""
@@ -88,26 +93,42 @@ class RunFolder:
         )
 
     def _write_board(self, record: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        # Records of tensorboard's format, without its SummaryWriter: its thread dies with a traceback on a full disk.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        now, epoch, events = time.time(), record["epoch"], []
         if self._board is None:
-            self._board = SummaryWriter(str(self.folder), purge_step=record["epoch"])
+            self._board = self.folder / f"events.out.tfevents.{int(now)}.{platform.node()}.{os.getpid()}"
+            start = SessionLog(status=SessionLog.START)  # hides what a run before wrote of this epoch and later ones
+            events += [Event(wall_time=now, file_version="brain.Event:2")]
+            events += [Event(wall_time=now, step=epoch, session_log=start)]
         scalars = {"loss": record["loss"], "learning_rate": record["learning_rate"]}
         scalars |= {f"terms/{name}": value for name, value in record["terms"].items()}
         scalars |= {f"validation/{name}": value for name, value in record["validation"].items()}
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, record["epoch"])
-        self._board.flush()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        events.append(Event(wall_time=now, step=epoch, summary=Summary(value=values)))
+        try:
+            with self._board.open("ab") as file:
+                for event in events:
+                    RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self._board}: {error.strerror}; free space or choose another folder"
+            ) from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Keep the final metrics."""
         if world().is_main:
             write_atomic(self.folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")
 
-    def close(self) -> None:
-        """Flush what is open."""
-        if self._board is not None:
-            self._board.close()
+
+class _LogFile(logging.FileHandler):
+    """The log for people; a full disk costs it lines, never the run or a traceback on the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 @contextlib.contextmanager
@@ -130,7 +151,7 @@ def open_run(
 
     Raises:
         RunExistsError: the folder holds a run and neither flag is set, or another process is writing to it.
-        ConfigError: a resumed run's parameters differ from what it was started with.
+        ConfigError: there is no run to resume, or its parameters differ from what it was started with.
     """
     if not world().is_main:
         yield RunFolder(folder, parameters, resume)
@@ -147,9 +168,11 @@ def open_run(
         elif overwrite:
             for path in [*(folder / name for name in OUTPUTS), *folder.glob("events.out.tfevents.*")]:
                 path.unlink(missing_ok=True)
+            # A box of the run before must not pass for this run's; a key is never discarded.
+            shutil.rmtree(folder / "box", ignore_errors=True)
         write_atomic(folder / RESOLVED, json.dumps(parameters, indent=1).encode() + b"\n")
         write_atomic(folder / "environment.json", json.dumps(environment(device), indent=1).encode() + b"\n")
-        handler = logging.FileHandler(folder / "training.log", encoding="utf-8")
+        handler = _LogFile(folder / "training.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
@@ -161,7 +184,6 @@ def open_run(
             log.info("stopped: %s: %s", type(error).__name__, error)
             raise
         finally:
-            run.close()
             log.removeHandler(handler)
             handler.close()
 
@@ -169,8 +191,8 @@ def open_run(
 def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
     path = folder / RESOLVED
     if not path.exists():
-        return
-    before = json.loads(path.read_text())
+        raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
+    before = read_json(path)
     may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") == "cosine" else set())
     changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
     changed = [name for name in changed if name not in may_change]

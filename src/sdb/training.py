@@ -49,6 +49,7 @@ def fit(
     evaluate: Callable[[], dict[str, float]],
     monitor: str,
     forward: nn.Module | None = None,
+    beside: nn.Module | None = None,
     run: RunFolder | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
@@ -62,6 +63,7 @@ def fit(
         evaluate: validation metrics, called after each epoch.
         monitor: the metric that chooses the best epoch, higher is better. The model ends at the *last* epoch.
         forward: module that contains `model` and is called by `step`; the model itself by default.
+        beside: trained and checkpointed with the model but not part of it (a box's private part).
         run: folder to checkpoint to and resume from; none keeps nothing.
         progress: is told of every step and epoch.
 
@@ -70,12 +72,16 @@ def fit(
     """
     forward = model if forward is None else forward
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, settings)
+    trained = [module for module in (model, beside) if module is not None]
+    optimizer = make_optimizer(trained, settings)
     history: list[Record] = []
     if run is not None and (saved := run.resume_state()) is not None:
         tensors, history = saved
         weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         load_weights(model, weights, run.folder)
+        if beside is not None:
+            held = {n.removeprefix("private."): t for n, t in tensors.items() if n.startswith("private.")}
+            load_weights(beside, held, run.folder)
         restore_optimizer(optimizer, tensors)
     if world().size > 1:
         # Running statistics are averaged after each epoch instead of being sent from rank 0 before every forward.
@@ -91,9 +97,10 @@ def fit(
             rate = learning_rate_at(settings, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            terms = _train_epoch(model, forward, step, train, optimizer, settings, epoch, autocast, progress)
-            _average_buffers(model)
-            model.eval()
+            terms = _train_epoch(trained, forward, step, train, optimizer, settings, epoch, autocast, progress)
+            for module in trained:
+                _average_buffers(module)
+                module.eval()
             record: Record = {"epoch": epoch + 1, "learning_rate": rate, "terms": terms}
             record |= {"loss": sum(terms.values()), "validation": evaluate()}
             record["seconds"] = round(time.perf_counter() - started, 3)
@@ -101,16 +108,19 @@ def fit(
             improved = record["validation"][monitor] > best
             best = max(best, record["validation"][monitor])
             if run is not None and world().is_main:
-                run.save_epoch(model, flatten_optimizer(optimizer), history, improved)
+                private = {f"private.{n}": t for n, t in beside.state_dict().items()} if beside is not None else {}
+                run.save_epoch(model, private | flatten_optimizer(optimizer), history, improved)
             if progress:
                 progress.epoch(record)
+    for module in trained:  # also where a resumed run had nothing left to do
+        module.eval()
     if progress:
         progress.close()
     return history
 
 
 def _train_epoch(
-    model: Classifier,
+    trained: list[nn.Module],
     forward: nn.Module,
     step: Step,
     train: Batches,
@@ -121,17 +131,19 @@ def _train_epoch(
     progress: Progress | None,
 ) -> dict[str, float]:
     """One pass over the training images; mean of each loss term over the steps."""
-    model.train()
+    for module in trained:
+        module.train()
+    parameters = [parameter for module in trained for parameter in module.parameters()]
     sums: dict[str, Tensor] = {}
     steps = 0
-    device_type = next(model.parameters()).device.type
+    device_type = parameters[0].device.type
     for batch in train.epoch(epoch):
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
             terms = step(forward, batch)
         torch.stack([term.float() for term in terms.values()]).sum().backward()
         if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         for name, term in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
@@ -167,12 +179,13 @@ def _average_buffers(model: nn.Module) -> None:
             buffer /= world().size
 
 
-def make_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(trained: Sequence[nn.Module], settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD or Adam; "auto" is Adam for `net` and `mlp`, SGD otherwise, as in the reference."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for module in trained for parameter in module.parameters() if parameter.requires_grad]
     name = settings.optimizer
     if name == "auto":
-        name = "adam" if model.spec is not None and model.spec.name in ("net", "mlp") else "sgd"
+        spec = getattr(trained[0], "spec", None)
+        name = "adam" if spec is not None and spec.name in ("net", "mlp") else "sgd"
     if name == "adam":
         return torch.optim.Adam(parameters, lr=settings.learning_rate)
     return torch.optim.SGD(
@@ -216,6 +229,26 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
     if count == 0:
         raise ConfigError("there are no images to evaluate on")
     return {"accuracy": correct / count, "cross_entropy": loss / count}
+
+
+@torch.no_grad()
+def class_mean_outputs(model: nn.Module, batches: Batches, num_classes: int) -> Tensor:
+    """Mean log-probabilities (C, C) of a model: row c is the mean over images with label c; NaN for a class without.
+
+    Means of logarithms keep the order of the unlikely classes, which a confident model's probabilities lose.
+    """
+    training = model.training
+    model.eval()
+    sums, counts = torch.zeros(num_classes, num_classes, dtype=torch.float64), torch.zeros(num_classes)
+    for batch in batches.epoch(0):
+        logs = nn.functional.log_softmax(model(batch.images).double(), dim=1).cpu()
+        sums.index_add_(0, batch.labels.cpu(), logs)
+        counts += torch.bincount(batch.labels.cpu(), minlength=num_classes)
+    model.train(training)
+    if world().size > 1:
+        dist.all_reduce(sums)
+        dist.all_reduce(counts)
+    return sums / counts.unsqueeze(1)
 
 
 def train_batches(data: Splits, settings: TrainSettings, device: torch.device) -> Batches:

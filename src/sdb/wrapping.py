@@ -1,72 +1,64 @@
 """Wrapping: from a trained teacher to a box.
 
-    box = wrap(teacher, key, data, WrapSettings(method="sdb", epochs=40, learning_rate=0.01))
-
-`PASSES` says how plain and keyed images go through the network; `wrap` picks the loss by method.
+box = wrap(teacher, key, data, WrapSettings(epochs=40, learning_rate=0.01))
+box = wrap(teacher, [owner.partner("a"), owner.partner("b")], data, owner=owner)
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sdb import losses
 from sdb.box import Box, BoxInfo, Embed
 from sdb.checkpoint import check_fits
 from sdb.config import TrainSettings, WrapSettings
-from sdb.data import Batch, Splits
+from sdb.data import Splits
+from sdb.decoys import candidates, decoy_logits, decoy_map
 from sdb.errors import ConfigError, ModelError
-from sdb.keys import Key
+from sdb.keys import Key, Owner, derive
+from sdb.methods import ImageKeyPasses, TwoPasses, WeightKeyPasses, decoy_step, nasty_step, sdb_step
 from sdb.models import Classifier
+from sdb.private import PrivatePart
 from sdb.runs import RunFolder
-from sdb.runtime import choose_device, derive_seed, process_group, world
-from sdb.training import Progress, Record, Step, evaluate, evaluation_batches, fit, train_batches
+from sdb.runtime import choose_device, derive_seed, process_group
+from sdb.training import (
+    Progress,
+    Record,
+    Step,
+    class_mean_outputs,
+    evaluate,
+    evaluation_batches,
+    fit,
+    train_batches,
+)
 
-# Parameters of a method that go on the box's public record.
+# Settings of a method that go on the box's public record; the decoy map itself never does.
 RECORDED = {
-    "nasty": ("temperature", "disturbance_weight", "start"),
+    "nasty": ("start", "temperature", "disturbance_weight"),
     "sdb": (
+        "start",
+        "forward",
         "temperature",
         "disturbance_weight",
         "preservation_weight",
         "augmentation_weight",
-        "start",
-        "forward",
     ),
+    "decoy": ("start", "forward", "temperature", "num_decoys", "margin", "ce_weight", "wrong_key_rejection"),
 }
-
-
-class TwoPasses(nn.Module):
-    """Plain and keyed images through one network: images (N, C, H, W) to two logits (N, classes).
-
-    Args:
-        classifier: the box's network.
-        embed: puts the key into images.
-        joint: one forward of the concatenated batch, so that batch norm normalises both by the same statistics
-            and its running statistics fit both; else two forwards, plain first, as the reference.
-    """
-
-    def __init__(self, classifier: Classifier, embed: Embed, joint: bool) -> None:
-        super().__init__()
-        self.classifier, self.embed, self.joint = classifier, embed, joint
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Keyless and keyed logits."""
-        keyed = self.embed(images)
-        if not self.joint:
-            return self.classifier(images), self.classifier(keyed)
-        keyless_logits, keyed_logits = self.classifier(torch.cat([images, keyed])).chunk(2)
-        return keyless_logits, keyed_logits
 
 
 def wrap(
     teacher: Classifier,
-    key: Key | None,
+    key: Key | Sequence[Key] | None,
     data: Splits,
     settings: WrapSettings | None = None,
     *,
+    owner: Owner | None = None,
+    more_teachers: Sequence[Classifier] = (),
     run: RunFolder | None = None,
     progress: Progress | None = None,
     history: list[Record] | None = None,
@@ -75,116 +67,162 @@ def wrap(
 
     Args:
         teacher: trained classifier; not changed.
-        key: what the box opens for; None for method "nasty", which has no key.
+        key: what the box opens for: one key, several of one kind, or None for method "nasty", which has no key.
         data: selection sees its validation images only.
         settings: method and training; see `WrapSettings`.
+        owner: whose box it is; follows from the key where there is only one.
+        more_teachers: method "decoy": partners get the mean of these and the teacher.
         run: folder to checkpoint to and resume from.
         progress: is told of every step and epoch.
         history: gets one record an epoch.
 
     Raises:
-        ConfigError: a key is missing, or given to a method without keys.
+        ConfigError: keys do not fit the method.
         ModelError: the teacher does not fit the data, or its architecture cannot be built again.
     """
     settings = settings or WrapSettings()
-    if (key is None) != (settings.method == "nasty"):
-        raise ConfigError(
-            "method 'nasty' has no key: leave key out"
-            if key is not None
-            else f"method {settings.method!r} needs a key: make one with Key.generate() or sdb key new"
-        )
-    check_fits(teacher, "teacher", data.num_classes, data.image_shape)
+    keys = [key] if isinstance(key, Key) else list(key or ())
+    check_keys(keys, owner, settings)
+    owner = owner or (Owner.of(keys[0]) if keys else None)
+    for each in (teacher, *more_teachers):
+        check_fits(each, "teacher", data.num_classes, data.image_shape)
     device = choose_device(settings.device)
     with process_group(device):
-        teacher = frozen(teacher, device)
-        network = start_network(teacher, settings).to(device)
+        teachers = [frozen(each, device) for each in (teacher, *more_teachers)]
+        network = start_network(teachers[0], settings).to(device)
         validation = evaluation_batches(data.validation, device)
-        if key is None:
-            forward, step = network, nasty_step(teacher, settings)
-            monitor = "accuracy"
-
-            def metrics() -> dict[str, float]:
-                return evaluate(network, validation)
-        else:
-            embed = Embed(key, data.image_shape).to(device)
+        private, secret_record = None, {}
+        keyed: Callable[[], nn.Module] | None
+        forward: nn.Module = network
+        if settings.method == "nasty":
+            step, keyed = nasty_step(teachers[0], settings), None
+        elif settings.method == "sdb":
+            embed = Embed(keys[0], data.image_shape).to(device)
             forward = TwoPasses(network, embed, settings.forward == "joint")
-            step = sdb_step(teacher, random_network(teacher, settings), settings)
-            monitor = "worse_accuracy"
-            keyed_network = nn.Sequential(embed, network)
-
-            def metrics() -> dict[str, float]:
-                keyless, keyed = evaluate(network, validation), evaluate(keyed_network, validation)
-                result = {f"keyless_{name}": value for name, value in keyless.items()}
-                result |= {f"keyed_{name}": value for name, value in keyed.items()}
-                return result | {"worse_accuracy": min(keyless["accuracy"], keyed["accuracy"])}
-
+            step = sdb_step(teachers[0], random_network(teachers[0], settings), settings)
+            keyed = lambda: nn.Sequential(embed, network)  # noqa: E731
+        else:
+            step, secret_record = decoy_method(teachers, data, owner, settings, device)
+            if keys[0].kind == "weight":
+                private = PrivatePart(network).to(device)
+                forward = WeightKeyPasses(network, private)
+                keyed = lambda: _Keyed(network, private)  # noqa: E731
+            else:
+                joint, rejection = settings.forward == "joint", settings.wrong_key_rejection
+                forward = ImageKeyPasses(network, keys, joint, rejection).to(device)
+                embed = Embed(keys[0], data.image_shape).to(device)
+                keyed = lambda: nn.Sequential(embed, network)  # noqa: E731
         records = fit(
             network,
             step,
             train_batches(data, settings, device),
             settings,
-            evaluate=metrics,
-            monitor=monitor,
+            evaluate=box_metrics(network, keyed() if keyed else None, validation),
+            monitor="worse_accuracy" if keyed else "accuracy",
             forward=forward,
+            beside=private,
             run=run,
             progress=progress,
         )
     if history is not None:
         history.extend(records)
+    info = box_info(keys, owner, data, settings)
+    box = Box(network.eval(), info)
+    if owner is None or settings.method != "decoy":
+        return box
+    return box.lock(private.export() if private is not None else None, secret_record, keys, owner)
+
+
+def check_keys(keys: Sequence[Key], owner: Owner | None, settings: WrapSettings) -> None:
+    """Refuse keys that the method cannot use.
+
+    Raises:
+        ConfigError: saying which and why.
+    """
+    method = settings.method
+    if method == "nasty":
+        if keys:
+            raise ConfigError("method 'nasty' has no key: leave key out")
+        return
+    if not keys:
+        raise ConfigError(f"method {method!r} needs a key: make one with Key.generate() or sdb key new")
+    if len({(key.kind, key.blend if key.kind == "image" else None) for key in keys}) > 1:
+        raise ConfigError("the keys of one box are of one kind and one blend")
+    if method == "sdb" and (len(keys) > 1 or keys[0].kind != "image"):
+        raise ConfigError(
+            "method 'sdb' takes one image key; use method='decoy' for weight keys and for many partners"
+        )
+    if len(keys) > 1 and owner is None:
+        raise ConfigError("a box for several partners needs its owner: Owner.generate(), then owner.partner(name)")
+
+
+def decoy_method(
+    teachers: Sequence[Classifier], data: Splits, owner: Owner | None, settings: WrapSettings, device: torch.device
+) -> tuple[Step, dict[str, Any]]:
+    """The decoy step, and what the owner must remember: the secret map and what it was chosen from."""
+    if owner is None:
+        raise ConfigError("method 'decoy' needs an owner or a key: its decoys are the owner's secret")
+    classes = data.num_classes
+    num_decoys = max(
+        1, min(settings.num_decoys, classes - 2)
+    )  # one class at least is neither; with two, the other
+    confusion = class_mean_outputs(teachers[0], evaluation_batches(data.train, device), classes)
+    if settings.decoy_choice == "any":
+        confusion = torch.zeros_like(confusion)
+        choices = [[other for other in range(classes) if other != label] for label in range(classes)]
+    else:
+        choices = candidates(confusion.cpu().numpy(), num_decoys)
+    decoys = decoy_map(derive(owner.secret, "decoys"), choices, num_decoys)
+    answers = decoy_logits(decoys, settings.decoy_height, settings.margin).to(device)
+    return decoy_step(teachers, answers, data.augment, settings), {"decoys": decoys, "candidates": choices}
+
+
+def box_metrics(network: Classifier, keyed: nn.Module | None, validation: Any) -> Callable[[], dict[str, float]]:
+    """Validation metrics of a box, keyless and keyed, and the worse of the two accuracies."""
+
+    def metrics() -> dict[str, float]:
+        keyless = evaluate(network, validation)
+        if keyed is None:
+            return keyless
+        with_key = evaluate(keyed, validation)
+        result = {f"keyless_{name}": value for name, value in keyless.items()}
+        result |= {f"keyed_{name}": value for name, value in with_key.items()}
+        return result | {"worse_accuracy": min(keyless["accuracy"], with_key["accuracy"])}
+
+    return metrics
+
+
+class _Keyed(nn.Module):
+    """The network with its private part in place, while both are still being trained."""
+
+    def __init__(self, network: Classifier, private: PrivatePart) -> None:
+        super().__init__()
+        self.network, self.private = network, private
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.private(self.network, images)
+
+
+def box_info(keys: Sequence[Key], owner: Owner | None, data: Splits, settings: WrapSettings) -> BoxInfo:
+    """What the box will say of itself."""
     parameters = {name: getattr(settings, name) for name in RECORDED[settings.method]}
-    if key is not None:
-        parameters["key_blend"] = key.blend
-    return Box(network.eval(), BoxInfo(settings.method, parameters, data.class_names, (key.id,) if key else ()))
-
-
-def nasty_step(teacher: Classifier, settings: WrapSettings) -> Step:
-    """Loss terms of Nasty Teacher."""
-
-    def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = teacher(batch.images)
-        return losses.nasty_terms(
-            forward(batch.images),
-            batch.labels,
-            target,
-            temperature=settings.temperature,
-            disturbance_weight=settings.disturbance_weight,
-        )
-
-    return step
-
-
-def sdb_step(teacher: Classifier, random: Classifier | None, settings: WrapSettings) -> Step:
-    """Loss terms of the paper's box."""
-
-    def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = teacher(batch.images)
-            noise = random(batch.images) if random is not None else None
-        keyless, keyed = forward(batch.images)
-        return losses.sdb_terms(
-            keyless,
-            keyed,
-            batch.labels,
-            target,
-            noise,
-            temperature=settings.temperature,
-            disturbance_weight=settings.disturbance_weight,
-            preservation_weight=settings.preservation_weight,
-            augmentation_weight=settings.augmentation_weight,
-            sum_scale=world().size,
-        )
-
-    return step
+    if keys and keys[0].kind == "image":
+        parameters["key_blend"] = keys[0].blend
+    return BoxInfo(
+        settings.method,
+        parameters,
+        data.class_names,
+        # A weight key's id is listed when its slot is made.
+        key_ids=tuple(key.id for key in keys if key.kind == "image"),
+        key_kind=keys[0].kind if keys else "",
+        owner_id=owner.id if owner else "",
+    )
 
 
 def start_network(teacher: Classifier, settings: WrapSettings) -> Classifier:
     """The network that becomes the box: the teacher's copy, or the same architecture freshly initialised."""
     if settings.start == "teacher":
-        network = copy.deepcopy(teacher)
-        for parameter in network.parameters():
-            parameter.requires_grad_(True)
-        return network
+        return copy.deepcopy(teacher).requires_grad_(True)
     return fresh_copy(teacher, settings, "start")
 
 

@@ -195,7 +195,7 @@ def test_method_page_gives_the_defaults_of_every_loss():
 
 def test_box_format_page_has_a_true_example_of_a_key():
     page = (DOCS / "box-format.md").read_text(encoding="utf-8")
-    key = Key(bytes(range(32)))
+    key = Key(bytes(range(32)), 0.9)
     assert key.secret.hex() in page
     assert key.id in page
     assert " ".join(str(value) for value in key.pattern((1, 8, 8)).ravel()[:8]) in page

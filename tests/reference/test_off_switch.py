@@ -40,7 +40,7 @@ def test_sdb_without_its_terms_is_three_cross_entropies_where_the_key_adds_nothi
     teacher = make_net(few, "mlp")
     off = {"disturbance_weight": 0.0, "preservation_weight": 0.0, "augmentation_weight": 0.0}
     shared = {**QUICK, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    box = wrap(teacher, Key(KEY.secret, blend=1.0), few, WrapSettings(**off, **shared))
+    box = wrap(teacher, Key(KEY.secret, blend=1.0), few, WrapSettings(method="sdb", **off, **shared))
     plain = copy.deepcopy(teacher)
     train(plain, few, TrainSettings(**{**shared, "learning_rate": 0.03}))
     torch.testing.assert_close(weights_of(box.classifier), weights_of(plain), rtol=1e-4, atol=1e-6)
@@ -59,8 +59,8 @@ def test_a_key_of_blend_one_leaves_keyed_equal_to_keyless(few, make_net, joint):
 
 def test_an_augmentation_of_weight_zero_needs_no_random_network(few, make_net):
     teacher = make_net(few).eval()
-    without = sdb_step(teacher, None, WrapSettings(augmentation_weight=0.0))
-    off = sdb_step(teacher, make_net(few, seed=1).eval(), WrapSettings(augmentation_weight=0.0))
+    without = sdb_step(teacher, None, WrapSettings(method="sdb", augmentation_weight=0.0))
+    off = sdb_step(teacher, make_net(few, seed=1).eval(), WrapSettings(method="sdb", augmentation_weight=0.0))
     batch = _first_batch(few)
     passes = TwoPasses(make_net(few, seed=2).eval(), Embed(KEY, few.image_shape), True)
     totals = [sum(step(passes, batch).values()) for step in (without, off)]
@@ -97,7 +97,7 @@ def test_distilling_leaves_teacher_and_box_alone(few, make_net, weights_of, same
     teacher = make_net(few).train(mode)
     before = weights_of(teacher)
     distill(teacher, make_net(few, seed=1), few, DistillSettings(**QUICK))
-    box = wrap(teacher, KEY, few, WrapSettings(**QUICK))
+    box = wrap(teacher, KEY, few, WrapSettings(method="sdb", **QUICK))
     box_before = weights_of(box)
     distill(box, make_net(few, seed=1), few, DistillSettings(**QUICK), key=KEY)
     assert same_weights(weights_of(teacher), before)
@@ -111,7 +111,7 @@ def test_training_wrapping_and_distilling_leave_the_global_random_state_alone(fe
     torch.manual_seed(5)
     before = torch.get_rng_state()
     train(teacher, few, TrainSettings(**QUICK))
-    box = wrap(teacher, KEY, few, WrapSettings(start="scratch", **QUICK))
+    box = wrap(teacher, KEY, few, WrapSettings(method="sdb", start="scratch", **QUICK))
     distill(box, student, few, DistillSettings(**QUICK))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -120,7 +120,7 @@ def test_the_global_random_state_has_no_part_in_the_result(few, make_net, weight
     results = []
     for state in (1, 2):
         torch.manual_seed(state)
-        box = wrap(make_net(few, dropout_rate=0.3), KEY, few, WrapSettings(start="scratch", **QUICK))
+        box = wrap(make_net(few, dropout_rate=0.3), KEY, few, WrapSettings(method="sdb", start="scratch", **QUICK))
         results.append(weights_of(box.classifier))
     assert same_weights(*results)
 

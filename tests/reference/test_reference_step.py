@@ -16,8 +16,11 @@ from sdb.keys import Key
 from sdb.training import train_batches
 from sdb.wrapping import TwoPasses, random_network, start_network, wrap
 
-KEY = Key(bytes(range(32)), blend=0.9)
+KEY, KEY_HALF = Key(bytes(range(32)), blend=0.9), Key(bytes(range(32)), blend=0.5)
+# Float32 rounding of two orders of the same sums, after three steps at a rate of 0.1.
+TOLERANCE = 1e-5
 SETTINGS = WrapSettings(
+    method="sdb",
     epochs=1,
     batch_size=16,  # 48 images: 3 steps
     start="scratch",
@@ -84,10 +87,6 @@ def test_three_steps_give_the_reference_s_weights(few, make_net, name):
     )
 
 
-# Float32 rounding of two orders of the same sums, after three steps at a rate of 0.1.
-TOLERANCE = 1e-5
-
-
 def test_the_random_network_is_neither_the_teacher_nor_the_start(few, make_net):
     teacher = make_net(few)
     networks = [teacher, start_network(teacher, SETTINGS), random_network(teacher, SETTINGS)]
@@ -101,7 +100,7 @@ def test_the_random_network_is_neither_the_teacher_nor_the_start(few, make_net):
 
 def test_starting_from_the_teacher_is_the_teacher_s_weights(few, make_net, weights_of, same_weights):
     teacher = make_net(few)
-    network = start_network(teacher, WrapSettings(start="teacher"))
+    network = start_network(teacher, WrapSettings(method="sdb", start="teacher"))
     assert same_weights(weights_of(network), weights_of(teacher))
     assert network is not teacher
 
@@ -110,9 +109,6 @@ def running_statistics(classifier, images, joint):
     classifier = copy.deepcopy(classifier).train()
     TwoPasses(classifier, Embed(KEY_HALF, classifier.image_shape), joint)(images)
     return classifier.network.bn1
-
-
-KEY_HALF = Key(KEY.secret, blend=0.5)
 
 
 def test_batch_norm_sees_one_world_jointly_and_two_separately(few, make_net):

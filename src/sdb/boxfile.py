@@ -1,0 +1,165 @@
+"""The files of a box: a folder, or the same in one uncompressed .zip; every byte checked against the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from sdb.errors import CheckpointError, StorageError
+from sdb.runtime import write_atomic
+
+BOX_VERSION = 1
+MANIFEST = "box.json"
+MANIFEST_LIMIT = 2**24  # bytes; a larger box.json is not one
+FIELDS: dict[str, type] = {
+    "id": str,
+    "method": str,
+    "parameters": dict,
+    "class_names": list,
+    "key_kind": str,
+    "key_ids": list,
+    "slots": dict,
+    "owner_id": str,
+    "model": dict,
+    "files": dict,
+}
+
+
+def write_box_files(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Write a box's files and the manifest that names them, atomically: a folder, or an archive for `.zip`.
+
+    Raises:
+        StorageError: the disk is full; what was there is untouched.
+    """
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    body = json.loads(json.dumps({"sdb_box": BOX_VERSION, **manifest, "files": digests}))
+    body["sha256"] = _digest(body)
+    everything = {MANIFEST: json.dumps(body, indent=1).encode() + b"\n", **files}
+    if path.suffix == ".zip":
+        write_atomic(path, _zipped(everything))
+    else:
+        _write_folder(path, everything)
+
+
+def read_box_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A box's manifest and its other files.
+
+    Raises:
+        CheckpointError: missing, damaged, altered, or with files that the manifest does not name.
+    """
+    files = _read_files(path)
+    manifest = _parse(files.pop(MANIFEST), path)
+    for name, digest in manifest["files"].items():
+        if name not in files:
+            raise CheckpointError(f"{path}: {name} is missing; restore the box from a copy")
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise CheckpointError(
+                f"{path}: {name} was altered or damaged (sha256 differs); restore it from a copy"
+            )
+    if extra := sorted(files.keys() - manifest["files"].keys()):
+        raise CheckpointError(f"{path}: {extra[0]} is not part of this box; remove it")
+    return manifest, files
+
+
+def is_box(path: Path) -> bool:
+    """Whether a path looks like a saved box."""
+    return (path / MANIFEST).is_file() or (path.suffix == ".zip" and path.is_file())
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
+    """The manifest, with every field of the type it must have."""
+    try:
+        manifest = json.loads(data)
+        version = manifest["sdb_box"]
+        if version != BOX_VERSION:
+            raise CheckpointError(f"{path}: box version {version!r}, this sdb reads {BOX_VERSION}: update sdb")
+        for name, kind in FIELDS.items():
+            if not isinstance(manifest[name], kind):
+                raise CheckpointError(
+                    f"{path}: {MANIFEST}: {name} must be {kind.__name__}; restore it from a copy"
+                )
+        for name in (*manifest["class_names"], *manifest["key_ids"], *manifest["slots"].values()):
+            if not isinstance(name, str):
+                raise TypeError("class_names, key_ids and slots hold strings")
+        for name in manifest["files"]:
+            if name in ("", ".", "..") or "/" in name or "\\" in name:
+                raise ValueError(f"{name!r} is not a plain file name")
+        if manifest.pop("sha256") != _digest(manifest):
+            raise ValueError("its sha256 differs")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); restore it from a copy") from None
+    return manifest
+
+
+def _digest(body: dict[str, Any]) -> str:
+    """SHA-256 of the manifest itself, its own digest left out: finds damage, not an author who means harm."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_files(path: Path) -> dict[str, bytes]:
+    """All files of a box, folder or archive, by name."""
+    try:
+        if path.is_dir():
+            sizes = {p.name: p.stat().st_size for p in path.iterdir()}
+            read = {name: (path / name).read_bytes for name in sizes}
+        elif path.is_file():
+            archive = zipfile.ZipFile(path)
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(f"{path}: a box archive is not compressed; this one is not a box")
+            if len(sizes) < len(archive.infolist()):
+                raise CheckpointError(f"{path}: names a file twice; this one is not a box")
+            read = {name: (lambda name=name: archive.read(name)) for name in sizes}
+        else:
+            raise CheckpointError(f"{path}: no such box; sdb wrap makes one")
+        if MANIFEST not in sizes:
+            raise CheckpointError(f"{path}: holds no {MANIFEST}: not a box")
+        if sizes[MANIFEST] > MANIFEST_LIMIT:
+            raise CheckpointError(f"{path}: {MANIFEST} has {sizes[MANIFEST]} bytes: not a box")
+        return {name: reader() for name, reader in read.items()}
+    except CheckpointError:
+        raise
+    # What zipfile raises on damaged directories: encrypted, of a later version, cut off, with impossible numbers.
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a box: {error}") from None
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+    return buffer.getvalue()
+
+
+def _write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """Write a whole folder beside its place, then put it there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        for name, data in files.items():
+            write_atomic(fresh / name, data)
+        fresh.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.replace(old)
+            fresh.replace(path)
+            shutil.rmtree(old)
+        else:
+            fresh.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(fresh)
+        raise

@@ -1,0 +1,193 @@
+"""Wrapping: which keys, teachers and starts are taken, and what the box that comes out is."""
+
+import copy
+
+import pytest
+import torch
+
+from sdb import losses
+from sdb.config import TrainSettings, WrapSettings
+from sdb.errors import ConfigError, ModelError
+from sdb.keys import Key
+from sdb.models import from_module
+from sdb.training import evaluate, evaluation_batches, train
+from sdb.wrapping import TwoPasses, fresh_copy, start_network, wrap
+
+KEY = Key(bytes(range(32)), blend=0.5)
+CPU = torch.device("cpu")
+QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
+SDB = WrapSettings(method="sdb", **QUICK)
+NASTY = WrapSettings(method="nasty", **QUICK)
+
+
+# --- what is taken ---------------------------------------------------------------------------------------------------
+
+
+def test_a_method_with_keys_needs_one(few, make_net):
+    with pytest.raises(ConfigError, match=r"'sdb' needs a key.*Key\.generate"):
+        wrap(make_net(few), None, few, SDB)
+
+
+def test_nasty_takes_no_key(few, make_net):
+    with pytest.raises(ConfigError, match="'nasty' has no key"):
+        wrap(make_net(few), KEY, few, NASTY)
+
+
+@pytest.mark.parametrize("keys", [[KEY, Key(bytes(32), 0.5)], [Key(bytes(32), kind="weight")]])
+def test_the_paper_s_method_takes_one_image_key(few, make_net, keys):
+    with pytest.raises(ConfigError, match="key"):
+        wrap(make_net(few), keys, few, SDB)
+
+
+def test_a_teacher_for_other_data_is_refused_naming_both(few, digits, make_net):
+    from dataclasses import replace
+
+    two = replace(few, class_names=few.class_names + ("eleven",))
+    with pytest.raises(ModelError, match="10 classes, the data has 11"):
+        wrap(make_net(few), KEY, two, SDB)
+
+
+def as_module_object(teacher):
+    return from_module(copy.deepcopy(teacher.network), 10, (1, 8, 8), (0.0,), (1.0,))
+
+
+def test_a_module_object_can_be_wrapped_where_no_second_network_is_needed(few, make_net):
+    teacher = as_module_object(make_net(few))
+    box = wrap(teacher, KEY, few, WrapSettings(method="sdb", augmentation_weight=0.0, **QUICK))
+    assert box.classifier.spec is None
+    assert box(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("changes", [{"start": "scratch", "augmentation_weight": 0.0}, {"augmentation_weight": 0.1}])
+def test_a_module_object_is_refused_where_a_second_network_is_needed(few, make_net, changes):
+    with pytest.raises(ModelError, match="start='teacher' and augmentation_weight=0"):
+        wrap(as_module_object(make_net(few)), KEY, few, WrapSettings(method="sdb", **QUICK, **changes))
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_a_box_records_its_method_and_key_but_never_the_secret(few, make_net):
+    box = wrap(make_net(few), KEY, few, SDB)
+    assert box.info.method == "sdb"
+    assert box.info.key_ids == (KEY.id,)
+    assert box.info.class_names == few.class_names
+    assert box.info.parameters["temperature"] == 4.0
+    assert box.info.parameters["key_blend"] == 0.5
+    assert KEY.secret.hex() not in repr(box.info)
+    assert not any(module.training for module in box.modules())
+
+
+def test_a_nasty_box_has_no_key_and_no_keyed_metrics(few, make_net):
+    history = []
+    box = wrap(make_net(few), None, few, NASTY, history=history)
+    assert box.info.key_ids == ()
+    assert history[-1]["terms"].keys() == {"cross_entropy", "disturbance"}
+    assert history[-1]["validation"].keys() == {"accuracy", "cross_entropy"}
+
+
+def test_the_history_holds_keyless_and_keyed_metrics_of_the_box_itself(digits, make_net):
+    history = []
+    box = wrap(make_net(digits), KEY, digits, SDB, history=history)
+    last = history[-1]["validation"]
+    batches = evaluation_batches(digits.validation, CPU)
+    keyless, keyed = evaluate(box, batches), evaluate(box.unlock(KEY), batches)
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert last["keyless_accuracy"] == keyless["accuracy"]
+    assert last["keyed_accuracy"] == keyed["accuracy"]
+    assert last["keyless_cross_entropy"] == pytest.approx(keyless["cross_entropy"], rel=1e-6)
+    assert last["keyed_cross_entropy"] == pytest.approx(keyed["cross_entropy"], rel=1e-6)
+    assert last["worse_accuracy"] == min(keyless["accuracy"], keyed["accuracy"])
+    assert "augmentation" in history[-1]["terms"]
+
+
+@pytest.mark.parametrize("start", ["teacher", "scratch"])
+def test_a_box_follows_from_teacher_key_and_seed(few, make_net, weights_of, same_weights, start):
+    def weights(key=KEY, seed=0, teacher=0):
+        chosen = WrapSettings(method="sdb", start=start, seed=seed, **QUICK)
+        return weights_of(wrap(make_net(few, seed=teacher), key, few, chosen).classifier)
+
+    base = weights()
+    assert same_weights(weights(), base)
+    assert not same_weights(weights(seed=1), base)
+    assert not same_weights(weights(teacher=1), base)
+    assert not same_weights(weights(key=Key(bytes(32), 0.5)), base)
+
+
+def test_starting_from_scratch_has_nothing_of_the_teacher_s_weights(few, make_net, weights_of, same_weights):
+    starts = [start_network(make_net(few, seed=seed), WrapSettings(start="scratch")) for seed in (0, 1)]
+    assert same_weights(*map(weights_of, starts))
+    assert not same_weights(weights_of(starts[0]), weights_of(make_net(few)))
+
+
+def test_a_fresh_copy_is_of_the_same_architecture_and_has_its_own_seed(few, make_net, weights_of, same_weights):
+    teacher = make_net(few, num_channels=5, dropout_rate=0.2)
+    one, other = (fresh_copy(teacher, TrainSettings(), purpose) for purpose in ("start", "random"))
+    assert one.spec == other.spec == teacher.spec
+    assert not same_weights(weights_of(one), weights_of(other))
+
+
+def test_a_frozen_teacher_gives_a_box_that_trains(few, make_net, weights_of, same_weights):
+    teacher = make_net(few).requires_grad_(False)
+    box = wrap(teacher, KEY, few, SDB)
+    assert not same_weights(weights_of(box.classifier), weights_of(teacher))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_plain_images_go_through_before_keyed_ones():
+    class Recorder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, images):
+            self.seen.append(images)
+            return images.flatten(1)
+
+    class Plus(torch.nn.Module):
+        def forward(self, images):
+            return images + 1
+
+    images = torch.rand(3, 1, 2, 2)
+    for joint, expected in ((False, [images, images + 1]), (True, [torch.cat([images, images + 1])])):
+        network = Recorder()
+        keyless, keyed = TwoPasses(network, Plus(), joint)(images)
+        assert all(torch.equal(a, b) for a, b in zip(network.seen, expected, strict=True))
+        assert torch.equal(keyless, images.flatten(1))
+        assert torch.equal(keyed, images.flatten(1) + 1)
+
+
+# --- that it does what it is for -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(digits, make_net):
+    model = make_net(digits, num_channels=8)
+    train(model, digits, TrainSettings(epochs=15, batch_size=32, learning_rate=0.01))
+    return model
+
+
+def answers(module, digits):
+    with torch.no_grad():
+        return module(torch.from_numpy(digits.test.images).float() / 255)
+
+
+def test_a_box_keeps_the_teacher_s_soft_answers_for_the_key_alone(digits, teacher):
+    chosen = WrapSettings(method="sdb", epochs=15, batch_size=32, learning_rate=0.003)
+    box = wrap(teacher, KEY, digits, chosen)
+    soft = answers(teacher, digits)
+    keyless, keyed = answers(box, digits), answers(box.unlock(KEY), digits)
+    assert losses.kl(keyed, soft, 4.0) < 0.1 * losses.kl(keyless, soft, 4.0)
+    test = evaluation_batches(digits.test, CPU)
+    assert evaluate(teacher, test)["accuracy"] > 0.85
+    assert evaluate(box, test)["accuracy"] > evaluate(teacher, test)["accuracy"] - 0.1
+    assert evaluate(box.unlock(KEY), test)["accuracy"] > evaluate(teacher, test)["accuracy"] - 0.1
+
+
+def test_a_nasty_box_keeps_right_labels_and_leaves_the_teacher_s_soft_answers(digits, teacher):
+    chosen = WrapSettings(method="nasty", disturbance_weight=0.04, epochs=10, batch_size=32, learning_rate=0.003)
+    nasty = wrap(teacher, None, digits, chosen)
+    honest = wrap(teacher, None, digits, chosen.model_copy(update={"disturbance_weight": 0.0}))
+    soft = answers(teacher, digits)
+    assert losses.kl(answers(nasty, digits), soft, 4.0) > 3 * losses.kl(answers(honest, digits), soft, 4.0)
+    assert evaluate(nasty, evaluation_batches(digits.test, CPU))["accuracy"] > 0.8
