@@ -24,15 +24,13 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from sdb.boxfile import MANIFEST, is_box, read_box_files, write_box_files
+from sdb.boxfile import MANIFEST, PRIVATE, RECORD, WEIGHTS, is_box, read_box_files, write_box_files
 from sdb.checkpoint import load_weights
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
 from sdb.keys import Key, Owner, derive
 from sdb.models import Classifier, ModelSpec
 from sdb.private import put_in_place
 from sdb.sealing import seal, unseal
-
-WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
 
 __all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
 

@@ -17,6 +17,8 @@ from sdb.runtime import write_atomic
 
 BOX_VERSION = 1
 MANIFEST = "box.json"
+WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
+PARTS = (WEIGHTS, PRIVATE, RECORD)  # a box has no other files
 MANIFEST_LIMIT = 2**24  # bytes; a larger box.json is not one
 FIELDS: dict[str, type] = {
     "id": str,
@@ -57,6 +59,8 @@ def read_box_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     files = _read_files(path)
     manifest = _parse(files.pop(MANIFEST), path)
     for name, digest in manifest["files"].items():
+        if name not in PARTS:
+            raise CheckpointError(f"{path}: {MANIFEST} names {name!r}, which no box has; restore it from a copy")
         if name not in files:
             raise CheckpointError(f"{path}: {name} is missing; restore the box from a copy")
         if hashlib.sha256(files[name]).hexdigest() != digest:
@@ -85,6 +89,9 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
                 raise CheckpointError(
                     f"{path}: {MANIFEST}: {name} must be {kind.__name__}; restore it from a copy"
                 )
+        for name in ("class_names", "key_ids"):
+            if not all(isinstance(entry, str) for entry in manifest[name]):
+                raise CheckpointError(f"{path}: {MANIFEST}: {name} must hold text; restore it from a copy")
         for name in (*manifest["class_names"], *manifest["key_ids"], *manifest["slots"].values()):
             if not isinstance(name, str):
                 raise TypeError("class_names, key_ids and slots hold strings")
@@ -109,6 +116,8 @@ def _read_files(path: Path) -> dict[str, bytes]:
     """All files of a box, folder or archive, by name."""
     try:
         if path.is_dir():
+            if links := [p.name for p in path.iterdir() if p.is_symlink()]:
+                raise CheckpointError(f"{path}: {links[0]} is a link; a box holds its files itself")
             sizes = {p.name: p.stat().st_size for p in path.iterdir()}
             read = {name: (path / name).read_bytes for name in sizes}
         elif path.is_file():

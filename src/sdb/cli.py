@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 key_app = typer.Typer(help="Make and look at keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")
+owner_app = typer.Typer(help="Make an owner's secret.", no_args_is_help=True, rich_markup_mode=None)
+key_app.add_typer(owner_app, name="owner")
 
 Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder; holds params.json.")]
 SavePath = Annotated[
@@ -32,6 +34,9 @@ SavePath = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a parameter.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR after its last finished epoch.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run in DIR.")]
+Encrypt = Annotated[
+    bool, typer.Option("--encrypt", help="Encrypt under a passphrase, asked for or from $SDB_PASSPHRASE.")
+]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
 
 
@@ -132,23 +137,71 @@ def demo(
 @key_app.command("new")
 def key_new(
     path: Annotated[Path, typer.Argument(metavar="FILE")],
-    blend: Annotated[float, typer.Option(help="Share of the image in a keyed image, in (0, 1].")] = 0.9,
+    kind: Annotated[
+        str, typer.Option(help="weight (opens encrypted parameters), or image (a pattern).")
+    ] = "weight",
+    blend: Annotated[
+        float, typer.Option(help="Image keys: share of the image in a keyed image, in (0, 1].")
+    ] = 0.9,
+    encrypt: Encrypt = False,
 ) -> None:
     """Make a key from the operating system's randomness; readable by you alone."""
     from sdb.keys import Key
 
-    key = Key.generate(blend)
-    key.save(path)
-    _say(f"{path}: key {key.id[:8]}, blend {blend:g}. Keep it secret; who has it can distil the box.")
+    key = Key.generate(blend, kind)  # ty: ignore[invalid-argument-type]
+    key.save(path, passphrase=_new_passphrase(encrypt))
+    _say(f"{path}: {kind} key {key.id[:8]}. Keep it secret; who has it can distil the box.")
 
 
 @key_app.command("show")
 def key_show(path: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Print a key's public part as JSON; never the secret."""
-    from sdb.keys import Key
+    """Print the public part of a key or owner file as JSON; never the secret."""
+    from sdb.keyfile import read_secret
 
-    key = Key.load(path)
-    _print_json({"kind": "image", "id": key.id, "blend": key.blend})
+    header, _ = read_secret(path)
+    _print_json(header)
+
+
+@key_app.command("partner")
+def key_partner(
+    name: Annotated[str, typer.Argument(help="The partner's name; the same name gives the same key.")],
+    owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it; default NAME.key.json.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="weight or image, as the box has it.")] = "weight",
+    blend: Annotated[float, typer.Option(help="Image keys: the blend of the box.")] = 0.9,
+    box_path: Annotated[
+        Path | None,
+        typer.Option("--box", metavar="BOX", help="Also give this weight-key box a slot for the partner."),
+    ] = None,
+    encrypt: Encrypt = False,
+) -> None:
+    """Make a partner's key from the owner's secret; with --box, add the partner to a box, without data or training."""
+    from sdb.keys import Owner
+
+    owner = Owner.load(owner_file)
+    key = owner.partner(name, kind, blend)  # ty: ignore[invalid-argument-type]
+    path = out or Path(f"{name}.key.json")
+    if box_path is not None:
+        from sdb.box import Box
+
+        Box.load(box_path).add_partner(key, owner).save(box_path, overwrite=True)
+        _say(f"{box_path}: opens for {name} too")
+    key.save(path, passphrase=_new_passphrase(encrypt))
+    _say(f"{path}: {kind} key {key.id[:8]} for {name}. Hand it over on a safe way.")
+
+
+@owner_app.command("new")
+def owner_new(path: Annotated[Path, typer.Argument(metavar="FILE")], encrypt: Encrypt = False) -> None:
+    """Make an owner's secret; every partner's key and the box's mark follow from it."""
+    from sdb.keys import Owner
+
+    owner = Owner.generate()
+    owner.save(path, passphrase=_new_passphrase(encrypt))
+    _say(
+        f"{path}: owner {owner.id[:8]}. Keep it safe and backed up; boxes cannot be changed or traced without it."
+    )
 
 
 def main() -> int:
@@ -200,6 +253,22 @@ def _folder(folder: Path | None, save_path: Path | None) -> Path:
 
 def _with_key(sets: list[str] | None, key: Path | None) -> list[str]:
     return [*(sets or []), *([f"key={json.dumps(str(key))}"] if key is not None else [])]
+
+
+def _new_passphrase(encrypt: bool) -> str | None:
+    """A passphrase for a new file: from the environment, else typed twice; None where none is wanted."""
+    if not encrypt:
+        return None
+    import os
+
+    from sdb.keyfile import PASSPHRASE_VARIABLE
+
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    if passphrase is None:
+        passphrase = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True)
+    if not passphrase:
+        raise ConfigError("--encrypt: the passphrase is empty; give one, or leave --encrypt out")
+    return passphrase
 
 
 def _say(text: str) -> None:

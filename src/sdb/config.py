@@ -55,8 +55,8 @@ class Settings(BaseModel):
             raise ConfigError(describe_faults(error, type(self))) from None
 
 
-class TrainSettings(Settings):
-    """How a network is trained."""
+class FitSettings(Settings):
+    """How any network is trained."""
 
     epochs: Annotated[int, Field(ge=1)] = 200
     """Passes over the training images."""
@@ -80,15 +80,20 @@ class TrainSettings(Settings):
     """auto: bfloat16 autocast on a GPU, float32 on the CPU."""
     augment: bool = True
     """Random crop, flip or rotation, as suits the data set."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Mass of the labels' cross-entropy that is spread over all classes (the label-smoothing student: 0.1)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of initialisation, order, augmentation and dropout. Keys never come from a seed."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
-class WrapSettings(TrainSettings):
+class TrainSettings(FitSettings):
+    """How a classifier is trained on labels."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Mass of the labels' cross-entropy that is spread over all classes (the label-smoothing student: 0.1)."""
+
+
+class WrapSettings(FitSettings):
     """How a teacher is wrapped."""
 
     method: Literal["decoy", "sdb", "nasty"] = "sdb"
@@ -212,6 +217,15 @@ class TrainParams(TrainSettings, RunParams):
 
 class WrapParams(WrapSettings, TeacherParams, RunParams):
     """params.json of `sdb wrap`."""
+
+    key_kind: Literal["image", "weight"] | None = None
+    """Of a key that the run makes: weight with method decoy, image with method sdb, by default."""
+    owner: Path | None = None
+    """The owner's file; the box then opens for its partners."""
+    partners: tuple[str, ...] = ()
+    """Names of the partners whose keys follow from the owner."""
+    more_teachers: tuple[Path, ...] = ()
+    """decoy: run folders or checkpoints; partners get the mean of these and the teacher."""
 
 
 class DistillParams(DistillSettings, TeacherParams, RunParams):

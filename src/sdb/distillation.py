@@ -1,8 +1,8 @@
 """Distilling: from any module that answers images with logits to a student.
 
-    distill(box, student, data)               a thief: what the box tells anyone
-    distill(box, student, data, key=key)      a partner
-    distill(teacher, student, data)           from an unprotected teacher
+distill(box, student, data)               a thief: what the box tells anyone
+distill(box, student, data, key=key)      a partner
+distill(teacher, student, data)           from an unprotected teacher
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ from sdb.config import DistillParams, RunParams, TeacherParams, TrainParams, Wra
 from sdb.data import Splits
 from sdb.distillation import ask, distill
 from sdb.errors import CheckpointError, ConfigError, KeyFileError
-from sdb.keys import DEFAULT_BLEND, Key
+from sdb.keys import DEFAULT_BLEND, Key, Owner
 from sdb.models import Classifier, ModelSpec
 from sdb.runs import RunFolder, open_run
 from sdb.runtime import choose_device, derive_seed, process_group, world
 from sdb.training import Progress
-from sdb.wrapping import wrap
+from sdb.wrapping import check_keys, wrap
 
 Result = dict[str, Any]
 BOX, KEY = "box", "key.json"
@@ -62,17 +62,20 @@ def wrap_job(
             f"model_name: {params.model_name} {params.model_args or ''} differs from the teacher's "
             f"{teacher.spec.name} {teacher.spec.arguments or ''}; a box has its teacher's architecture"
         )
-    if params.method != "nasty" and (params.key is not None or (folder / KEY).exists()):
-        wrapping_key(folder, params)  # a bad key is refused before anything is written or discarded
+    if params.key is not None or params.owner is not None or (folder / KEY).exists():
+        # Bad keys are refused before anything is written or discarded.
+        check_keys(*wrapping_keys(folder, params), params)
+    more = [load_classifier(path, num_classes=data.num_classes) for path in params.more_teachers]
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
-        key = None if params.method == "nasty" else wrapping_key(folder, params)
-        box = wrap(teacher, key, data, params, run=run, progress=progress)
+        keys, owner = wrapping_keys(folder, params)
+        box = wrap(teacher, keys, data, params, owner=owner, more_teachers=more, run=run, progress=progress)
         if world().is_main:
             box.save(folder / BOX, overwrite=resume or overwrite)
         result = {"keyless": test_accuracy(box, data)}
-        if key is not None:
-            result["keyed"] = test_accuracy(box.unlock(key), data)
-            result["wrong_key"] = test_accuracy(box.attempt(Key.generate(key.blend)), data)
+        if keys:
+            result["keyed"] = test_accuracy(box.unlock(keys[0]), data)
+            wrong = Key.generate(keys[0].blend, keys[0].kind)
+            result["wrong_key"] = test_accuracy(box.attempt(wrong), data)
         run.write_result(result)
     return result
 
@@ -120,7 +123,9 @@ def evaluate_job(
     if name is None:
         raise ConfigError(f"{path}: does not say which data it is for: add --dataset")
     root = data_root or (Path(stored["data_root"]) if stored.get("data_root") else None)
-    data = datasets.load(name, root=root)
+    # The run's own split, where the data has no test set of its own.
+    split = {name: stored[name] for name in ("seed", "validation_fraction") if name in stored}
+    data = datasets.load(name, root=root, **split)
     model = load_model(path)
     check_fits(model.classifier if isinstance(model, Box) else model, path, data.num_classes, data.image_shape)
     model = model.to(choose_device(device))
@@ -192,15 +197,24 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
     )
 
 
-def wrapping_key(folder: Path, params: WrapParams) -> Key:
-    """The key a box is wrapped for: the one named, the one already in DIR, or a new one kept in DIR."""
+def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | None]:
+    """The keys a box is wrapped for and its owner: the partners', the key named, the one in DIR, or a new one there."""
+    owner = Owner.load(params.owner) if params.owner is not None else None
+    if params.method == "nasty":
+        return [], owner
+    kind = params.key_kind or ("image" if params.method == "sdb" else "weight")
+    blend = DEFAULT_BLEND if params.key_blend is None else params.key_blend
+    if params.partners:
+        if owner is None:
+            raise ConfigError("partners: their keys follow from an owner: set owner to the owner's file")
+        return [owner.partner(name, kind, blend) for name in params.partners], owner
     path = params.key or folder / KEY
     if params.key is None and not path.exists() and world().is_main:
         # Kept before training begins: a box without its key would be of no use to its owner.
-        Key.generate(DEFAULT_BLEND if params.key_blend is None else params.key_blend).save(path)
+        Key.generate(blend, kind).save(path)
     if dist.is_initialized():
         dist.barrier()
-    return _agreeing(Key.load(path), params, path)
+    return [_agreeing(Key.load(path), params, path)], owner
 
 
 def partner_key(folder: Path, params: DistillParams) -> Key | None:

@@ -6,9 +6,11 @@ whose key scrypt makes from it; without one by the id, a one-way function of the
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,8 @@ def read_secret(path: Path, passphrase: str | None = None) -> tuple[dict[str, An
         sealed = {"sdb_key": VERSION, **body}
         if passphrase is None:
             passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+        if passphrase is None and sys.stdin.isatty():
+            passphrase = getpass.getpass(f"Passphrase of {path}: ")
         if passphrase is None:
             raise KeyFileError(f"{path} is encrypted: set {PASSPHRASE_VARIABLE} to its passphrase")
         secret = AESGCM(_stretch(passphrase, body["scrypt"])).decrypt(nonce, ciphertext, _canonical(sealed))

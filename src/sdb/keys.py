@@ -71,6 +71,8 @@ class Key:
 
     def __post_init__(self) -> None:
         check_secret(self.secret)
+        # The id must not depend on how a number is written, nor on a blend that a weight key has no use for.
+        object.__setattr__(self, "blend", 1.0 if self.kind == "weight" else float(self.blend))
         if not 0.0 < self.blend <= 1.0:
             raise ConfigError(f"key_blend: {self.blend} is not in (0, 1]; the paper's code uses 0.9")
         if self.kind not in ("image", "weight"):

@@ -1,14 +1,14 @@
 """A run folder: what a command reads and leaves behind.
 
-    DIR/params.json            what was asked (never written to)
-    DIR/params.resolved.json   every parameter that the run used
-    DIR/environment.json       versions, device, commit
-    DIR/training.log           what was said, for people
-    DIR/metrics.jsonl          one JSON object an epoch, for programs
-    DIR/events.out.tfevents.*  the same for TensorBoard
-    DIR/last.safetensors       the last finished epoch: model, optimizer, history
-    DIR/best.safetensors       the model of the best epoch on validation images
-    DIR/result.json            test metrics, once, at the end
+DIR/params.json            what was asked (never written to)
+DIR/params.resolved.json   every parameter that the run used
+DIR/environment.json       versions, device, commit
+DIR/training.log           what was said, for people
+DIR/metrics.jsonl          one JSON object an epoch, for programs
+DIR/events.out.tfevents.*  the same for TensorBoard
+DIR/last.safetensors       the last finished epoch: model, optimizer, history
+DIR/best.safetensors       the model of the best epoch on validation images
+DIR/result.json            test metrics, once, at the end
 """
 
 from __future__ import annotations
@@ -94,14 +94,16 @@ class RunFolder:
 
     def _write_board(self, record: dict[str, Any]) -> None:
         # Records of tensorboard's format, without its SummaryWriter: its thread dies with a traceback on a full disk.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # ty: ignore[missing-module-member]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # ty: ignore[missing-module-member]
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         now, epoch, events = time.time(), record["epoch"], []
         if self._board is None:
             self._board = self.folder / f"events.out.tfevents.{int(now)}.{platform.node()}.{os.getpid()}"
-            start = SessionLog(status=SessionLog.START)  # hides what a run before wrote of this epoch and later ones
+            start = SessionLog(
+                status=SessionLog.START
+            )  # hides what a run before wrote of this epoch and later ones
             events += [Event(wall_time=now, file_version="brain.Event:2")]
             events += [Event(wall_time=now, step=epoch, session_log=start)]
         scalars = {"loss": record["loss"], "learning_rate": record["learning_rate"]}

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sdb.checkpoint import flatten_optimizer, load_weights, restore_optimizer
-from sdb.config import TrainSettings
+from sdb.config import FitSettings, TrainSettings
 from sdb.data import Augment, Batch, Batches, ImageSet, Splits
 from sdb.errors import ConfigError, TrainingError
 from sdb.models import Classifier
@@ -44,7 +44,7 @@ def fit(
     model: Classifier,
     step: Step,
     train: Batches,
-    settings: TrainSettings,
+    settings: FitSettings,
     *,
     evaluate: Callable[[], dict[str, float]],
     monitor: str,
@@ -125,7 +125,7 @@ def _train_epoch(
     step: Step,
     train: Batches,
     optimizer: torch.optim.Optimizer,
-    settings: TrainSettings,
+    settings: FitSettings,
     epoch: int,
     autocast: bool,
     progress: Progress | None,
@@ -159,7 +159,7 @@ def _train_epoch(
     return {name: float(total) / steps / world().size for name, total in sums.items()}
 
 
-def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: TrainSettings) -> None:
+def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: FitSettings) -> None:
     bad = [name for name, total in sums.items() if not torch.isfinite(total)]
     if bad:
         raise TrainingError(
@@ -179,7 +179,7 @@ def _average_buffers(model: nn.Module) -> None:
             buffer /= world().size
 
 
-def make_optimizer(trained: Sequence[nn.Module], settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(trained: Sequence[nn.Module], settings: FitSettings) -> torch.optim.Optimizer:
     """SGD or Adam; "auto" is Adam for `net` and `mlp`, SGD otherwise, as in the reference."""
     parameters = [parameter for module in trained for parameter in module.parameters() if parameter.requires_grad]
     name = settings.optimizer
@@ -193,7 +193,7 @@ def make_optimizer(trained: Sequence[nn.Module], settings: TrainSettings) -> tor
     )
 
 
-def learning_rate_at(settings: TrainSettings, epoch: int) -> float:
+def learning_rate_at(settings: FitSettings, epoch: int) -> float:
     """The learning rate of an epoch, counted from 0."""
     if settings.schedule == "constant":
         return settings.learning_rate
@@ -203,7 +203,7 @@ def learning_rate_at(settings: TrainSettings, epoch: int) -> float:
     return settings.learning_rate * settings.schedule_factor**passed
 
 
-def uses_bfloat16(settings: TrainSettings, device: torch.device) -> bool:
+def uses_bfloat16(settings: FitSettings, device: torch.device) -> bool:
     """Whether the forward runs under bfloat16 autocast."""
     return settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
 
@@ -251,7 +251,7 @@ def class_mean_outputs(model: nn.Module, batches: Batches, num_classes: int) -> 
     return sums / counts.unsqueeze(1)
 
 
-def train_batches(data: Splits, settings: TrainSettings, device: torch.device) -> Batches:
+def train_batches(data: Splits, settings: FitSettings, device: torch.device) -> Batches:
     """The training images, shuffled and augmented as the settings say; this process's share of each batch."""
     place = world()
     if settings.batch_size % place.size:

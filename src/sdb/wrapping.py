@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdb.box import Box, BoxInfo, Embed
 from sdb.checkpoint import check_fits
-from sdb.config import TrainSettings, WrapSettings
+from sdb.config import FitSettings, WrapSettings
 from sdb.data import Splits
 from sdb.decoys import candidates, decoy_logits, decoy_map
 from sdb.errors import ConfigError, ModelError
@@ -234,7 +234,7 @@ def random_network(teacher: Classifier, settings: WrapSettings) -> Classifier | 
     return frozen(fresh_copy(teacher, settings, "random"), device)
 
 
-def fresh_copy(teacher: Classifier, settings: TrainSettings, purpose: str) -> Classifier:
+def fresh_copy(teacher: Classifier, settings: FitSettings, purpose: str) -> Classifier:
     """The teacher's architecture with new weights, from the run's seed."""
     if teacher.spec is None:
         raise ModelError(

@@ -175,7 +175,13 @@ PARAMETERS = {
     "all at once": (
         lambda p: parameters(p, '{"dataset": 5, "epochs": 0, "momentum": 1, "sede": 1}'),
         "train new",
-        ["model_name: is missing", "dataset:", "epochs:", "momentum:", "sede: unknown parameter, did you mean 'seed'"],
+        [
+            "model_name: is missing",
+            "dataset:",
+            "epochs:",
+            "momentum:",
+            "sede: unknown parameter, did you mean 'seed'",
+        ],
     ),
     "two names, two values": (
         lambda p: parameters(p, '{"model_name": "net", "epochs": 1, "num_epochs": 2}'),
@@ -185,7 +191,11 @@ PARAMETERS = {
     "set without a value": (nothing, "train new --set epochs", ["'epochs'", "KEY=VALUE"]),
     "check": (nothing, "check new -s epochs=0 -s sede=1", ["new/params.json", "epochs", "did you mean 'seed'"]),
     "check for what": (nothing, "check new --for training", ["training", "train, wrap, distill"]),
-    "both weights zero": (nothing, "distill new_student -s kd_weight=0 -s ce_weight=0", ["kd_weight", "ce_weight"]),
+    "both weights zero": (
+        nothing,
+        "distill new_student -s kd_weight=0 -s ce_weight=0",
+        ["kd_weight", "ce_weight"],
+    ),
     "contradiction": (nothing, "train teacher --resume --overwrite", ["--resume", "--overwrite"]),
     "nothing to resume": (nothing, "train new --resume", ["new", "leave --resume out"]),
     "a run is there": (nothing, "train teacher", ["teacher already holds a run", "--resume", "--overwrite"]),
@@ -195,11 +205,19 @@ PARAMETERS = {
 }
 MODELS = {
     "unknown model": (nothing, "train new -s model_name=resnet19", ["'resnet19'", "did you mean resnet18", "mlp"]),
-    "unknown argument": (nothing, 'train new -s model_args={"widht":3}', ["net does not take widht", "num_channels"]),
+    "unknown argument": (
+        nothing,
+        'train new -s model_args={"widht":3}',
+        ["net does not take widht", "num_channels"],
+    ),
     "missing package": (nothing, "train new -s model_name=no_package:make", ["no_package", "install it"]),
     "odd factory": (nothing, "train new -s model_name=json:nothing", ["json has no nothing"]),
     "argument of the wrong type": (nothing, "train new -s num_channels=wide", ["num_channels", "wide"]),
-    "a bad model costs no run": (nothing, "train teacher --overwrite -s model_name=rasnet18", ["rasnet18", "resnet18"]),
+    "a bad model costs no run": (
+        nothing,
+        "train teacher --overwrite -s model_name=rasnet18",
+        ["rasnet18", "resnet18"],
+    ),
     "no GPU": (nothing, "train teacher --overwrite -s device=cuda", ["device", "cuda", "cpu or auto"]),
     "device nonsense": (nothing, "train teacher --overwrite -s device=toaster", ["device", "'toaster'", "cuda:N"]),
     "evaluate on nonsense": (nothing, "evaluate teacher --device toaster", ["device", "'toaster'"]),
@@ -238,7 +256,11 @@ TEACHERS = {
     "absent": (nothing, "wrap new_box -s teacher=nowhere", ["nowhere", "train the teacher first"]),
     "not trained": (nothing, "wrap new_box -s teacher=new", ["new", "train it first"]),
     "not named": (nothing, "wrap new", ["teacher: is missing"]),
-    "another architecture": (nothing, "distill new_student -s teacher=teacher -s teacher_model=mlp", ["net", "mlp"]),
+    "another architecture": (
+        nothing,
+        "distill new_student -s teacher=teacher -s teacher_model=mlp",
+        ["net", "mlp"],
+    ),
     "another for the box": (nothing, "wrap new_box -s num_channels=8", ["num_channels", "8", "4", "teacher"]),
     "a box": (nothing, "wrap new_box -s teacher=box", ["box", "already", "unprotected"]),
     "other classes": (
@@ -291,10 +313,18 @@ TEACHERS = {
 KEYS = {
     "of another box": (nothing, "distill new_student --key other.json", ["another box"]),
     "of another box to evaluate": (nothing, "evaluate box --key other.json", ["another box"]),
-    "for a plain teacher": (nothing, "distill new_student -s teacher=teacher --key other.json", ["not a box", "key"]),
+    "for a plain teacher": (
+        nothing,
+        "distill new_student -s teacher=teacher --key other.json",
+        ["not a box", "key"],
+    ),
     "for a plain classifier": (nothing, "evaluate teacher --key other.json", ["not a box"]),
     "absent": (nothing, "distill new_student --key nowhere.json", ["nowhere.json"]),
-    "blend without a key": (nothing, "distill new_student -s key_blend=0.9", ["key_blend", "new_student/key.json"]),
+    "blend without a key": (
+        nothing,
+        "distill new_student -s key_blend=0.9",
+        ["key_blend", "new_student/key.json"],
+    ),
     "blend of another": (nothing, "wrap box --overwrite -s key_blend=0.3", ["key_blend", "0.3", "0.9"]),
     "absent for a wrap": (nothing, "wrap box --overwrite --key nowhere.json", ["nowhere.json"]),
     "readable by others": (
@@ -314,7 +344,11 @@ KEYS = {
         ["other.json", "altered"],
     ),
     "another blend": (lambda p: change_json(p / "other.json", blend=0.5), "key show other.json", ["other.json"]),
-    "short secret": (lambda p: change_json(p / "other.json", secret="00" * 8), "key show other.json", ["other.json"]),
+    "short secret": (
+        lambda p: change_json(p / "other.json", secret="00" * 8),
+        "key show other.json",
+        ["other.json"],
+    ),
     "not a key": (lambda p: (p / "new/params.json").chmod(0o600), "key show new/params.json", ["params.json"]),
     "there already": (nothing, "key new other.json", ["other.json exists"]),
 }
@@ -479,7 +513,9 @@ class TestFullDisk:
             pytest.skip("mounting a file system is not permitted here")
         try:
             shutil.copytree(place / "new", disk / "new")
-            check_refused(quick_sdb("train", "disk/new", "-s", "epochs=40", cwd=place), "safetensors", "No space left")
+            check_refused(
+                quick_sdb("train", "disk/new", "-s", "epochs=40", cwd=place), "safetensors", "No space left"
+            )
             self.left(disk / "new")
         finally:
             subprocess.run(["umount", str(disk)], check=True)

@@ -42,7 +42,14 @@ def chain(tmp_path_factory, sdb, quick_sdb, write_params):
         "partner": sdb("distill", "partner", "--key", "box/key.json", "-s", "epochs=3", cwd=place),
         "key": quick_sdb("key", "new", "stranger.json", "--blend", "0.5", cwd=place),
         "stranger": quick_sdb(
-            "distill", "stranger", "--key=stranger.json", "--set", "foreign_key=true", "--set", "loss=dkd", cwd=place
+            "distill",
+            "stranger",
+            "--key=stranger.json",
+            "--set",
+            "foreign_key=true",
+            "--set",
+            "loss=dkd",
+            cwd=place,
         ),
     }
     for name, process in done.items():
@@ -197,7 +204,9 @@ class TestEvaluate:
             (tmp_path / "shipped").rename(place / "box" / "box")
         assert (silent.returncode, named.returncode) == (2, 0)
         assert "add --dataset" in silent.stderr
-        assert json.loads(named.stdout)["keyless"] == json.loads((place / "box/result.json").read_text())["keyless"]
+        assert (
+            json.loads(named.stdout)["keyless"] == json.loads((place / "box/result.json").read_text())["keyless"]
+        )
 
 
 class TestCheck:
@@ -248,8 +257,12 @@ class TestWrapOptions:
             cuda=0,
             dropout_rate=0.0,
         )
-        write_params(place / "reference_teacher", dropout_rate=0.0, cuda=0, num_workers=4, augmentation="yes", epochs=1)
+        write_params(
+            place / "reference_teacher", dropout_rate=0.0, cuda=0, num_workers=4, augmentation="yes", epochs=1
+        )
         assert quick_sdb("train", "reference_teacher", "--set", "augmentation=1", cwd=place).returncode == 0
-        done = quick_sdb("wrap", "reference", "-s", "adversarial_resume=reference_teacher/best_model.tar", cwd=place)
+        done = quick_sdb(
+            "wrap", "reference", "-s", "adversarial_resume=reference_teacher/best_model.tar", cwd=place
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads((place / "reference/key.json").read_text())["blend"] == 0.5

@@ -35,7 +35,9 @@ def box(few, make_net):
 
 @pytest.fixture(scope="module")
 def nasty(few, make_net):
-    return wrap(make_net(few), None, few, WrapSettings(method="nasty", epochs=1, batch_size=16, learning_rate=0.01))
+    return wrap(
+        make_net(few), None, few, WrapSettings(method="nasty", epochs=1, batch_size=16, learning_rate=0.01)
+    )
 
 
 @pytest.fixture(params=["model.box", "model.zip"])
@@ -166,9 +168,7 @@ def test_a_foreign_key_is_refused(box, foreign):
 def test_anybody_may_try_a_key_and_gets_what_its_pattern_gives(box):
     foreign = Key(bytes(32), blend=0.5)
     with torch.no_grad():
-        torch.testing.assert_close(
-            box.attempt(foreign)(IMAGES), box(foreign.embed(IMAGES)), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(box.attempt(foreign)(IMAGES), box(foreign.embed(IMAGES)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_nasty_box_has_no_keys(path, nasty):
@@ -430,7 +430,9 @@ def test_a_forged_model_description_is_refused_or_fits(saved, tmp_path_factory, 
     model = manifest_of(path)["model"]
     name = data.draw(st.sampled_from(sorted(model)))
     scalar = st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=6)
-    value = data.draw(scalar | st.lists(scalar, max_size=4) | st.dictionaries(st.text(max_size=5), scalar, max_size=2))
+    value = data.draw(
+        scalar | st.lists(scalar, max_size=4) | st.dictionaries(st.text(max_size=5), scalar, max_size=2)
+    )
     if model[name] == value:
         return
     forge(path, {"model": model | {name: value}})

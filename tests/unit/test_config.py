@@ -1,5 +1,6 @@
 """Parameters: published files map to our fields, and every fault is named, all at once."""
 
+import itertools
 import json
 import math
 
@@ -437,7 +438,7 @@ def test_every_parameter_is_documented_in_the_source(model):
     documented = set()
     for base in (b for b in model.__mro__ if issubclass(b, Settings) and b is not Settings):
         body = ast.parse(inspect.getsource(base).lstrip()).body[0].body
-        for first, second in zip(body, body[1:], strict=False):
+        for first, second in itertools.pairwise(body):
             if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr):
                 documented.add(first.target.id)
     assert set(model.model_fields) <= documented

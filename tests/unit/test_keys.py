@@ -351,9 +351,7 @@ def test_the_check_for_leaks_finds_them():
     assert leaks(str(list(SECRET)))
 
 
-@pytest.mark.parametrize(
-    "show", [repr, str, "{}".format, "{!r}".format, lambda key: "%s" % key, lambda key: f"{[key]}"]
-)
+@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r}".format, lambda key: f"{[key]}"])
 def test_no_text_of_a_key_holds_the_secret(show):
     assert not leaks(show(KEY))
 

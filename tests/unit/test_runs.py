@@ -1,7 +1,6 @@
 """Run folders: nothing lost, nothing overwritten, and a run that was stopped ends as one that was not."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -365,7 +364,7 @@ def test_a_write_that_cannot_be_leaves_everything_as_it_was(tmp_path):
     with pytest.raises(StorageError, match="cannot write"):
         write_atomic(tmp_path / "folder", b"x")
     assert (tmp_path / "file").read_text() == "mine"
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_a_run_folder_that_cannot_be_made_is_a_storage_error(tmp_path, few, make_net):

@@ -24,7 +24,9 @@ def test_a_derived_seed_is_a_seed_for_torch_and_always_the_same(seed, labels):
 
 
 def test_derived_seeds_differ_by_seed_and_purpose():
-    made = [derive_seed(s, *labels) for s in range(20) for labels in (("epoch", 0, 0), ("epoch", 0, 1), ("start",), ())]
+    made = [
+        derive_seed(s, *labels) for s in range(20) for labels in (("epoch", 0, 0), ("epoch", 0, 1), ("start",), ())
+    ]
     assert len(set(made)) == len(made)
 
 

@@ -1,0 +1,215 @@
+"""Is it still small, and does everything still flow one way? Read from the source, nothing is executed here."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdb
+
+ROOT = Path(sdb.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MAX_LINES = 400
+
+# A module imports from earlier lines only; within a line, nobody imports from another.
+ORDER = [
+    {"errors"},
+    {"config", "runtime"},
+    {"data", "models", "losses", "keyfile", "sealing", "boxfile", "decoys"},
+    {"keys", "checkpoint", "private"},
+    {"runs"},
+    {"training", "box"},
+    {"methods"},
+    {"wrapping", "distillation", "tracing"},
+    {"defences", "attacks"},
+    {"audit"},
+    {"report"},
+    {"progress"},
+    {"jobs"},
+    {"tuning"},
+    {"demo", "export", "service", "cluster"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+# Rooms that may use less than what comes before them.
+ONLY = {
+    "report": {"errors", "runtime"},
+    "service": set(RANK) - {"training", "attacks", "wrapping", "distillation"},
+}
+SPEAKS = {"cli.py", "progress.py"}
+EXTRAS = {
+    "pyarrow",
+    "simplejpeg",
+    "datasets",
+    "transformers",
+    "fastapi",
+    "uvicorn",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "ray",
+}
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def room_of(path):
+    """The module of sdb, or the package's folder, that a file belongs to."""
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def names_imported(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        if node.level:
+            return ["." * node.level + (node.module or "")]
+        # `from sdb import data` names a module, `from sdb.data import load` does too.
+        return [f"sdb.{alias.name}" for alias in node.names] if node.module == "sdb" else [node.module or ""]
+    return []
+
+
+def imports_of_ours(path):
+    """The rooms that a file imports from, anywhere in it."""
+    names = [name for node in ast.walk(tree_of(path)) for name in names_imported(node)]
+    return {name.split(".")[1] for name in names if name.startswith("sdb.")}
+
+
+def ids(paths):
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_there_is_source_to_look_at():
+    assert {"errors", "config", "data", "box"} <= {room_of(path) for path in FILES}
+
+
+INSIDE = [path for path in FILES if path.name != "__init__.py" or path.parent != ROOT]
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=ids(INSIDE))
+def test_imports_go_one_way(path):
+    room = room_of(path)
+    assert room in RANK, f"say in ORDER where {room} belongs"
+    for other in imports_of_ours(path) - {room}:
+        assert other in RANK, f"say in ORDER where {other} belongs"
+        assert RANK[other] < RANK[room], f"{room} imports {other}, which comes later or beside it"
+        if room in ONLY:
+            assert other in ONLY[room], f"{room} may not use {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_nobody_imports_relatively_or_everything(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert [alias.name for alias in node.names] != ["*"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_no_file_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_there_is_no_room_for_odds_and_ends():
+    assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_nothing_is_asserted_in_the_source(path):
+    """`python -O` removes assert statements; a check that matters raises."""
+    assert not [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, ast.Assert)]
+
+
+def calls_of(path):
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_only_the_shell_prints(path):
+    printed = [c.lineno for c in calls_of(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
+    assert not printed or path.name in SPEAKS
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_nothing_is_unpickled(path):
+    for call in calls_of(path):
+        name = ast.unparse(call.func)
+        keywords = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        if name == "torch.load":
+            assert keywords.get("weights_only") == "True"
+        if name in ("np.load", "numpy.load"):
+            assert keywords.get("allow_pickle", "False") == "False"
+        assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "yaml.load")
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_no_global_random_numbers(path):
+    """Keys come from the operating system, everything else from generators of its own or a forked state."""
+    names = {ast.unparse(call.func) for call in calls_of(path)}
+    bad = {name for name in names if name.startswith(("np.random.", "numpy.random.", "random."))}
+    assert not {name for name in bad if not name.startswith(("np.random.default_rng", "np.random.SeedSequence"))}
+
+
+def public(name):
+    return not name.startswith("_")
+
+
+def undocumented(body, is_protocol=False):
+    """Public classes and functions without a docstring, and methods of public classes."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            if public(node.name) and not is_protocol and not ast.get_docstring(node):
+                yield f"{node.name}:{node.lineno}"
+        elif isinstance(node, ast.ClassDef) and public(node.name):
+            if not ast.get_docstring(node):
+                yield f"{node.name}:{node.lineno}"
+            yield from undocumented(node.body, any(ast.unparse(base) == "Protocol" for base in node.bases))
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_everything_public_has_a_docstring(path):
+    tree = tree_of(path)
+    assert ast.get_docstring(tree)
+    assert not list(undocumented(tree.body))
+
+
+def modules_after(*arguments):
+    """The top-level modules that a fresh Python has imported after running some arguments of its command line."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT.parent)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [
+        line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
+    ]
+    return {name.partition(".")[0] for name in lines}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-c", "import sdb"),
+        ("-c", "import sdb.errors, sdb.config, sdb.runtime, sdb.keys"),
+        ("-m", "sdb", "--help"),
+    ],
+    ids=["import sdb", "light modules", "sdb --help"],
+)
+def test_the_light_way_in_imports_neither_torch_nor_an_extra(arguments):
+    imported = modules_after(*arguments)
+    assert "sdb" in imported
+    assert not imported & ({"torch", "matplotlib", "numpy"} | EXTRAS)
+
+
+def test_the_check_for_imports_finds_them():
+    assert "torch" in modules_after("-c", "import sdb.losses")

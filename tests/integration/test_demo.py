@@ -1,0 +1,134 @@
+"""`sdb demo` once, as `make demo` runs it, and all that it leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+SEED = 1
+STRUCTURE = {
+    "teacher": None,
+    "box": {"keyless": None, "keyed": None, "wrong_key": None},
+    "students": {
+        "alone": None,
+        "label_smoothing": None,
+        "from_teacher": None,
+        "thief": None,
+        "partner": None,
+        "wrong_key": None,
+    },
+    "nasty": {"teacher": None, "student": None},
+}
+TEACHER = (0.95, 1.0)
+BOX_DROP = 0.04  # the most that wrapping may cost, keyless and keyed
+STUDENT = (0.85, 1.0)  # students that learn from labels, a teacher or a partner's key
+
+
+def shape(value):
+    return {name: shape(inner) for name, inner in value.items()} if isinstance(value, dict) else None
+
+
+def leaves(value):
+    return [leaf for inner in value.values() for leaf in leaves(inner)] if isinstance(value, dict) else [value]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, sdb):
+    """The folder it ran in and what it printed; about a minute."""
+    place = tmp_path_factory.mktemp("demo")
+    done = sdb("demo", "--out", "out", "--json", "demo.json", "--seed", SEED, cwd=place, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return place, done, json.loads((place / "demo.json").read_text())
+
+
+# One test where there is one run: xdist would give each of several its own.
+def test_demo(demo, quick_sdb):
+    place, done, answer = demo
+    check_structure(answer)
+    check_bands(answer)
+    check_talk(done)
+    check_report(place / "out" / "report.html", answer)
+    check_box(place, answer, quick_sdb)
+    check_refusals(place, quick_sdb)
+
+
+def check_structure(answer):
+    """Exactly what the issue asks for, accuracies as fractions."""
+    accuracies = {name: value for name, value in answer.items() if name not in ("seconds", "seed")}
+    assert shape(accuracies) == STRUCTURE
+    assert all(isinstance(value, float) and 0 <= value <= 1 for value in leaves(accuracies))
+    assert answer["seed"] == SEED
+    assert 1 < answer["seconds"] < 600
+
+
+def check_bands(answer):
+    """Two-sided and wide: what holds for every seed tried."""
+    teacher, box, students = answer["teacher"], answer["box"], answer["students"]
+    assert TEACHER[0] <= teacher <= TEACHER[1]
+    for name in ("keyless", "keyed"):
+        assert abs(box[name] - teacher) <= BOX_DROP, name
+    for name in ("alone", "label_smoothing", "from_teacher", "partner"):
+        assert STUDENT[0] <= students[name] <= STUDENT[1], name
+    assert abs(answer["nasty"]["teacher"] - teacher) <= BOX_DROP
+
+
+def check_talk(done):
+    """The table on stdout names every row; progress on stderr names every stage."""
+    for row in (
+        "Teacher",
+        "Box, keyless",
+        "Box, keyed",
+        "Box, wrong key",
+        "Student alone",
+        "Student, label smoothing",
+        "Student of the teacher",
+        "Thief",
+        "Partner",
+        "Wrong-key student",
+        "Nasty teacher",
+        "Student of the nasty teacher",
+    ):
+        assert re.search(rf"{re.escape(row)}\s.*\d+\.\d %", done.stdout), row
+    assert "report.html" in done.stdout
+    stages = re.findall(r"^\[(\d+)/(\d+)\] \w+: epoch (\d+)/(\d+) ", done.stderr, re.MULTILINE)
+    count = int(stages[0][1])
+    assert {int(number) for number, *_ in stages} == set(range(1, count + 1))
+    assert {"Traceback", "Warning"}.isdisjoint(re.findall(r"\w+", done.stderr))
+
+
+def check_report(path, answer):
+    """One file that needs no other and no network, and says what the table says."""
+    page = path.read_text(encoding="utf-8")
+    assert "<html" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
+    assert not re.search(r"@import|url\(\s*[\"']?https?:", page)
+    for value in leaves({name: answer[name] for name in STRUCTURE}):
+        assert f"{100 * value:.1f}" in page
+
+
+def check_box(place, answer, quick_sdb):
+    """What the demo leaves are ordinary runs."""
+    from sdb.box import Box
+    from sdb.keys import Key
+
+    box, key = Box.load(place / "out/box/box"), Key.load(place / "out/box/key.json")
+    box.unlock(key)
+    done = quick_sdb("evaluate", "out/box", "--key", "out/box/key.json", cwd=place)
+    assert json.loads(done.stdout) == {name: answer["box"][name] for name in ("keyless", "keyed")}
+    done = quick_sdb("evaluate", "out/thief", cwd=place)
+    assert json.loads(done.stdout) == {"accuracy": answer["students"]["thief"]}
+
+
+def check_refusals(place, quick_sdb):
+    """Neither touches what is there."""
+    before = (place / "out/record.json").read_bytes(), (place / "demo.json").read_bytes()
+    again = quick_sdb("demo", "--out", "out", "--json", "demo.json", "--seed", "2", cwd=place)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "--overwrite" in again.stderr
+    other = quick_sdb("demo", "--out", "other", "--method", "magic", cwd=place)
+    assert (other.returncode, other.stdout) == (2, "")
+    assert re.search("'magic' is none of .*sdb", other.stderr)
+    assert not (place / "other").exists()
+    assert before == ((place / "out/record.json").read_bytes(), (place / "demo.json").read_bytes())
