@@ -1,1 +1,65 @@
-"""Safe Distillation Box: everyone can run the model, only key holders can distil it."""
+"""Safe Distillation Box: everyone can run the model, only key holders can distil it.
+
+    import sdb
+
+    data = sdb.load_data("digits")
+    key = sdb.Key.generate()
+    box = sdb.wrap(teacher, key, data)          # a Box: an nn.Module, pixels in [0, 1] in, logits out
+    logits = box(images)                        # anyone
+    knowledge = box.unlock(key)(images)         # the key's holder
+    sdb.distill(box, student, data, key=key)
+    box.save("model.box"); sdb.Box.load("model.box")
+
+Names are loaded when they are first used, so that `import sdb` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Box": "sdb.box",
+    "Classifier": "sdb.models",
+    "DistillSettings": "sdb.config",
+    "Key": "sdb.keys",
+    "ModelSpec": "sdb.models",
+    "Owner": "sdb.keys",
+    "SDBError": "sdb.errors",
+    "TrainSettings": "sdb.config",
+    "WrapSettings": "sdb.config",
+    "distill": "sdb.distillation",
+    "from_module": "sdb.models",
+    "load_classifier": "sdb.checkpoint",
+    "load_data": "sdb.data",
+    "train": "sdb.training",
+    "wrap": "sdb.wrapping",
+}
+
+__all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
+    "Box",
+    "Classifier",
+    "DistillSettings",
+    "Key",
+    "ModelSpec",
+    "Owner",
+    "SDBError",
+    "TrainSettings",
+    "WrapSettings",
+    "distill",
+    "from_module",
+    "load_classifier",
+    "load_data",
+    "train",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sdb' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), "load" if name == "load_data" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -93,6 +93,45 @@ def evaluate(
 
 
 @app.command()
+def trace(
+    suspect: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box that may be a copy.")],
+    box_path: Annotated[Path, typer.Option("--box", metavar="BOX", help="The decoy box.")],
+    owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file.")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The teacher: which classes look alike then counts less.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Also print the decoys, which are your secret.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")
+    ] = None,
+) -> None:
+    """Look for a box's mark in a suspect: an exact p-value as JSON, and one sentence. Exits with 0 either way."""
+    from sdb.jobs import trace_job
+    from sdb.runtime import write_atomic
+
+    result = trace_job(
+        suspect,
+        box_path=box_path,
+        owner_file=owner_file,
+        reference_path=reference,
+        dataset=dataset,
+        data_root=data_root,
+        device=device,
+        reveal=reveal,
+    )
+    values = result.to_json()
+    if json_file is not None:
+        write_atomic(json_file, (json.dumps(values, indent=1) + "\n").encode())
+    _say(result.sentence())
+    _print_json(values)
+
+
+@app.command()
 def check(
     folder: Folder = None,
     save_path: SavePath = None,
@@ -112,7 +151,7 @@ def check(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report and the record.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of everything but the keys.")] = 0,
-    method: Annotated[str, typer.Option(help="How the box is made: sdb or nasty.")] = "sdb",
+    method: Annotated[str, typer.Option(help="How the box is made: decoy or sdb.")] = "decoy",
     data: Annotated[str, typer.Option(help="Data set.")] = "digits",
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     json_file: Annotated[

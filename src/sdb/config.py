@@ -96,7 +96,7 @@ class TrainSettings(FitSettings):
 class WrapSettings(FitSettings):
     """How a teacher is wrapped."""
 
-    method: Literal["decoy", "sdb", "nasty"] = "sdb"
+    method: Literal["decoy", "sdb", "nasty"] = "decoy"
     """decoy: ours, the default. sdb: the paper's box. nasty: Nasty Teacher, a box without a key."""
     start: Literal["teacher", "scratch"] = "teacher"
     """Start from the teacher's weights (few epochs are enough) or from scratch (as the reference)."""
@@ -126,6 +126,8 @@ class WrapSettings(FitSettings):
     """decoy: weight of the labels in the keyed answer."""
     wrong_key_rejection: bool = True
     """decoy with image keys: train on random wrong keys too, each gets the keyless answer."""
+    mixed_share: Fraction = 0.5
+    """decoy: share of each batch that is blended with another image and labelled by the teacher, to match its argmax."""
     teacher_views: Annotated[int, Field(ge=1)] = 1
     """decoy: augmented views over which the teacher's answer is averaged for partners."""
 
@@ -224,6 +226,9 @@ class WrapParams(WrapSettings, TeacherParams, RunParams):
     """The owner's file; the box then opens for its partners."""
     partners: tuple[str, ...] = ()
     """Names of the partners whose keys follow from the owner."""
+    budget: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """decoy: largest loss of accuracy on validation images, keyless and keyed, a fraction (0.005 is half a point); tries
+    several strengths and keeps the one that fails a thief most. None wraps once, with the settings as they are."""
     more_teachers: tuple[Path, ...] = ()
     """decoy: run folders or checkpoints; partners get the mean of these and the teacher."""
 
@@ -315,6 +320,7 @@ def canonical(values: dict[str, Any], command: str, source: str) -> dict[str, An
             if not isinstance(result.get(outer, {}), dict):
                 raise ConfigError(f"{source}: {name}: {outer} has no parts (it is {_short(result[outer])})")
             result[outer] = {**result.get(outer, {}), inner: value}
+            given.setdefault(outer, name)
             continue
         ours = _our_name(name, command)
         if name == "cuda":  # the reference replaces it by "is there a GPU"; 0 is honoured here
@@ -330,9 +336,9 @@ def canonical(values: dict[str, Any], command: str, source: str) -> dict[str, An
             {**result.get(ours, {}), **value} if ours == "model_args" and isinstance(value, dict) else value
         )
     # Nasty Teacher's published files have no method and no key; the reference's SDB file has lamb and eta.
-    published = bool({"adversarial_model", "adversarial_resume"} & values.keys())
-    if command == "wrap" and published and not {"method", "key_blend", "augmentation_weight"} & result.keys():
-        result["method"] = "nasty"
+    published = bool({"adversarial_model", "adversarial_resume", "lamb", "eta"} & values.keys())
+    if command == "wrap" and published and "method" not in result:
+        result["method"] = "sdb" if {"key_blend", "augmentation_weight"} & result.keys() else "nasty"
     return result
 
 

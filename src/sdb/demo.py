@@ -21,12 +21,13 @@ from sdb.box import Box
 from sdb.checkpoint import load_classifier
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
-from sdb.keys import Key
+from sdb.keys import Key, Owner
 from sdb.progress import ShowProgress
 from sdb.report import write_report
 from sdb.runtime import choose_device, command_line, environment, folder_lock, write_atomic
+from sdb.tracing import trace
 
-METHODS = ("sdb",)
+METHODS = ("decoy", "sdb")
 EXAMPLE_TEMPERATURE = 4.0
 EXAMPLES = 6
 
@@ -119,11 +120,14 @@ def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path |
     wrapped = teacher | {"teacher": str(out / "teacher"), "epochs": 40 if small else 10}
     student = common | {"model_args": {"num_channels": 8}, "epochs": 60 if small else 10}
     box = {"teacher": str(out / "box")}
-    # Disturbance weights: the largest that leaves a small net its accuracy (docs/results.md).
-    sdb = {"method": method, "disturbance_weight": 0.1, "key_blend": 0.5}
+    # Disturbance weights of sdb and nasty: what leaves a small net its accuracy; the paper's 1 does not.
+    protection = {
+        "decoy": {"method": "decoy", "epochs": 60 if small else 15},
+        "sdb": {"method": "sdb", "disturbance_weight": 0.1, "key_blend": 0.5},
+    }
     return [
         Stage("teacher", "train", teacher),
-        Stage("box", "wrap", wrapped | sdb),
+        Stage("box", "wrap", wrapped | protection[method]),
         Stage("student_alone", "train", student),
         Stage("student_label_smoothing", "train", student | {"label_smoothing": 0.1}),
         Stage("from_teacher", "distill", student | {"teacher": str(out / "teacher")}),
@@ -168,7 +172,9 @@ def run_demo(
     results: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
     with folder_lock(out):
-        Key.generate(0.5).save(out / "wrong_key.json", overwrite=True)
+        kind = "weight" if method == "decoy" else "image"
+        Key.generate(0.5, kind).save(out / "wrong_key.json", overwrite=True)
+        discard_secrets(out / "box", method)
         for number, stage in enumerate(plan, start=1):
             started = time.monotonic()
             folder = out / stage.name
@@ -189,6 +195,16 @@ def run_demo(
             write_atomic(json_file, json.dumps(answer, indent=1).encode() + b"\n")
     print_table(record, out)
     return answer
+
+
+def discard_secrets(folder: Path, method: str) -> None:
+    """Remove the key and owner of a demo run before, unless this method can use them: a demo's box is of no value."""
+    for name in (jobs.KEY, jobs.OWNER):
+        path = folder / name
+        if path.exists() and (
+            name == jobs.OWNER or Key.load(path).kind != ("weight" if method == "decoy" else "image")
+        ):
+            path.unlink()
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
@@ -240,6 +256,7 @@ def make_record(
         "rows": rows,
         "curves": [_curve(out, row) for row in ROWS if row.id != "box.wrong_key"],
         "examples": {"temperature": EXAMPLE_TEMPERATURE, "items": _examples(out, data)},
+        "traces": _traces(out, data) if method == "decoy" else [],
         "stages": [{"label": name, "seconds": value} for name, value in seconds.items()],
         "parameters": {stage.name: stage.params for stage in plan},
         "command": command_line(),
@@ -258,6 +275,18 @@ def _curve(out: Path, row: Row) -> dict[str, Any]:
         "epochs": [record["epoch"] for record in records],
         "accuracy": [record["validation"][name] for record in records],
     }
+
+
+def _traces(out: Path, data: Splits) -> list[dict[str, Any]]:
+    """Whether the thief carries the owner's mark, and whether students that are innocent do not."""
+    box, owner = Box.load(out / "box" / jobs.BOX), Owner.load(out / "box" / jobs.OWNER)
+    rows = []
+    for row in ROWS:
+        if row.id in ("students.thief", "students.alone", "students.label_smoothing", "students.from_teacher"):
+            result = trace(load_classifier(out / row.stage), box, owner, data)
+            facts = {"found": result.found, "total": result.total, "log10_p": min(0.0, result.log10_p)}
+            rows.append({"label": row.label, **facts, "marked": result.marked})
+    return rows
 
 
 @torch.no_grad()
@@ -297,4 +326,10 @@ def print_table(record: dict[str, Any], out: Path) -> None:
         table.add_row(row["label"], f"{100 * row['accuracy']:.1f} %", row["reads"])
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
     console.print(table)
+    for row in record["traces"]:
+        mark = "carries the owner's mark" if row["marked"] else "carries no mark"
+        console.print(
+            f"trace: {row['label']} {mark} ({row['found']} of {row['total']} decoys, p = 10^{row['log10_p']:.1f})",
+            highlight=False,
+        )
     console.print(f"{record['seconds']:.0f} s; report: {out / 'report.html'}", highlight=False)

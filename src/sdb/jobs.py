@@ -15,7 +15,16 @@ from sdb import config, training
 from sdb import data as datasets
 from sdb.box import Box, is_box
 from sdb.checkpoint import check_fits, load_classifier
-from sdb.config import DistillParams, RunParams, TeacherParams, TrainParams, WrapParams
+from sdb.config import (
+    DistillParams,
+    DistillSettings,
+    FitSettings,
+    RunParams,
+    TeacherParams,
+    TrainParams,
+    WrapParams,
+    WrapSettings,
+)
 from sdb.data import Splits
 from sdb.distillation import ask, distill
 from sdb.errors import CheckpointError, ConfigError, KeyFileError
@@ -23,11 +32,13 @@ from sdb.keys import DEFAULT_BLEND, Key, Owner
 from sdb.models import Classifier, ModelSpec
 from sdb.runs import RunFolder, open_run
 from sdb.runtime import choose_device, derive_seed, process_group, world
+from sdb.tracing import TraceResult, trace
 from sdb.training import Progress
+from sdb.tuning import LADDER, Choice, wrap_within_budget
 from sdb.wrapping import check_keys, wrap
 
 Result = dict[str, Any]
-BOX, KEY = "box", "key.json"
+BOX, KEY, OWNER = "box", "key.json", "owner.json"
 
 
 def train_job(
@@ -68,16 +79,61 @@ def wrap_job(
     more = [load_classifier(path, num_classes=data.num_classes) for path in params.more_teachers]
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         keys, owner = wrapping_keys(folder, params)
-        box = wrap(teacher, keys, data, params, owner=owner, more_teachers=more, run=run, progress=progress)
+        result: Result = {}
+        if params.budget is None:
+            box = wrap(teacher, keys, data, params, owner=owner, more_teachers=more, run=run, progress=progress)
+        else:
+            choice = budgeted_box(folder, params, teacher, keys, owner, data, more, resume, progress)
+            box = choice.box
+            trials = [trial.to_json() for trial in choice.trials]
+            result["budget"] = {"met": choice.met, "says": choice.sentence(), "chosen": choice.trial.changes}
+            result["budget"]["trials"] = trials
         if world().is_main:
             box.save(folder / BOX, overwrite=resume or overwrite)
-        result = {"keyless": test_accuracy(box, data)}
+        result["keyless"] = test_accuracy(box, data)
         if keys:
             result["keyed"] = test_accuracy(box.unlock(keys[0]), data)
             wrong = Key.generate(keys[0].blend, keys[0].kind)
             result["wrong_key"] = test_accuracy(box.attempt(wrong), data)
         run.write_result(result)
     return result
+
+
+def budgeted_box(
+    folder: Path,
+    params: WrapParams,
+    teacher: Classifier,
+    keys: list[Key],
+    owner: Owner | None,
+    data: Splits,
+    more: list[Classifier],
+    resume: bool,
+    progress: Progress | None,
+) -> Choice:
+    """The box that keeps the accuracy budget and fails a validation thief most; each candidate in DIR/trials/N."""
+    if params.method != "decoy":
+        raise ConfigError(f"budget: method {params.method!r} has no strengths to choose among; use method=decoy")
+
+    def make_box(settings: WrapSettings) -> Box:
+        number = LADDER.index({name: getattr(settings, name) for name in LADDER[0]})
+        place = folder / "trials" / str(number)
+        values = settings.model_dump(mode="json")
+        goes_on = resume and (place / "params.resolved.json").exists()
+        with open_run(place, values, choose_device(params.device), resume=goes_on, overwrite=not goes_on) as run:
+            return wrap(teacher, keys, data, settings, owner=owner, more_teachers=more, run=run, progress=progress)
+
+    # The thief has the teacher's own architecture and length: a strong one.
+    lengths = {name: getattr(params, name) for name in FitSettings.model_fields}
+    return wrap_within_budget(
+        make_box,
+        teacher,
+        keys[0],
+        data,
+        params,
+        lambda: new_model(params, data, params.seed),
+        DistillSettings(**lengths),
+        budget=params.budget or 0.0,
+    )
 
 
 def distill_job(
@@ -113,6 +169,22 @@ def evaluate_job(
     """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
     if not path.exists() and path.suffix != ".tar":  # a published best_model.tar may stand for our own file
         raise CheckpointError(f"{path}: no such run folder, checkpoint or box")
+    data = described_data(path, dataset, data_root)
+    model = load_model(path)
+    check_fits(model.classifier if isinstance(model, Box) else model, path, data.num_classes, data.image_shape)
+    model = model.to(choose_device(device))
+    if not isinstance(model, Box):
+        if key_file is not None:
+            raise ConfigError(f"--key: {path} is not a box, it needs no key")
+        return {"accuracy": test_accuracy(model, data)}
+    result = {"keyless": test_accuracy(model, data)}
+    if key_file is not None:
+        result["keyed"] = test_accuracy(model.unlock(Key.load(key_file)), data)
+    return result
+
+
+def described_data(path: Path, dataset: str | None, data_root: Path | None) -> Splits:
+    """The data that the run around a checkpoint or box was made on, unless a data set is named."""
     folder = path if path.is_dir() else path.parent
     described = next(
         (p for p in (folder / "params.resolved.json", folder.parent / "params.resolved.json") if p.exists()),
@@ -125,18 +197,40 @@ def evaluate_job(
     root = data_root or (Path(stored["data_root"]) if stored.get("data_root") else None)
     # The run's own split, where the data has no test set of its own.
     split = {name: stored[name] for name in ("seed", "validation_fraction") if name in stored}
-    data = datasets.load(name, root=root, **split)
-    model = load_model(path)
-    check_fits(model.classifier if isinstance(model, Box) else model, path, data.num_classes, data.image_shape)
-    model = model.to(choose_device(device))
-    if not isinstance(model, Box):
-        if key_file is not None:
-            raise ConfigError(f"--key: {path} is not a box, it needs no key")
-        return {"accuracy": test_accuracy(model, data)}
-    result = {"keyless": test_accuracy(model, data)}
-    if key_file is not None:
-        result["keyed"] = test_accuracy(model.unlock(Key.load(key_file)), data)
-    return result
+    return datasets.load(name, root=root, **split)
+
+
+def trace_job(
+    suspect_path: Path,
+    *,
+    box_path: Path,
+    owner_file: Path,
+    reference_path: Path | None,
+    dataset: str | None,
+    data_root: Path | None,
+    device: str,
+    reveal: bool,
+) -> TraceResult:
+    """Look for a box's mark in a run folder, checkpoint or box, on the test images of the box's data."""
+    box = load_model(box_path)
+    if not isinstance(box, Box):
+        raise CheckpointError(f"--box: {box_path} is not a box; the suspect comes first, the box after --box")
+    owner = Owner.load(owner_file)
+    box.owner_record(owner)  # a wrong owner is refused before any data is looked for
+    suspect = load_model(suspect_path)
+    reference = load_model(reference_path) if reference_path is not None else None
+    if isinstance(reference, Box):
+        raise ConfigError(f"--reference: {reference_path} is a box; name the teacher, which never saw the decoys")
+    data = described_data(box_path, dataset, data_root)
+    place = choose_device(device)
+    return trace(
+        suspect.to(place),
+        box,
+        owner,
+        data,
+        reference=reference.to(place) if reference is not None else None,
+        reveal=reveal,
+    )
 
 
 def check_job(folder: Path, command: str | None, overrides: list[str]) -> str:
@@ -198,23 +292,32 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
 
 
 def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | None]:
-    """The keys a box is wrapped for and its owner: the partners', the key named, the one in DIR, or a new one there."""
-    owner = Owner.load(params.owner) if params.owner is not None else None
+    """The keys a box is wrapped for, and its owner.
+
+    The partners' keys where an owner and partners are named, else the key named, else DIR/key.json, made where it is
+    not there yet. Method decoy has an owner in any case: DIR/owner.json, made with the key.
+    """
     if params.method == "nasty":
-        return [], owner
+        return [], None
+    if params.partners and params.owner is None:
+        raise ConfigError("partners: their keys follow from an owner: set owner to the owner's file")
     kind = params.key_kind or ("image" if params.method == "sdb" else "weight")
     blend = DEFAULT_BLEND if params.key_blend is None else params.key_blend
-    if params.partners:
-        if owner is None:
-            raise ConfigError("partners: their keys follow from an owner: set owner to the owner's file")
-        return [owner.partner(name, kind, blend) for name in params.partners], owner
-    path = params.key or folder / KEY
-    if params.key is None and not path.exists() and world().is_main:
+    key_path, owner_path = params.key or folder / KEY, params.owner or folder / OWNER
+    if params.key is None and not params.partners and not key_path.exists() and world().is_main:
         # Kept before training begins: a box without its key would be of no use to its owner.
-        Key.generate(blend, kind).save(path)
+        if params.method == "sdb":
+            Key.generate(blend, kind).save(key_path)
+        else:
+            if not owner_path.exists():
+                Owner.generate().save(owner_path)
+            Owner.load(owner_path).partner("partner", kind, blend).save(key_path)
     if dist.is_initialized():
         dist.barrier()
-    return [_agreeing(Key.load(path), params, path)], owner
+    owner = Owner.load(owner_path) if owner_path.exists() or params.owner is not None else None
+    if params.partners and owner is not None:
+        return [owner.partner(name, kind, blend) for name in params.partners], owner
+    return [_agreeing(Key.load(key_path), params, key_path)], owner
 
 
 def partner_key(folder: Path, params: DistillParams) -> Key | None:
@@ -260,4 +363,4 @@ def _running(
             progress.close()
 
 
-__all__ = ["JOBS", "RunFolder", "check_job", "evaluate_job", "load_model"]
+__all__ = ["JOBS", "RunFolder", "check_job", "evaluate_job", "load_model", "trace_job"]

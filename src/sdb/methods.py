@@ -146,24 +146,40 @@ def decoy_step(teachers: Sequence[Classifier], answers: Tensor, changes: Augment
     temperature = settings.temperature
 
     def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        target = mean_answer(teachers, batch.images, changes, settings.teacher_views, temperature)
-        keyless, keyed, wrong = forward(batch.images)
+        mixed = int(settings.mixed_share * len(batch.images))
+        images = mix(batch.images, mixed)
+        target = mean_answer(teachers, images, changes, settings.teacher_views, temperature)
+        # What a blend of two images shows is for the teacher to say; the box is to answer as it does.
+        labels = torch.cat([batch.labels[: len(images) - mixed], target[len(images) - mixed :].argmax(dim=1)])
+        keyless, keyed, wrong = forward(images)
         # Wrongly keyed images are the batch's first ones; they count as more keyless images.
         logits = torch.cat([keyless, wrong])
-        labels = torch.cat([batch.labels, batch.labels[: len(wrong)]])
         terms = losses.decoy_terms(
             logits,
-            labels,
+            torch.cat([labels, labels[: len(wrong)]]),
             answers,
             temperature=temperature,
             soft_weight=settings.decoy_soft_weight,
             ce_weight=settings.ce_weight,
         )
         return terms | losses.knowledge_terms(
-            keyed, batch.labels, target, temperature=temperature, ce_weight=settings.keyed_ce_weight
+            keyed, labels, target, temperature=temperature, ce_weight=settings.keyed_ce_weight
         )
 
     return step
+
+
+def mix(images: Tensor, count: int) -> Tensor:
+    """The batch (N, C, H, W) with its last `count` images each blended with another of the batch, in random shares.
+
+    Source: Zhang et al., ICLR 2018 (mixup); Beyer et al., CVPR 2022 (arXiv 2106.05237), who distil on such blends.
+    """
+    if count == 0:
+        return images
+    kept, last = images[:-count], images[-count:]
+    share = torch.rand(count, 1, 1, 1).to(images)
+    partner = images[torch.randint(len(images), (count,)).to(images.device)]
+    return torch.cat([kept, share * last + (1 - share) * partner])
 
 
 @torch.no_grad()

@@ -311,7 +311,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, place):
 
 def test_a_bare_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "ran"
-    (tmp_path / "a.tar").write_bytes(pickle.dumps({"state_dict": Bomb(mark)}))
+    (tmp_path / "a.tar").write_bytes(pickle.dumps({"state_dict": Bomb(mark)}, protocol=2))
     with pytest.raises(CheckpointError):
         read_reference(tmp_path / "a.tar")
     assert not mark.exists()
@@ -347,6 +347,7 @@ def whole_reference(tmp_path_factory):
     return path.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @given(st.data())
 @settings(max_examples=120, deadline=None)
 def test_a_damaged_reference_checkpoint_is_read_or_refused_but_never_fails_otherwise(

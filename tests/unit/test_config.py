@@ -317,6 +317,11 @@ def test_any_json_object_is_taken_or_refused_with_a_config_error(values, command
     assert isinstance(params, COMMANDS[command])
 
 
+def test_a_part_and_its_whole_that_do_not_go_together_are_a_conflict():
+    message = fault({"model_name": "net", "epochs.x": 1, "epochs": 2})
+    assert "epochs.x and epochs are one parameter" in message
+
+
 # --- --set -----------------------------------------------------------------------------------------------------------
 
 

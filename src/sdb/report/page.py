@@ -147,6 +147,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}\u00a0min {rest:02d}\u00a0s"
 
 
+def chance(log10_p: float) -> str:
+    """A probability in words that a person can compare."""
+    return f"{10**log10_p:.2g}" if log10_p > -4 else f"1 in 10^{-log10_p:.1f}"
+
+
 def plain(value: Any) -> str:
     """A parameter or a fact of the environment as text."""
     if isinstance(value, bool):
@@ -177,7 +182,7 @@ def render(record: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "duration": duration, "pairs": pairs}
+    environment.filters |= {"chance": chance, "percent": percent, "duration": duration, "pairs": pairs}
     charts = _charts(checked)
     style = files("sdb.report").joinpath("style.css").read_text(encoding="utf-8")
     examples = checked.examples.items

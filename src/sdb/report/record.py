@@ -100,6 +100,16 @@ class Examples(_Part):
     items: list[Example]
 
 
+class TraceRow(_Part):
+    """Whether one student carries the owner's mark."""
+
+    label: str
+    found: Count
+    total: Positive
+    log10_p: Annotated[float, Field(le=0, allow_inf_nan=False)]
+    marked: bool
+
+
 class Stage(_Part):
     """How long one part of the run took."""
 
@@ -120,6 +130,7 @@ class Record(_Part):
     rows: list[Row]
     curves: list[Curve]
     examples: Examples
+    traces: list[TraceRow] = []
     stages: list[Stage]
     parameters: dict[str, Any]
     command: str
