@@ -5,8 +5,8 @@
     python benchmarks/protection.py --data cifar10 --data-root DIR --seeds 3 --preset small --out ...
     python benchmarks/protection.py --write          # docs/results.md from all of docs/results/*.json
 
-A seed is skipped when the file has it already, so an interrupted run goes on. Thieves' settings are chosen on validation
-images; everything shown is measured on test images at the last epoch.
+A seed is skipped when the file has it already, so an interrupted run goes on. Thieves' settings are chosen on
+validation images; everything shown is measured on test images at the last epoch.
 """
 
 import argparse

@@ -8,6 +8,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+REFERENCE = ("teacher", "alone", "label_smoothing", "from_teacher")
+OPENING = "<!-- results: written by benchmarks/protection.py --write -->"
+CLOSING = "<!-- /results -->"
 DATA_NOTES = {
     "digits": "UCI handwritten digits, 8x8, 500 test images",
     "cifar10": "CIFAR-10 (JPEG): 32x32 JPEG copies, not the lossless originals, so not comparable digit for digit "
@@ -42,10 +45,7 @@ def section(content: dict[str, Any]) -> str:
     """One experiment."""
     seeds, environment = content["seeds"], content["environment"]
     names = list(seeds[0]["variants"])
-    reference = {
-        key: interval([record["reference"][key] for record in seeds])
-        for key in ("teacher", "alone", "label_smoothing", "from_teacher")
-    }
+    reference = {key: interval([record["reference"][key] for record in seeds]) for key in REFERENCE}
     lines = [
         f"## {content['experiment']}: {content['data']}, {len(seeds)} seeds",
         "",
@@ -93,8 +93,30 @@ def _calibration(records: list[dict[str, float] | None]) -> str:
     return f"{error} / {interval([record['confidence'] for record in found])}"
 
 
+def readme_table(content: dict[str, Any]) -> str:
+    """The README's table, from the main experiment on digits."""
+    seeds, name = content["seeds"], "decoy, weight key"
+    reference = {key: interval([record["reference"][key] for record in seeds]) for key in REFERENCE}
+    lines = [
+        f"| digits, mean of {len(seeds)} seeds ± half the 95 % interval | accuracy, % |",
+        "|---|---|",
+        f"| teacher | {reference['teacher']} |",
+        f"| box, for everyone / with the key | {column(seeds, name, 'keyless')} / {column(seeds, name, 'keyed')} |",
+        f"| student alone / with label smoothing (the bar) | {reference['alone']} / {reference['label_smoothing']} |",
+        f"| student of the teacher | {reference['from_teacher']} |",
+        f"| **thief**: distilled from the box, no key | {column(seeds, name, 'thief')} |",
+        f"| **partner**: distilled with the key | {column(seeds, name, 'partner')} |",
+        f"| thief of the paper's method / of Nasty Teacher | {column(seeds, 'sdb', 'thief')} / "
+        f"{column(seeds, 'nasty', 'thief')} |",
+        "",
+        f"500 test images; {content['environment']['platform']}, torch {content['environment']['torch']}; command and "
+        "all numbers: docs/results.md.",
+    ]
+    return "\n".join(lines)
+
+
 def write_page() -> None:
-    """Write docs/results.md."""
+    """Write docs/results.md, and the README's table."""
     files = sorted((ROOT / "docs" / "results").glob("*.json"))
     parts = [json.loads(path.read_text()) for path in files]
     intro = (
@@ -103,4 +125,10 @@ def write_page() -> None:
     )
     body = "\n\n".join(section(part) for part in parts if "experiment" in part)
     extra = "\n\n".join(part["markdown"] for part in parts if "markdown" in part)
+    main = next((part for part in parts if part.get("experiment") == "main" and part["data"] == "digits"), None)
+    if main is not None:
+        readme = (ROOT / "README.md").read_text()
+        before, _, rest = readme.partition(OPENING)
+        _, _, after = rest.partition(CLOSING)
+        (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(main)}\n{CLOSING}{after}")
     (ROOT / "docs" / "results.md").write_text("\n".join(filter(None, [intro, body, "", extra])) + "\n")

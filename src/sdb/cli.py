@@ -126,7 +126,7 @@ def trace(
     )
     values = result.to_json()
     if json_file is not None:
-        write_atomic(json_file, (json.dumps(values, indent=1) + "\n").encode())
+        write_atomic(json_file, (json.dumps(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
     _say(result.sentence())
     _print_json(values)
 

@@ -127,7 +127,7 @@ class WrapSettings(FitSettings):
     wrong_key_rejection: bool = True
     """decoy with image keys: train on random wrong keys too, each gets the keyless answer."""
     mixed_share: Fraction = 0.5
-    """decoy: share of each batch that is blended with another image and labelled by the teacher, to match its argmax."""
+    """decoy: share of each batch that is blended with another image and labelled by the teacher."""
     teacher_views: Annotated[int, Field(ge=1)] = 1
     """decoy: augmented views over which the teacher's answer is averaged for partners."""
 
@@ -227,8 +227,8 @@ class WrapParams(WrapSettings, TeacherParams, RunParams):
     partners: tuple[str, ...] = ()
     """Names of the partners whose keys follow from the owner."""
     budget: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """decoy: largest loss of accuracy on validation images, keyless and keyed, a fraction (0.005 is half a point); tries
-    several strengths and keeps the one that fails a thief most. None wraps once, with the settings as they are."""
+    """decoy: largest loss of accuracy on validation images, keyless and keyed, a fraction (0.005 is half a point):
+    several strengths are tried and the one that fails a thief most is kept. None wraps once, as set."""
     more_teachers: tuple[Path, ...] = ()
     """decoy: run folders or checkpoints; partners get the mean of these and the teacher."""
 

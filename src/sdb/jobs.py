@@ -85,9 +85,12 @@ def wrap_job(
         else:
             choice = budgeted_box(folder, params, teacher, keys, owner, data, more, resume, progress)
             box = choice.box
-            trials = [trial.to_json() for trial in choice.trials]
-            result["budget"] = {"met": choice.met, "says": choice.sentence(), "chosen": choice.trial.changes}
-            result["budget"]["trials"] = trials
+            result["budget"] = {
+                "met": choice.met,
+                "says": choice.sentence(),
+                "chosen": choice.trial.changes,
+                "trials": [trial.to_json() for trial in choice.trials],
+            }
         if world().is_main:
             box.save(folder / BOX, overwrite=resume or overwrite)
         result["keyless"] = test_accuracy(box, data)

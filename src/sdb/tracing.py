@@ -146,8 +146,9 @@ def trace(
         owner: whose box it is.
         data: any labelled images of the task; of `Splits` the test images, because a thief may have learnt the
             training images by heart, and then says least of the other classes there.
-        reference: a model that was made without the secret, best the teacher: its outputs are subtracted, so that
-            which classes look alike does not count. Never the box, opened or not, nor a partner: they saw the secret.
+        reference: a model that was made without the secret, best the teacher: its outputs are scaled and subtracted,
+            so that which classes look alike does not count. Never a box, opened or not, nor a partner's model, which
+            may have learnt of the secret.
         reveal: also put the decoys into the table. They are the owner's secret.
 
     Raises:
@@ -163,7 +164,8 @@ def trace(
         check_fits(box.classifier, "the box", data.num_classes, data.image_shape)
     means, counts = class_log_means(suspect, images, classes, "the suspect")
     if reference is not None:
-        means = means - class_log_means(reference, images, classes, "the reference")[0]
+        expected, _ = class_log_means(reference, images, classes, "the reference")
+        means = unexplained(means, expected, record["candidates"], counts)
     seen = np.flatnonzero(counts)
     ranks = {c: candidate_ranks(means[c, record["candidates"][c]]) for c in seen}
     table = []
@@ -253,6 +255,22 @@ def class_log_means(model: nn.Module, images: ImageSet, classes: int, name: str)
     return means, counts
 
 
+def unexplained(
+    means: np.ndarray, expected: np.ndarray, candidates: Sequence[Sequence[int]], counts: np.ndarray
+) -> np.ndarray:
+    """What a reference leaves unexplained of a suspect's outputs (C, C).
+
+    A suspect may be much surer or less sure than the reference, so the reference is scaled by least squares over all
+    candidates of all classes with images. The scale knows the candidates, never the choice among them, so the p-value
+    stays exact.
+    """
+    both = [(means[c, candidates[c]], expected[c, candidates[c]]) for c in np.flatnonzero(counts)]
+    centred = [(own - own.mean(), other - other.mean()) for own, other in both]
+    square = sum(float(other @ other) for _, other in centred)
+    scale = sum(float(own @ other) for own, other in centred) / square if square > 0 else 0.0
+    return means - max(0.0, scale) * expected
+
+
 def candidate_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks of candidates, 0 the largest value; equals all get the worst of their ranks, never the owner's favour."""
     rounded = np.round(values, DECIMALS)
@@ -330,14 +348,13 @@ def subset_sums(counts: tuple[int, ...], size: int) -> tuple[int, np.ndarray]:
 
 def _tilt(spans: Sequence[tuple[np.ndarray, int]], reach: int) -> float:
     """The tilt, at least 0, at which the mean of the sum is `reach`, by bisection."""
+    repeats = np.array([times for _, times in spans])
+    steps = np.arange(max(len(chances) for chances, _ in spans))
+    padded = np.stack([np.pad(chances, (0, len(steps) - len(chances))) for chances, _ in spans])
 
     def mean(tilt: float) -> float:
-        result = 0.0
-        for chances, repeats in spans:
-            steps = np.arange(len(chances))
-            tilted = chances * np.exp(-tilt * steps)
-            result += repeats * float((tilted * steps).sum() / tilted.sum())
-        return result
+        tilted = padded * np.exp(-tilt * steps)
+        return float(repeats @ ((tilted @ steps) / tilted.sum(axis=1)))
 
     if mean(0.0) <= reach:
         return 0.0

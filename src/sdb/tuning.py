@@ -79,8 +79,8 @@ class Choice:
             return f"within the accuracy budget of {100 * self.budget:g} points on validation images"
         over = 100 * (self.trial.loss - self.budget)
         return (
-            f"the accuracy budget of {100 * self.budget:g} points cannot be met by any of {len(self.trials)} candidates; "
-            f"the nearest box is {over:.2f} points over it: train longer, or allow more"
+            f"the accuracy budget of {100 * self.budget:g} points cannot be met by any of {len(self.trials)} "
+            f"candidates; the nearest box is {over:.2f} points over it: train longer, or allow more"
         )
 
 
