@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 
 import sdb
-from sdb.attacks.similar_keys import random_keys_accuracy
+from sdb.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import Splits
 from sdb.distillation import distill
 from sdb.evaluation import calibration
 from sdb.keys import Key, Owner
+from sdb.losses import kl
 from sdb.models import Classifier, ModelSpec
 from sdb.runtime import derive_seed, environment, write_atomic
 from sdb.tracing import trace
@@ -50,7 +51,7 @@ class Preset:
 
 PRESETS = {
     "digits": Preset("net", {"num_channels": 24}, "net", {"num_channels": 8}, 1.0, 64, 0.003, 30, 60, 60),
-    "small": Preset("net", {"num_channels": 32}, "net", {"num_channels": 8}, 0.2, 128, 0.002, 15, 20, 20),
+    "small": Preset("net", {"num_channels": 32}, "net", {"num_channels": 8}, 0.1, 64, 0.002, 15, 15, 15),
     "gpu": Preset("resnet18", {}, "preresnet20", {}, 1.0, 128, 0.1, 100, 60, 100),
 }
 
@@ -148,6 +149,32 @@ class Experiment:
             "from_teacher": self.score(self.distilled(self.teacher)),
         }
 
+    def wrong_keys(self, box: Box, key: Key, kind: str, count: int = 100) -> dict[str, float]:
+        """What random keys get: accuracy, and the distance of their soft outputs from the teacher's, beside keyless."""
+        asked = [
+            box.attempt(Key(derive_seed(self.seed, "wrong", i).to_bytes(32, "big"), 0.5, kind))
+            for i in range(count)
+        ]
+        scores, distances = [self.score(model) for model in asked], [self.distance(model) for model in asked]
+        return {
+            "mean": sum(scores) / count,
+            "best": max(scores),
+            "nearest": min(distances),
+            "keyless_distance": self.distance(box),
+            "keyed_distance": self.distance(box.unlock(key)),
+        }
+
+    @torch.no_grad()
+    def distance(self, model: torch.nn.Module) -> float:
+        """KL(teacher || model) at temperature 4 on test images, nats."""
+        device = next(model.parameters()).device
+        batches = evaluation_batches(self.data.test, device).epoch(0)
+        parts = [
+            (float(kl(self.teacher(b.images), model(b.images), 4.0)) * len(b.labels), len(b.labels))
+            for b in batches
+        ]
+        return sum(total for total, _ in parts) / sum(count for _, count in parts)
+
     def variant(self, kind: str | None, changes: dict, full: bool) -> dict[str, object]:
         """One box and who distils it."""
         started = time.perf_counter()
@@ -168,9 +195,9 @@ class Experiment:
             result["partner"] = self.score(self.distilled(box, key))
         if box.record is not None:
             result["trace_log10_p"] = trace(thief, box, owner, self.data).log10_p
-        if full:
+        if full and settings.method == "decoy":
             if key is not None:
-                result["wrong_keys"] = random_keys_accuracy(box, key, self.data, count=100, seed=self.seed)
+                result["wrong_keys"] = self.wrong_keys(box, key, kind)
             thieves = {pair: self.distilled(box, kd_weight=pair[0], kd_temperature=pair[1]) for pair in GRID}
             best = max(GRID, key=lambda pair: self.score(thieves[pair], "validation"))
             result["best_thief"] = self.score(thieves[best])

@@ -41,7 +41,7 @@ from sdb.distillation import distill
 from sdb.keys import Key, Owner, derive
 from sdb.models import Classifier, ModelSpec
 from sdb.runtime import derive_seed, environment
-from sdb.tracing import THRESHOLD_LOG10_P, candidate_ranks, class_log_means, trace, weigh
+from sdb.tracing import THRESHOLD_LOG10_P, candidate_ranks, class_log_means, log10_tail, rank_levels, trace
 from sdb.training import evaluate, evaluation_batches, train
 from sdb.wrapping import wrap
 
@@ -318,12 +318,15 @@ def random_owners(model: nn.Module, world: World) -> list[float]:
     """The log10 p-values that owners with other secrets would get for the same model."""
     record = world.box.owner_record(world.owner)
     means, counts = class_log_means(model, world.data.test, world.data.num_classes, "suspect")
-    seen = np.flatnonzero(counts)
-    ranks = [candidate_ranks(means[c, record["candidates"][c]]) for c in seen]
+    size = len(record["decoys"][0])
+    levels = {c: rank_levels(candidate_ranks(means[c, record["candidates"][c]])) for c in np.flatnonzero(counts)}
+    # The null distribution is the same for all of them, so each sum is looked up once.
+    tail = functools.cache(functools.partial(log10_tail, [(each, size) for each in levels.values()]))
     values = []
     for _ in range(world.sizes.maps):
-        drawn = decoy_map(derive(os.urandom(32), "decoys"), record["candidates"], len(record["decoys"][0]))
-        values.append(weigh(ranks, [np.isin(record["candidates"][c], drawn[c]) for c in seen]).log10_p)
+        drawn = decoy_map(derive(os.urandom(32), "decoys"), record["candidates"], size)
+        chosen = {c: np.isin(record["candidates"][c], drawn[c]) for c in levels}
+        values.append(tail(sum(int(each[chosen[c]].sum()) for c, each in levels.items())))
     return values
 
 

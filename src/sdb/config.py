@@ -120,7 +120,7 @@ class WrapSettings(FitSettings):
     """decoy: how far the decoys stand above the other classes, in logits."""
     decoy_soft_weight: NonNegative = 0.25
     """decoy: weight of the keyless answer's softened part."""
-    ce_weight: NonNegative = 0.3
+    ce_weight: NonNegative = 1.0
     """decoy: weight of the labels in the keyless answer; more keeps accuracy, less keeps the decoys clean."""
     keyed_ce_weight: NonNegative = 0.5
     """decoy: weight of the labels in the keyed answer."""

@@ -33,7 +33,7 @@ def template(tmp_path_factory, quick_sdb, write_params):
     for command, name in (("train", "teacher"), ("wrap", "box"), ("distill", "student")):
         done = quick_sdb(command, name, cwd=place)
         assert done.returncode == 0, done.stderr
-    assert quick_sdb("key", "new", "other.json", cwd=place).returncode == 0
+    assert quick_sdb("key", "new", "other.json", "--kind", "image", cwd=place).returncode == 0
     write_params(place / "new")
     write_params(place / "new_box", teacher="teacher", method="sdb")
     write_params(place / "new_student", teacher="box", kd_temperature=4)
@@ -201,7 +201,7 @@ PARAMETERS = {
     "a run is there": (nothing, "train teacher", ["teacher already holds a run", "--resume", "--overwrite"]),
     "demo method": (nothing, "demo --out out --method magic", ["method", "magic", "sdb"]),
     "demo is there": (lambda p: (p / "out/teacher").mkdir(parents=True), "demo --out out", ["out", "--overwrite"]),
-    "blend": (nothing, "key new k.json --blend 1.5", ["1.5", "(0, 1]"]),
+    "blend": (nothing, "key new k.json --kind image --blend 1.5", ["1.5", "(0, 1]"]),
 }
 MODELS = {
     "unknown model": (nothing, "train new -s model_name=resnet19", ["'resnet19'", "did you mean resnet18", "mlp"]),
@@ -340,13 +340,17 @@ KEYS = {
     "cut off": (lambda p: halve(p / "other.json"), "key show other.json", ["other.json"]),
     "another secret": (
         lambda p: change_json(p / "other.json", secret="00" * 32),
-        "key show other.json",
+        "distill new_student --key other.json",
         ["other.json", "altered"],
     ),
-    "another blend": (lambda p: change_json(p / "other.json", blend=0.5), "key show other.json", ["other.json"]),
+    "another blend": (
+        lambda p: change_json(p / "other.json", blend=0.5),
+        "distill new_student --key other.json",
+        ["other.json"],
+    ),
     "short secret": (
         lambda p: change_json(p / "other.json", secret="00" * 8),
-        "key show other.json",
+        "distill new_student --key other.json",
         ["other.json"],
     ),
     "not a key": (lambda p: (p / "new/params.json").chmod(0o600), "key show new/params.json", ["params.json"]),
@@ -514,7 +518,7 @@ class TestFullDisk:
         try:
             shutil.copytree(place / "new", disk / "new")
             check_refused(
-                quick_sdb("train", "disk/new", "-s", "epochs=40", cwd=place), "safetensors", "No space left"
+                quick_sdb("train", "disk/new", "-s", "epochs=40", cwd=place), "disk/new", "No space left"
             )
             self.left(disk / "new")
         finally:

@@ -40,7 +40,7 @@ def chain(tmp_path_factory, sdb, quick_sdb, write_params):
         "box": quick_sdb("wrap", "--save_path", "box", cwd=place),
         "thief": quick_sdb("distill", "--save-path", "thief", cwd=place),
         "partner": sdb("distill", "partner", "--key", "box/key.json", "-s", "epochs=3", cwd=place),
-        "key": quick_sdb("key", "new", "stranger.json", "--blend", "0.5", cwd=place),
+        "key": quick_sdb("key", "new", "stranger.json", "--kind", "image", "--blend", "0.5", cwd=place),
         "stranger": quick_sdb(
             "distill",
             "stranger",
@@ -89,7 +89,7 @@ class TestWithoutTorch:
 
 class TestKeys:
     def test_new_and_show(self, quick_sdb, tmp_path):
-        made = quick_sdb("key", "new", "k.json", "--blend", "0.7", cwd=tmp_path)
+        made = quick_sdb("key", "new", "k.json", "--kind", "image", "--blend", "0.7", cwd=tmp_path)
         assert (made.returncode, made.stdout) == (0, "")
         path = tmp_path / "k.json"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -70,7 +70,7 @@ def place(tmp_path_factory, quick_sdb, write_params):
     place = tmp_path_factory.mktemp("resume")
     write_params(place / "teacher", epochs=3)
     assert quick_sdb("train", "teacher", cwd=place).returncode == 0
-    assert quick_sdb("key", "new", "key.json", "--blend", "0.5", cwd=place).returncode == 0
+    assert quick_sdb("key", "new", "key.json", "--kind", "image", "--blend", "0.5", cwd=place).returncode == 0
     return place
 
 
