@@ -201,6 +201,7 @@ def retraining(bench: Bench, box: Box, key: Key) -> list[Row]:
         for goal, part, fresh in (
             ("labels", "private", False),
             ("labels", "private", True),
+            ("top1", "private", True),
             ("labels", "all", False),
             ("entropy", "private", False),
             ("entropy", "all", False),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-PATIENCE = 60.0  # seconds until an epoch that does not come fails the test
+PATIENCE = 120.0  # seconds until an epoch that does not come fails the test
 EPOCHS = 6
 
 

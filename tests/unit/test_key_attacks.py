@@ -321,7 +321,7 @@ def test_retraining_changes_only_norms_and_head(few, make_net, weights_of):
     assert changed == set(replaceable(victim))
 
 
-@pytest.mark.parametrize("goal", ["labels", "entropy"])
+@pytest.mark.parametrize("goal", ["labels", "top1", "entropy"])
 @pytest.mark.parametrize("part", ["private", "all"])
 def test_retraining_leaves_the_victim_alone(few, make_net, weights_of, same_weights, goal, part):
     victim = make_net(few)
@@ -345,11 +345,10 @@ def test_positive_control_retraining_brings_a_lost_head_back(digits, make_net):
     assert found > whole - 0.1
 
 
-def test_entropy_uses_no_labels(few, make_net, weights_of, same_weights):
+@pytest.mark.parametrize("goal", ["top1", "entropy"])
+def test_these_goals_use_no_labels(few, make_net, weights_of, same_weights, goal):
     other = replace(few, train=ImageSet(few.train.images, np.zeros_like(few.train.labels)))
-    runs = [
-        weights_of(Retrain("entropy", steps=3, batch_size=16).run(make_net(few), data)) for data in (few, other)
-    ]
+    runs = [weights_of(Retrain(goal, steps=3, batch_size=16).run(make_net(few), data)) for data in (few, other)]
     assert same_weights(*runs)
 
 

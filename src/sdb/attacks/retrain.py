@@ -1,8 +1,9 @@
 """Training the public part of a weight-key box again, by somebody who has its weights and some data.
 
 The private part of such a box is encrypted, but the weights around it were trained to serve both. So the attack keeps
-them and trains new norms and a new head (or everything) with labels, or without labels towards confident answers. What
-it must beat is a network of the attacker's own, trained from scratch on the same images: that needs no box.
+them and trains new norms and a new head (or everything) with labels, with the box's own top-1 answers for labels, or
+towards confident answers. What it must beat is a network of the attacker's own, trained from scratch on the same
+images: that needs no box.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Retrain:
     """White box, weight key: new norms and head around the box's own weights.
 
     Attributes:
-        goal: labels, or entropy: confident answers, no labels needed.
+        goal: labels; top1: the box's own answers for labels; entropy: confidence. The last two need no labels.
         part: private: what a key would put in place (norms, head); all: every weight.
         fresh: begin with newly initialised norms and head instead of the public ones.
         share: of the training images that the attacker has, drawn by the seed.
@@ -41,7 +42,7 @@ class Retrain:
         seed: of the share, order and initialisation.
     """
 
-    goal: Literal["labels", "entropy"] = "labels"
+    goal: Literal["labels", "top1", "entropy"] = "labels"
     part: Literal["private", "all"] = "private"
     fresh: bool = False
     share: float = 1.0
@@ -60,12 +61,13 @@ class Retrain:
         Raises:
             ConfigError: the goal or part is unknown.
         """
-        if self.goal not in ("labels", "entropy") or self.part not in ("private", "all"):
+        if self.goal not in ("labels", "top1", "entropy") or self.part not in ("private", "all"):
             raise ConfigError(
-                f"goal {self.goal!r} or part {self.part!r} is unknown: labels or entropy, private or all"
+                f"goal {self.goal!r} or part {self.part!r} is unknown: labels, top1 or entropy; private or all"
             )
         device = choose_device("auto")
         copied = copy.deepcopy(network).to(device)
+        public = copy.deepcopy(copied).eval().requires_grad_(False)
         if self.fresh:
             self._begin_anew(copied)
         trained = set(replaceable(copied))
@@ -86,7 +88,8 @@ class Retrain:
             logits = forward(batch.images)
             if self.goal == "entropy":
                 return {"entropy": mean_entropy(logits)}
-            return {"cross_entropy": cross_entropy(logits, batch.labels)}
+            labels = public(batch.images).argmax(dim=1) if self.goal == "top1" else batch.labels
+            return {"cross_entropy": cross_entropy(logits, labels)}
 
         # Its last epoch is taken: with so few images the attacker has none to choose by.
         fit(
