@@ -3,16 +3,16 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo test test-all lint format bench-data clean
+.PHONY: demo test test-all lint format results bench-data clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
 
 test: lint  ## environment, lint, types, tests
-	$(RUN) test -- pytest -n 2 -m "not slow" $(ARGS)
+	$(RUN) test -- pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: lint  ## also the slow tests
-	$(RUN) test -- pytest -n 2 $(ARGS)
+	$(RUN) test -- pytest -n 2 --dist loadfile $(ARGS)
 
 lint:
 	$(RUN) test -- ruff check .
@@ -22,6 +22,9 @@ lint:
 format:
 	$(RUN) test -- ruff check --fix .
 	$(RUN) test -- ruff format .
+
+results:  ## docs/results.md and the README's table from docs/results/*.json
+	$(RUN) test -- python benchmarks/protection.py --write
 
 bench-data:  ## decoding speed and the data path's share of a training step
 	$(RUN) test -- python benchmarks/data_path.py $(ARGS)

@@ -352,15 +352,17 @@ def main() -> None:
             print(f"<!-- seed {seed}: {what}, {time.perf_counter() - started:.0f} s -->", flush=True)
 
         results.append(one_seed(seed, options.quick, say))
-        if options.out is not None:
-            record = {"environment": environment(torch.device("cpu")), "quick": options.quick, "seeds": results}
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
+    command = f"python benchmarks/key_secrecy.py {'--quick' if options.quick else f'--seeds {seeds}'}"
+    parts = [f"## How secret is the key: digits, {seeds} seed{'s' if seeds > 1 else ''}\n\n    {command}"]
     for name, (title, columns) in TABLES.items():
-        if name not in results[0]:
-            continue
-        rows = mean_rows([result[name] for result in results])
-        print(table(f"{title} ({seeds} seed{'s' if seeds > 1 else ''})", rows, columns, seeds))
-    print(f"\n{time.perf_counter() - started:.0f} s in all; torch {torch.__version__}, one thread.")
+        if name in results[0]:
+            parts.append(table(title, mean_rows([result[name] for result in results]), columns, seeds))
+    parts.append(f"\n{time.perf_counter() - started:.0f} s in all; torch {torch.__version__}, one thread.")
+    page = "\n".join(parts)
+    print(page)
+    if options.out is not None:
+        record = {"environment": environment(torch.device("cpu")), "quick": options.quick, "markdown": page}
+        options.out.write_text(json.dumps(record | {"seeds": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

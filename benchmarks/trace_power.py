@@ -412,11 +412,19 @@ def main() -> None:
     rows = [row for part in parts for row in part]
     totals = summary(rows)
     seconds = round(time.perf_counter() - begin, 1)
-    print(markdown(rows, totals))
+    command = f"python benchmarks/trace_power.py {'--quick' if args.quick else f'--seeds {args.seeds}'}"
+    page = f"## Who carries the mark: digits\n\n    {command}\n\n{markdown(rows, totals)}"
+    print(page)
     print(f"\n{len(rows)} suspects, {seconds} s")
     if args.out:
         kept = [{k: v for k, v in row.items() if k != "random_log10_p"} for row in rows]
-        record = {"summary": totals, "rows": kept, "seconds": seconds, "environment": environment()}
+        record = {
+            "markdown": page,
+            "summary": totals,
+            "rows": kept,
+            "seconds": seconds,
+            "environment": environment(),
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def read_reference(path: Path) -> dict[str, Tensor]:
         CheckpointError: damaged, or it holds more than tensors and plain containers.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on protocols; our error says what to do
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds more than tensors (or is damaged) and could run code when loaded: refused; ask its author "

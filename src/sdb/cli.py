@@ -61,7 +61,11 @@ def wrap(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Wrap a teacher: a box in DIR/box that opens for a key (made in DIR/key.json unless given), or a nasty teacher."""
+    """Wrap a teacher into DIR/box.
+
+    The box opens for the keys that are named, else for DIR/key.json, which is made. Method nasty has no key. Paths in
+    params.json are relative to the current folder.
+    """
     _run("wrap", _folder(folder, save_path), _with_key(sets, key), resume, overwrite)
 
 
@@ -74,7 +78,10 @@ def distill(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Distil a student into DIR from a teacher or a box; --key makes it a partner's."""
+    """Distil a student into DIR.
+
+    From a teacher or a box; --key makes it a partner's. Paths in params.json are relative to the current folder.
+    """
     _run("distill", _folder(folder, save_path), _with_key(sets, key), resume, overwrite)
 
 
@@ -110,7 +117,10 @@ def trace(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")
     ] = None,
 ) -> None:
-    """Look for a box's mark in a suspect: an exact p-value as JSON, and one sentence. Exits with 0 either way."""
+    """Look for a box's mark in a suspect.
+
+    Prints an exact p-value as JSON, and one sentence. Exits with 0 either way.
+    """
     from sdb.jobs import trace_job
     from sdb.runtime import write_atomic
 
@@ -159,7 +169,10 @@ def demo(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The main job, small: teacher, box, students; a table, and OUT/report.html."""
+    """The main job, small, with a report.
+
+    Teacher, box, students; a table, and OUT/report.html.
+    """
     from sdb.demo import run_demo
 
     run_demo(
@@ -180,21 +193,26 @@ def key_new(
         str, typer.Option(help="weight (opens encrypted parameters), or image (a pattern).")
     ] = "weight",
     blend: Annotated[
-        float, typer.Option(help="Image keys: share of the image in a keyed image, in (0, 1].")
-    ] = 0.9,
+        float | None, typer.Option(help="Image keys: share of the image in a keyed image, in (0, 1]; default 0.9.")
+    ] = None,
     encrypt: Encrypt = False,
 ) -> None:
-    """Make a key from the operating system's randomness; readable by you alone."""
-    from sdb.keys import Key
+    """Make a key, readable by you alone.
 
-    key = Key.generate(blend, kind)  # ty: ignore[invalid-argument-type]
+    From the operating system's randomness.
+    """
+    from sdb.keys import DEFAULT_BLEND, Key
+
+    if blend is not None and kind != "image":
+        raise ConfigError("--blend: only an image key has one: add --kind image, or leave --blend out")
+    key = Key.generate(DEFAULT_BLEND if blend is None else blend, kind)  # ty: ignore[invalid-argument-type]
     key.save(path, passphrase=_new_passphrase(encrypt))
     _say(f"{path}: {kind} key {key.id[:8]}. Keep it secret; who has it can distil the box.")
 
 
 @key_app.command("show")
 def key_show(path: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Print the public part of a key or owner file as JSON; never the secret."""
+    """Print the public part of a key file as JSON."""
     from sdb.keyfile import read_secret
 
     header, _ = read_secret(path)
@@ -216,7 +234,10 @@ def key_partner(
     ] = None,
     encrypt: Encrypt = False,
 ) -> None:
-    """Make a partner's key from the owner's secret; with --box, add the partner to a box, without data or training."""
+    """Make a partner's key from the owner's secret.
+
+    With --box, add the partner to a box, without data or training.
+    """
     from sdb.keys import Owner
 
     owner = Owner.load(owner_file)
@@ -233,7 +254,10 @@ def key_partner(
 
 @owner_app.command("new")
 def owner_new(path: Annotated[Path, typer.Argument(metavar="FILE")], encrypt: Encrypt = False) -> None:
-    """Make an owner's secret; every partner's key and the box's mark follow from it."""
+    """Make an owner's secret.
+
+    Every partner's key and the box's mark follow from it.
+    """
     from sdb.keys import Owner
 
     owner = Owner.generate()

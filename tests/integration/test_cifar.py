@@ -82,6 +82,7 @@ def test_evaluate_finds_the_data_that_the_run_used(runs, quick_sdb):
     assert json.loads(done.stdout) == {"accuracy": result(runs / "teacher")["accuracy"]}
 
 
+@pytest.mark.slow
 def test_a_residual_network(tmp_path, data_root, data, quick_sdb, write_params):
     """preresnet20 with the reference's schedule: batch norm, SGD, augmentation."""
     pytest.importorskip("pyarrow")
