@@ -100,8 +100,8 @@ def test_a_named_method_wins_over_the_guess():
     assert config.validate(NASTY_FILE | {"method": "sdb"}, "wrap", "x").method == "sdb"
 
 
-def test_our_own_names_mean_sdb_unless_said_otherwise():
-    assert config.validate({"model_name": "net", "teacher": "t"}, "wrap", "x").method == "sdb"
+def test_our_own_names_mean_decoy_unless_said_otherwise():
+    assert config.validate({"model_name": "net", "teacher": "t"}, "wrap", "x").method == "decoy"
 
 
 def test_the_distillation_file_runs_unchanged(folder):
