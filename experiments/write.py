@@ -84,6 +84,16 @@ NARROW: Params = {
 }
 OF_TEACHER: Params = {"teacher": "experiments/digits/teacher", "teacher_model": "net"}
 OF_BOX: Params = {"teacher": "experiments/digits/box", "teacher_model": "net"}
+OF_SDB: Params = {"teacher": "experiments/digits/sdb", "teacher_model": "net"}
+DECOY: Params = {
+    "method": "decoy",
+    "start": "teacher",
+    "key_kind": "weight",
+    "num_decoys": 2,
+    "margin": 1,
+    "ce_weight": 1,
+    "temperature": 4,
+}
 ADAM: Params = {
     "batch_size": 64,
     "optimizer": "adam",
@@ -95,7 +105,8 @@ KD: Params = {"loss": "kd", "kd_weight": 0.9, "ce_weight": 0.1, "kd_temperature"
 
 DIGITS: dict[str, Params] = {
     "teacher": {**WIDE, "epochs": 30, **ADAM},
-    "box": {
+    "box": {**WIDE, **OF_TEACHER, **DECOY, "epochs": 60, **ADAM},
+    "sdb": {
         **WIDE,
         **OF_TEACHER,
         "method": "sdb",
@@ -122,6 +133,8 @@ DIGITS: dict[str, Params] = {
     "student_alone": {**NARROW, "epochs": 60, **ADAM},
     "student_label_smoothing": {**NARROW, "epochs": 60, **ADAM, "label_smoothing": LABEL_SMOOTHING},
     "from_teacher": {**NARROW, **OF_TEACHER, **KD, "epochs": 60, **ADAM},
+    "thief_sdb": {**NARROW, **OF_SDB, **KD, "epochs": 60, **ADAM},
+    "partner_sdb": {**NARROW, **OF_SDB, "key": "experiments/digits/sdb/key.json", **KD, "epochs": 60, **ADAM},
     "thief": {**NARROW, **OF_BOX, **KD, "epochs": 60, **ADAM},
     "partner": {**NARROW, **OF_BOX, "key": "experiments/digits/box/key.json", **KD, "epochs": 60, **ADAM},
 }
@@ -182,6 +195,17 @@ def paper_runs(folder: str) -> dict[str, Params]:
             "augmentation_weight": 0.001,
             **SDB,
         }
+        # A fine-tuning: a third of the teacher's epochs, at a tenth of its learning rate.
+        shorter = {"epochs": training["epochs"] // 3, "learning_rate": training["learning_rate"] / 10}
+        runs[f"decoy/{teacher}"] = {
+            **model(teacher),
+            **plain,
+            **DECOY,
+            **training,
+            **shorter,
+            "schedule": "cosine",
+        }
+        decoy = taught(f"decoy/{teacher}", teacher)
         nasty, box = taught(f"nasty/{teacher}", teacher), taught(f"sdb/{teacher}", teacher)
         keyed = {**box, "key": f"experiments/{folder}/sdb/{teacher}/key.json"}
         for student in unique((*others, teacher)):
@@ -190,6 +214,8 @@ def paper_runs(folder: str) -> dict[str, Params]:
                 (f"kd_nasty_{teacher}", nasty),
                 (f"kd_sdb_{teacher}_keyless", box),
                 (f"kd_sdb_{teacher}_keyed", keyed),
+                (f"kd_decoy_{teacher}_keyless", decoy),
+                (f"kd_decoy_{teacher}_keyed", {**decoy, "key": f"experiments/{folder}/decoy/{teacher}/key.json"}),
             ):
                 runs[f"{kind}/{student}"] = {**model(student), **asked, **kd, **trained(student)}
     return runs

@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
 
 def chance(log10_p: float) -> str:
     """A probability in words that a person can compare."""
-    return f"{10**log10_p:.2g}" if log10_p > -4 else f"1 in 10^{-log10_p:.1f}"
+    return f"{10**log10_p:.2g}" if log10_p > -4 else f"below 1 in 10^{int(-log10_p)}"
 
 
 def plain(value: Any) -> str:
