@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -85,7 +86,9 @@ def fit(
         restore_optimizer(optimizer, tensors)
     if world().size > 1:
         # Running statistics are averaged after each epoch instead of being sent from rank 0 before every forward.
-        forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name is not in every torch that we support
+            forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
     best = max((record["validation"][monitor] for record in history), default=-math.inf)
     autocast = uses_bfloat16(settings, device)
     if progress:

@@ -92,7 +92,7 @@ def wrap(
         network = start_network(teachers[0], settings).to(device)
         validation = evaluation_batches(data.validation, device)
         private, secret_record = None, {}
-        keyed: Callable[[], nn.Module] | None
+        keyed: nn.Module | None
         forward: nn.Module = network
         if settings.method == "nasty":
             step, keyed = nasty_step(teachers[0], settings), None
@@ -100,25 +100,25 @@ def wrap(
             embed = Embed(keys[0], data.image_shape).to(device)
             forward = TwoPasses(network, embed, settings.forward == "joint")
             step = sdb_step(teachers[0], random_network(teachers[0], settings), settings)
-            keyed = lambda: nn.Sequential(embed, network)  # noqa: E731
+            keyed = nn.Sequential(embed, network)
         else:
             step, secret_record = decoy_method(teachers, data, owner, settings, device)
             if keys[0].kind == "weight":
                 private = PrivatePart(network).to(device)
                 forward = WeightKeyPasses(network, private)
-                keyed = lambda: _Keyed(network, private)  # noqa: E731
+                keyed = _Keyed(network, private)
             else:
                 joint, rejection = settings.forward == "joint", settings.wrong_key_rejection
                 forward = ImageKeyPasses(network, keys, joint, rejection).to(device)
                 embed = Embed(keys[0], data.image_shape).to(device)
-                keyed = lambda: nn.Sequential(embed, network)  # noqa: E731
+                keyed = nn.Sequential(embed, network)
         records = fit(
             network,
             step,
             train_batches(data, settings, device),
             settings,
-            evaluate=box_metrics(network, keyed() if keyed else None, validation),
-            monitor="worse_accuracy" if keyed else "accuracy",
+            evaluate=box_metrics(network, keyed, validation),
+            monitor="accuracy" if keyed is None else "worse_accuracy",
             forward=forward,
             beside=private,
             run=run,

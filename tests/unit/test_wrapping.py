@@ -10,6 +10,7 @@ from sdb.config import TrainSettings, WrapSettings
 from sdb.errors import ConfigError, ModelError
 from sdb.keys import Key
 from sdb.models import from_module
+from sdb.runs import open_run
 from sdb.training import evaluate, evaluation_batches, train
 from sdb.wrapping import TwoPasses, fresh_copy, start_network, wrap
 
@@ -193,3 +194,42 @@ def test_a_nasty_box_keeps_right_labels_and_leaves_the_teacher_s_soft_answers(di
     soft = answers(teacher, digits)
     assert losses.kl(answers(nasty, digits), soft, 4.0) > 2 * losses.kl(answers(honest, digits), soft, 4.0)
     assert evaluate(nasty, evaluation_batches(digits.test, CPU))["accuracy"] > 0.8
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+class KillAfter:
+    """Progress that stops the run once an epoch is kept."""
+
+    def __init__(self, epoch):
+        self.last = epoch
+
+    def start(self, epochs, first, steps):
+        pass
+
+    def step(self):
+        pass
+
+    def epoch(self, record):
+        if record["epoch"] == self.last:
+            raise Killed
+
+    def close(self):
+        pass
+
+
+def test_a_weight_key_box_resumes_to_the_same_public_and_private_part(few, make_net, tmp_path):
+    teacher, key = make_net(few, seed=1), Key(bytes(32), kind="weight")
+    settings = WrapSettings(method="decoy", epochs=4, batch_size=16, learning_rate=0.01)
+    parameters, device = settings.model_dump(mode="json"), torch.device("cpu")
+    with open_run(tmp_path / "whole", parameters, device) as run:
+        whole = wrap(teacher, key, few, settings, run=run)
+    with pytest.raises(Killed), open_run(tmp_path / "cut", parameters, device) as run:
+        wrap(teacher, key, few, settings, run=run, progress=KillAfter(2))
+    with open_run(tmp_path / "cut", parameters, device, resume=True) as run:
+        cut = wrap(teacher, key, few, settings, run=run)
+    for first, second in ((whole, cut), (whole.unlock(key), cut.unlock(key))):
+        ours, theirs = first.state_dict(), second.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
