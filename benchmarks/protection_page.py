@@ -105,6 +105,7 @@ def readme_table(content: dict[str, Any]) -> str:
         f"| student alone / with label smoothing (the bar) | {reference['alone']} / {reference['label_smoothing']} |",
         f"| student of the teacher | {reference['from_teacher']} |",
         f"| **thief**: distilled from the box, no key | {column(seeds, name, 'thief')} |",
+        f"| thief with the best of nine settings, chosen on validation | {column(seeds, name, 'best_thief')} |",
         f"| **partner**: distilled with the key | {column(seeds, name, 'partner')} |",
         f"| thief of the paper's method / of Nasty Teacher | {column(seeds, 'sdb', 'thief')} / "
         f"{column(seeds, 'nasty', 'thief')} |",
