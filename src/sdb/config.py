@@ -229,6 +229,8 @@ class WrapParams(WrapSettings, TeacherParams, RunParams):
     budget: Annotated[float, Field(ge=0, lt=1)] | None = None
     """decoy: largest loss of accuracy on validation images, keyless and keyed, a fraction (0.005 is half a point):
     several strengths are tried and the one that fails a thief most is kept. None wraps once, as set."""
+    search_trials: Annotated[int, Field(ge=0)] = 0
+    """With a budget: candidates that Optuna proposes (extra `tune`); 0 tries the four that are built in."""
     more_teachers: tuple[Path, ...] = ()
     """decoy: run folders or checkpoints; partners get the mean of these and the teacher."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from sdb.runs import RunFolder, open_run
 from sdb.runtime import choose_device, derive_seed, process_group, world
 from sdb.tracing import TraceResult, trace
 from sdb.training import Progress
-from sdb.tuning import LADDER, Choice, wrap_within_budget
+from sdb.tuning import LADDER, Choice, Search, wrap_within_budget
 from sdb.wrapping import check_keys, wrap
 
 Result = dict[str, Any]
@@ -117,9 +118,11 @@ def budgeted_box(
     if params.method != "decoy":
         raise ConfigError(f"budget: method {params.method!r} has no strengths to choose among; use method=decoy")
 
+    numbers = itertools.count()
+    budget = params.budget or 0.0
+
     def make_box(settings: WrapSettings) -> Box:
-        number = LADDER.index({name: getattr(settings, name) for name in LADDER[0]})
-        place = folder / "trials" / str(number)
+        place = folder / "trials" / str(next(numbers))
         values = settings.model_dump(mode="json")
         goes_on = resume and (place / "params.resolved.json").exists()
         with open_run(place, values, choose_device(params.device), resume=goes_on, overwrite=not goes_on) as run:
@@ -135,7 +138,8 @@ def budgeted_box(
         params,
         lambda: new_model(params, data, params.seed),
         DistillSettings(**lengths),
-        budget=params.budget or 0.0,
+        budget=budget,
+        ladder=Search(params.search_trials, params.seed, budget) if params.search_trials else LADDER,
     )
 
 

@@ -7,7 +7,7 @@ kept and the shortfall is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sdb.box import Box
 from sdb.config import DistillSettings, WrapSettings
 from sdb.data import Splits
 from sdb.distillation import distill
+from sdb.errors import MissingExtraError
 from sdb.keys import Key
 from sdb.models import Classifier
 from sdb.runtime import choose_device
@@ -50,6 +51,41 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """The trial as JSON values."""
         return asdict(self)
+
+
+class Search:
+    """Candidates proposed by Optuna's tree-structured Parzen estimator, each from how the ones before did.
+
+    Args:
+        trials: how many.
+        seed: of the proposals.
+        budget: a box over it counts as worse than any thief.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+    """
+
+    def __init__(self, trials: int, seed: int, budget: float) -> None:
+        try:
+            import optuna
+        except ImportError:
+            raise MissingExtraError("optuna", "tune", "a search for box settings") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.trials, self.budget = trials, budget
+        self._study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _ in range(self.trials):
+            self._asked = self._study.ask()
+            yield {
+                "margin": self._asked.suggest_float("margin", 0.5, 4.0),
+                "ce_weight": self._asked.suggest_float("ce_weight", 0.1, 5.0, log=True),
+                "decoy_height": self._asked.suggest_float("decoy_height", 4.0, 12.0),
+            }
+
+    def tell(self, trial: Trial) -> None:
+        """Learn from the candidate that was last proposed."""
+        self._study.tell(self._asked, 1.0 + trial.loss if trial.thief is None else trial.thief)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +130,7 @@ def wrap_within_budget(
     student_settings: DistillSettings,
     *,
     budget: float = DEFAULT_BUDGET,
-    ladder: Sequence[dict[str, Any]] = LADDER,
+    ladder: Iterable[dict[str, Any]] = LADDER,
 ) -> Choice:
     """Choose among candidate boxes by validation accuracy and a validation thief.
 
@@ -107,7 +143,7 @@ def wrap_within_budget(
         make_student: a fresh student for each thief, always with the same weights.
         student_settings: how thieves are distilled.
         budget: largest loss of accuracy, keyless and keyed, a fraction.
-        ladder: changes to the settings, one dictionary a candidate.
+        ladder: changes to the settings, one dictionary a candidate; a `Search` learns from each.
     """
     device = choose_device(settings.device)
     validation = evaluation_batches(data.validation, device)
@@ -129,6 +165,8 @@ def wrap_within_budget(
             thief = accuracy(student)
         boxes.append(box)
         trials.append(Trial(dict(changes), keyless, keyed, loss, thief))
+        if isinstance(ladder, Search):
+            ladder.tell(trials[-1])
 
     def rank(number: int) -> tuple[bool, float]:
         trial = trials[number]

@@ -5,7 +5,7 @@ import pytest
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.keys import Key
 from sdb.training import evaluate, evaluation_batches, train
-from sdb.tuning import wrap_within_budget
+from sdb.tuning import Search, wrap_within_budget
 from sdb.wrapping import wrap
 
 FIT = {"batch_size": 32, "learning_rate": 0.01}
@@ -58,3 +58,14 @@ def test_a_budget_that_cannot_be_met_is_said_with_the_shortfall(digits, make_net
     assert choice.trial.loss == min(trial.loss for trial in choice.trials) > 0
     assert all(trial.thief is None for trial in choice.trials)
     assert f"{100 * choice.trial.loss:.2f} points over it" in choice.sentence()
+
+
+def test_a_search_proposes_within_its_ranges_and_the_same_for_the_same_seed(digits, make_net, trained):
+    pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+    found = []
+    for _ in range(2):
+        choice, tried = choose(digits, make_net, trained, 0.99, Search(trials=3, seed=0, budget=0.99), epochs=1)
+        assert len(choice.trials) == 3
+        found.append([trial.changes for trial in choice.trials])
+        assert all(0.5 <= settings.margin <= 4 and 0.1 <= settings.ce_weight <= 5 for settings in tried)
+    assert found[0] == found[1]
