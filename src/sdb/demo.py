@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from sdb import config, jobs
+from sdb.attacks.similar_keys import SimilarKeys
 from sdb.box import Box
 from sdb.checkpoint import load_classifier
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.keys import Key, Owner
+from sdb.losses import kl
 from sdb.progress import ShowProgress
 from sdb.report import write_report
 from sdb.runtime import choose_device, command_line, environment, folder_lock, write_atomic
@@ -30,6 +32,8 @@ from sdb.tracing import trace
 METHODS = ("decoy", "sdb")
 EXAMPLE_TEMPERATURE = 4.0
 EXAMPLES = 6
+UNLOCK_IMAGES = 500
+RANDOM_KEYS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path |
         "decoy": {"method": "decoy", "epochs": 60 if small else 15},
         "sdb": {"method": "sdb", "disturbance_weight": 0.1, "key_blend": 0.5},
     }
+    image = {"method": "decoy", "key_kind": "image", "key_blend": 0.5, "epochs": 20 if small else 5}
     return [
         Stage("teacher", "train", teacher),
         Stage("box", "wrap", wrapped | protection[method]),
@@ -135,6 +140,8 @@ def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path |
         Stage("partner", "distill", student | box | {"key": str(out / "box" / jobs.KEY)}),
         Stage("wrong_key", "distill", student | box | {"key": str(out / "wrong_key.json"), "foreign_key": True}),
         Stage("nasty", "wrap", wrapped | {"method": "nasty", "disturbance_weight": 0.04}),
+        # For the unlock curve: how the paper's kind of key opens. Short, since nobody distils it.
+        Stage("image_box", "wrap", wrapped | image),
         Stage("nasty_student", "distill", student | {"teacher": str(out / "nasty")}),
     ]
 
@@ -174,11 +181,10 @@ def run_demo(
     with folder_lock(out):
         kind = "weight" if method == "decoy" else "image"
         Key.generate(0.5, kind).save(out / "wrong_key.json", overwrite=True)
-        for name in (
-            jobs.KEY,
-            jobs.OWNER,
-        ):  # of a demo before, whose box goes too; another method needs another kind
-            (out / "box" / name).unlink(missing_ok=True)
+        # Keys of a demo before go with its boxes: another method needs another kind.
+        for place in ("box", "image_box"):
+            for name in (jobs.KEY, jobs.OWNER):
+                (out / place / name).unlink(missing_ok=True)
         for number, stage in enumerate(plan, start=1):
             started = time.monotonic()
             folder = out / stage.name
@@ -251,6 +257,7 @@ def make_record(
         "curves": [_curve(out, row) for row in ROWS if row.id != "box.wrong_key"],
         "examples": {"temperature": EXAMPLE_TEMPERATURE, "items": _examples(out, data)},
         "traces": _traces(out, data) if method == "decoy" else [],
+        "unlock": _unlock(out, data),
         "stages": [{"label": name, "seconds": value} for name, value in seconds.items()],
         "parameters": {stage.name: stage.params for stage in plan},
         "command": command_line(),
@@ -280,6 +287,36 @@ def _traces(out: Path, data: Splits) -> list[dict[str, Any]]:
             result = trace(load_classifier(out / row.stage), box, owner, data)
             facts = {"found": result.found, "total": result.total, "log10_p": min(0.0, result.log10_p)}
             rows.append({"label": row.label, **facts, "marked": result.marked})
+    return rows
+
+
+@torch.no_grad()
+def _unlock(out: Path, data: Splits) -> list[dict[str, Any]]:
+    """How near keys bring the answers to the teacher's, for this box and for a box with an image key."""
+    images = torch.from_numpy(np.asarray(data.test.images[:UNLOCK_IMAGES])).float() / 255
+    target = load_classifier(out / "teacher")(images)
+
+    def row(label: str, module: torch.nn.Module, similarity: float | None = None) -> dict[str, Any]:
+        distance = max(0.0, float(kl(target, module(images), EXAMPLE_TEMPERATURE)))
+        return {"label": label, "similarity": similarity, "distance": distance}
+
+    rows = []
+    for place in ("box", "image_box"):
+        box, key = Box.load(out / place / jobs.BOX), Key.load(out / place / jobs.KEY)
+        kind = f"{key.kind} key"
+        rows += [row(f"{kind}: nothing", box), row(f"{kind}: the key", box.unlock(key), 1.0)]
+        if key.kind == "weight":
+            wrong = [row("", box.attempt(Key.generate(kind="weight"))) for _ in range(RANDOM_KEYS)]
+        else:
+            near = SimilarKeys(random_keys=RANDOM_KEYS, sigmas=(), jpeg_qualities=(), blend_changes=())
+            found = near.run(box, key, data.image_shape)
+            noisy = [each for each in found if each.name.startswith("noise")]
+            rows += [row(f"{kind}: the key with noise", each.module, each.cosine) for each in noisy]
+            wrong = [row("", each.module) for each in found if each.name.startswith("random")]
+        nearest = min(entry["distance"] for entry in wrong)
+        rows.append(
+            {"label": f"{kind}: the best of {RANDOM_KEYS} random", "similarity": None, "distance": nearest}
+        )
     return rows
 
 

@@ -325,3 +325,24 @@ def test_durations() -> None:
     assert duration(0.84) == "0.8\u00a0s"
     assert duration(125.2) == "2\u00a0min 05\u00a0s"
     assert duration(59.96) == "1\u00a0min 00\u00a0s"
+
+
+def test_traces_and_the_unlock_curve_are_shown_where_the_run_has_them(record):
+    plain = render(record)
+    assert "owner’s mark" not in plain
+    assert "nearly right key" not in plain
+    record["traces"] = [
+        {"label": "Thief", "found": 20, "total": 20, "log10_p": -11.76, "marked": True},
+        {"label": "Student alone", "found": 7, "total": 20, "log10_p": -0.7, "marked": False},
+    ]
+    record["unlock"] = [
+        {"label": "weight key: nothing", "similarity": None, "distance": 0.333},
+        {"label": "image key: <b>", "similarity": 0.95, "distance": 0.041},
+    ]
+    page = render(record)
+    for shown in ("20 of 20", "below 1 in 10^11", "carries the mark", "0.2", "no mark found", "0.333", "0.95"):
+        assert shown in page
+    assert "image key: <b>" not in page
+    assert page.count('class="length"') == 2
+    assert "width:100.0%" in page
+    assert "width:12.3%" in page

@@ -110,6 +110,14 @@ class TraceRow(_Part):
     marked: bool
 
 
+class UnlockRow(_Part):
+    """How near a key brings the box's soft outputs to the teacher's."""
+
+    label: str
+    similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None
+    distance: Seconds
+
+
 class Stage(_Part):
     """How long one part of the run took."""
 
@@ -131,6 +139,7 @@ class Record(_Part):
     curves: list[Curve]
     examples: Examples
     traces: list[TraceRow] = []
+    unlock: list[UnlockRow] = []
     stages: list[Stage]
     parameters: dict[str, Any]
     command: str
