@@ -47,12 +47,13 @@ class Preset:
     teacher_epochs: int
     box_epochs: int
     student_epochs: int
+    box_rate: float = 1.0  # the box's learning rate, as a share of the others'
 
 
 PRESETS = {
     "digits": Preset("net", {"num_channels": 24}, "net", {"num_channels": 8}, 1.0, 64, 0.003, 30, 60, 60),
     "small": Preset("net", {"num_channels": 32}, "net", {"num_channels": 8}, 0.1, 64, 0.002, 15, 15, 15),
-    "gpu": Preset("resnet18", {}, "preresnet20", {}, 1.0, 128, 0.1, 100, 60, 100),
+    "gpu": Preset("resnet18", {}, "preresnet20", {}, 1.0, 128, 0.1, 100, 60, 100, 0.1),
 }
 
 # name -> (key kind or None, changes to WrapSettings, what it shows)
@@ -177,7 +178,9 @@ class Experiment:
         # Keys are secrets, but a table must come out the same twice: this experiment's follow from its seed.
         owner = Owner(derive_seed(self.seed, "owner").to_bytes(32, "big"))
         key = owner.partner("partner", kind, 0.5) if kind else None
-        settings = WrapSettings(**{"method": "decoy", "epochs": self.preset.box_epochs, **self.common, **changes})
+        rate = self.preset.learning_rate * self.preset.box_rate
+        fitted = {**self.common, "learning_rate": rate, "epochs": self.preset.box_epochs}
+        settings = WrapSettings(**{"method": "decoy", **fitted, **changes})
         box = wrap(self.teacher, key, self.data, settings, owner=owner if kind else None)
         device = next(box.parameters()).device
         result: dict[str, object] = {"seconds": time.perf_counter() - started, "keyless": self.score(box)}

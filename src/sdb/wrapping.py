@@ -166,12 +166,12 @@ def decoy_method(
     num_decoys = max(
         1, min(settings.num_decoys, classes - 2)
     )  # one class at least is neither; with two, the other
-    confusion = class_mean_outputs(teachers[0], evaluation_batches(data.train, device), classes)
     if settings.decoy_choice == "any":
-        confusion = torch.zeros_like(confusion)
         choices = [[other for other in range(classes) if other != label] for label in range(classes)]
     else:
-        choices = candidates(confusion.cpu().numpy(), num_decoys)
+        confusion = class_mean_outputs(teachers[0], evaluation_batches(data.train, device), classes)
+        # A class without training images has no mean: any class may be its decoy.
+        choices = candidates(confusion.nan_to_num().cpu().numpy(), num_decoys)
     decoys = decoy_map(derive(owner.secret, "decoys"), choices, num_decoys)
     answers = decoy_logits(decoys, settings.decoy_height, settings.margin).to(device)
     return decoy_step(teachers, answers, data.augment, settings), {"decoys": decoys, "candidates": choices}

@@ -2,14 +2,17 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from sdb import losses
 from sdb.config import TrainSettings, WrapSettings
-from sdb.errors import ConfigError, ModelError
-from sdb.keys import Key
-from sdb.models import from_module
+from sdb.data import from_arrays
+from sdb.errors import ConfigError, KeyFileError, ModelError
+from sdb.keys import Key, Owner
+from sdb.methods import ImageKeyPasses
+from sdb.models import ModelSpec, from_module
 from sdb.runs import open_run
 from sdb.training import evaluate, evaluation_batches, train
 from sdb.wrapping import TwoPasses, fresh_copy, start_network, wrap
@@ -233,3 +236,41 @@ def test_a_weight_key_box_resumes_to_the_same_public_and_private_part(few, make_
     for first, second in ((whole, cut), (whole.unlock(key), cut.unlock(key))):
         ours, theirs = first.state_dict(), second.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(("classes", "decoys"), [(2, 1), (3, 1), (1000, 2)])
+def test_a_decoy_box_works_for_few_and_many_classes(classes, decoys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2 * classes + 40, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(len(images)) % (classes - 1 if classes > 3 else classes)  # one class without images
+    data = from_arrays(
+        images,
+        labels,
+        test_images=images[:20],
+        test_labels=labels[:20],
+        class_names=[str(label) for label in range(classes)],
+    )
+    spec = ModelSpec("net", {"num_channels": 4}, classes, data.image_shape, data.mean, data.std)
+    owner = Owner(bytes(32))
+    settings = WrapSettings(method="decoy", epochs=1, batch_size=32, learning_rate=0.01)
+    box = wrap(spec.build(), owner.partner("p"), data, settings, owner=owner)
+    record = box.owner_record(owner)
+    assert {len(chosen) for chosen in record["decoys"]} == {decoys}
+    assert box(torch.rand(2, 1, 8, 8)).shape == (2, classes)
+    assert box.unlock(owner.partner("p"))(torch.rand(2, 1, 8, 8)).shape == (2, classes)
+
+
+def test_a_decoy_box_takes_many_image_keys_at_the_cost_of_one(few, make_net):
+    owner, teacher = Owner(bytes(32)), make_net(few, seed=1)
+    keys = [owner.partner(name, "image", 0.5) for name in "abc"]
+    passes = [ImageKeyPasses(make_net(few), keys[:count], True, True) for count in (1, 3)]
+    sizes = [[len(part) for part in each(torch.rand(8, 1, 8, 8))] for each in passes]
+    assert sizes == [[8, 8, 4]] * 2
+    settings = WrapSettings(method="decoy", epochs=1, batch_size=16, learning_rate=0.01)
+    box = wrap(teacher, keys, few, settings, owner=owner)
+    answers = [box.unlock(key)(torch.ones(1, 1, 8, 8)) for key in keys]
+    assert not torch.equal(answers[0], answers[1])
+    with pytest.raises(KeyFileError, match="of another box"):
+        box.unlock(owner.partner("d", "image", 0.5))
+    with pytest.raises(ConfigError, match="needs its owner"):
+        wrap(teacher, keys, few, settings)
