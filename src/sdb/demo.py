@@ -121,15 +121,15 @@ def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path |
         "model_name": "net",
     }
     teacher = common | {"model_args": {"num_channels": 24 if small else 32}, "epochs": 30 if small else 10}
-    wrapped = teacher | {"teacher": str(out / "teacher"), "epochs": 40 if small else 10}
-    student = common | {"model_args": {"num_channels": 8}, "epochs": 50 if small else 10}
+    wrapped = teacher | {"teacher": str(out / "teacher"), "epochs": 30 if small else 10}
+    student = common | {"model_args": {"num_channels": 8}, "epochs": 40 if small else 10}
     box = {"teacher": str(out / "box")}
     # Disturbance weights of sdb and nasty: what leaves a small net its accuracy; the paper's 1 does not.
     protection = {
         "decoy": {"method": "decoy", "epochs": 60 if small else 15},
         "sdb": {"method": "sdb", "disturbance_weight": 0.1, "key_blend": 0.5},
     }
-    image = {"method": "decoy", "key_kind": "image", "key_blend": 0.5, "epochs": 20 if small else 5}
+    image = {"method": "decoy", "key_kind": "image", "key_blend": 0.5, "epochs": 15 if small else 5}
     return [
         Stage("teacher", "train", teacher),
         Stage("box", "wrap", wrapped | protection[method]),
