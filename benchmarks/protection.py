@@ -52,7 +52,7 @@ class Preset:
 
 PRESETS = {
     "digits": Preset("net", {"num_channels": 24}, "net", {"num_channels": 8}, 1.0, 64, 0.003, 30, 60, 60),
-    "small": Preset("net", {"num_channels": 32}, "net", {"num_channels": 8}, 0.1, 64, 0.002, 15, 15, 15),
+    "small": Preset("net", {"num_channels": 16}, "net", {"num_channels": 8}, 0.05, 64, 0.002, 15, 12, 12),
     "gpu": Preset("resnet18", {}, "preresnet20", {}, 1.0, 128, 0.1, 100, 60, 100, 0.1),
 }
 
