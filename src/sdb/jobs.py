@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +356,7 @@ def test_accuracy(model: nn.Module, data: Splits) -> float:
 @contextlib.contextmanager
 def _running(
     folder: Path, params: Any, device_name: str, resume: bool, overwrite: bool, progress: Progress | None
-) -> Any:
+) -> Generator[RunFolder]:
     device = choose_device(device_name)
     parameters = params.model_dump(mode="json")
     try:
@@ -368,6 +368,3 @@ def _running(
     finally:
         if progress:
             progress.close()
-
-
-__all__ = ["JOBS", "RunFolder", "check_job", "evaluate_job", "load_model", "trace_job"]
