@@ -40,7 +40,7 @@ ONLY = {
     "report": {"errors", "runtime"},
     "service": set(RANK) - {"training", "attacks", "wrapping", "distillation"},
 }
-SPEAKS = {"cli.py", "progress.py"}
+SPEAKS = {"shell.py", "progress.py"}
 EXTRAS = {
     "pyarrow",
     "simplejpeg",

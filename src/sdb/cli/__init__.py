@@ -1,0 +1,36 @@
+"""The command line: parse, call the library, print. Talk goes to stderr, data to stdout.
+
+Exit codes: 0 done, 1 an audit's bar failed, 2 something the user can mend (one line says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from sdb.cli import judge, keys, runs
+from sdb.cli.shell import say
+from sdb.errors import SDBError
+
+app = typer.Typer(
+    help="Safe Distillation Box: everyone can run the model, only key holders can distil it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace, runs.check, runs.demo):
+    app.command()(command)
+app.add_typer(keys.key_app, name="key")
+
+
+def main() -> int:
+    """Entry point: one line and exit code 2 for what a user can mend; bugs keep their traceback."""
+    try:
+        app(standalone_mode=True)
+    except SDBError as error:
+        say(f"sdb: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt:
+        say("sdb: interrupted")
+        return 130
+    return 0

@@ -1,0 +1,65 @@
+"""evaluate, trace: the commands that look at models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdb.cli.shell import KeyOption, print_json, say
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box.")],
+    key: KeyOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set, where PATH does not say it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Print test accuracies as JSON."""
+    from sdb.jobs import evaluate_job
+
+    print_json(evaluate_job(path, key_file=key, dataset=dataset, data_root=data_root, device=device))
+
+
+def trace(
+    suspect: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box that may be a copy.")],
+    box_path: Annotated[Path, typer.Option("--box", metavar="BOX", help="The decoy box.")],
+    owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file.")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The teacher: which classes look alike then counts less.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Also print the decoys, which are your secret.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")
+    ] = None,
+) -> None:
+    """Look for a box's mark in a suspect.
+
+    Prints an exact p-value as JSON, and one sentence. Exits with 0 either way.
+    """
+    from sdb.jobs import trace_job
+    from sdb.runtime import write_atomic
+
+    result = trace_job(
+        suspect,
+        box_path=box_path,
+        owner_file=owner_file,
+        reference_path=reference,
+        dataset=dataset,
+        data_root=data_root,
+        device=device,
+        reveal=reveal,
+    )
+    values = result.to_json()
+    if json_file is not None:
+        write_atomic(json_file, (json.dumps(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
+    say(result.sentence())
+    print_json(values)

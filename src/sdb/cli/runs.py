@@ -1,0 +1,138 @@
+"""train, wrap, distill, check, demo: the commands that work in run folders."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdb.cli.shell import (
+    Folder,
+    KeyOption,
+    Overwrite,
+    Resume,
+    SavePath,
+    Set,
+    print_json,
+    run_folder,
+    say,
+    with_key,
+)
+from sdb.errors import ConfigError
+
+
+def train(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a teacher, or a student without a teacher, into DIR."""
+    run_command("train", run_folder(folder, save_path), sets or [], resume, overwrite)
+
+
+def wrap(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    key: KeyOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Wrap a teacher into DIR/box.
+
+    The box opens for the keys that are named, else for DIR/key.json, which is made. Method nasty has no key. Paths in
+    params.json are relative to the current folder.
+    """
+    run_command("wrap", run_folder(folder, save_path), with_key(sets, key), resume, overwrite)
+
+
+def distill(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    key: KeyOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Distil a student into DIR.
+
+    From a teacher or a box; --key makes it a partner's. Paths in params.json are relative to the current folder.
+    """
+    run_command("distill", run_folder(folder, save_path), with_key(sets, key), resume, overwrite)
+
+
+def check(
+    folder: Folder = None,
+    save_path: SavePath = None,
+    sets: Set = None,
+    command: Annotated[
+        str | None, typer.Option("--for", help="train, wrap or distill; guessed by default.")
+    ] = None,
+) -> None:
+    """Validate DIR/params.json without running it."""
+    from sdb.jobs import check_job
+
+    place = run_folder(folder, save_path)
+    say(f"{place}: good for sdb {check_job(place, command, sets or [])}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and the record.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything but the keys.")] = 0,
+    method: Annotated[str, typer.Option(help="How the box is made: decoy or sdb.")] = "decoy",
+    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the accuracies here.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The main job, small, with a report.
+
+    Teacher, box, students; a table, and OUT/report.html.
+    """
+    from sdb.demo import run_demo
+
+    run_demo(
+        out,
+        seed=seed,
+        method=method,
+        dataset=data,
+        data_root=data_root,
+        json_file=json_file,
+        overwrite=overwrite,
+    )
+
+
+def run_command(command: str, folder: Path, sets: list[str], resume: bool, overwrite: bool) -> None:
+    """Run a job in its folder and print its result; Ctrl-C says how to go on."""
+    from sdb import config
+    from sdb.jobs import JOBS
+    from sdb.progress import ShowProgress
+    from sdb.runtime import world
+
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other; give one")
+    params = config.load(folder, command, sets)
+    progress = ShowProgress(f"{command} {folder.name}") if world().is_main else None
+    try:
+        result = JOBS[command](folder, params, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        if progress is not None:
+            begun = (folder / "params.resolved.json").exists()
+            kept = f"finished epochs are kept, go on with: {_resuming()}" if begun else "nothing was begun"
+            say(f"sdb: interrupted; {kept}")
+        raise typer.Exit(130) from None
+    if world().is_main:
+        print_json(result)
+
+
+def _resuming() -> str:
+    """The command that goes on with this one: the same, since --set and --key must stay as they were."""
+    given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    return shlex.join(["sdb", *given, "--resume"])

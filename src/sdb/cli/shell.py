@@ -1,0 +1,46 @@
+"""What the commands share: the options they have in common, and how they talk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdb.errors import ConfigError
+
+Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder; holds params.json.")]
+SavePath = Annotated[
+    Path | None, typer.Option("--save_path", "--save-path", help="The same, as the reference has it.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a parameter.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR after its last finished epoch.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run in DIR.")]
+Encrypt = Annotated[
+    bool, typer.Option("--encrypt", help="Encrypt under a passphrase, asked for or from $SDB_PASSPHRASE.")
+]
+KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
+
+
+def run_folder(folder: Path | None, save_path: Path | None) -> Path:
+    """The run folder, named once, in either way."""
+    if (folder is None) == (save_path is None):
+        raise ConfigError("give the run folder once, as DIR or as --save_path DIR")
+    return folder if folder is not None else save_path  # ty: ignore[invalid-explicit-return]
+
+
+def with_key(sets: list[str] | None, key: Path | None) -> list[str]:
+    """The overrides, with --key as one of them."""
+    return [*(sets or []), *([f"key={json.dumps(str(key))}"] if key is not None else [])]
+
+
+def say(text: str) -> None:
+    """Talk to the user, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Data, on stdout."""
+    print(json.dumps(value, indent=1))
