@@ -201,3 +201,15 @@ def standardised_kd_term(student: Tensor, teacher: Tensor, labels: Tensor, *, te
         for logits in (student, teacher)
     )
     return kd_term(student, teacher, labels, temperature=temperature)
+
+
+def centred_mse_term(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """Mean squared difference of logits, each image's brought to mean 0; labels and temperature are not used.
+
+    Bringing to mean 0 makes logits and log-probabilities the same thing to it.
+
+    Source: Ba and Caruana, NeurIPS 2014 (arXiv 1312.6184), which regress logits; the centring is ours.
+    """
+    del labels, temperature
+    student, teacher = (logits - logits.mean(dim=1, keepdim=True) for logits in (student, teacher))
+    return F.mse_loss(student, teacher)

@@ -25,7 +25,7 @@ ORDER = [
     {"methods"},
     {"wrapping", "distillation", "tracing"},
     {"defences", "attacks"},
-    {"audit"},
+    {"auditing"},
     {"report"},
     {"progress"},
     {"tuning"},

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdb.attacks.similar_keys import Carry
+from sdb.attacks.victim import QueryBudgetError
 from sdb.data import ImageSet
 from sdb.errors import ConfigError
 from sdb.losses import cross_entropy, kl
@@ -30,10 +31,6 @@ Objective = Literal["entropy", "own_net", "labels"]
 START_SCALE = 1.0
 # A point of a search is kept, to be looked at afterwards, whenever its queries have grown by so much.
 TRAIL_GROWTH = 1.25
-
-
-class QueryBudgetError(ConfigError):
-    """A victim was asked for more images than its budget allows."""
 
 
 class CountedVictim(nn.Module):
