@@ -29,18 +29,7 @@ class ShowProgress:
         self._began = self._spoke = time.monotonic()
         if not self._stream.isatty():
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(file=self._stream),
-        )
+        self._bar = _bar(self._stream)
         self._task = self._bar.add_task(
             self.label, total=epochs * steps, completed=first * steps, shown=f"epoch {first}/{epochs}"
         )
@@ -71,6 +60,63 @@ class ShowProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class ShowTasks:
+    """Progress of many tasks, on stderr.
+
+    Args:
+        label: what they are for.
+        stream: where to write; a bar if it is a terminal.
+    """
+
+    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+        self.label = label
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+        self._task: Any = None
+        self._began = self._spoke = time.monotonic()
+        self._first: int | None = None
+
+    def told(self, done: int, total: int, name: str) -> None:
+        """One more task is done."""
+        if self._stream.isatty():
+            if self._bar is None:
+                self._bar = _bar(self._stream)
+                self._task = self._bar.add_task(self.label, total=total, shown="")
+                self._bar.start()
+            self._bar.update(self._task, completed=done, shown=f"{done}/{total} {name}")
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done - 1  # what an audit before this one had done took no time now
+        if done < total and now - self._spoke < LINE_SECONDS:
+            return
+        self._spoke = now
+        left = (now - self._began) / (done - self._first) * (total - done)
+        self._stream.write(f"{self.label}: {done}/{total} {name}  {now - self._began:.0f} s, {left:.0f} s left\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """All is done, or given up; may be called twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[shown]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+    )
 
 
 def summary(record: dict[str, Any]) -> str:

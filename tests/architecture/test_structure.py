@@ -30,7 +30,7 @@ ORDER = [
     {"progress"},
     {"tuning"},
     {"jobs"},
-    {"demo", "export", "service", "cluster"},
+    {"demo", "export", "service", "cluster", "audit_job"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,6 +1,19 @@
 """Attacks: what somebody without the key may try. An attack is a small frozen set of parameters and one `run`.
 
-`similar_keys`: what keys near the true one are worth. `key_search`: finding an image key from the weights or by
-queries. `retrain`: training the public part of a weight-key box again. Who runs an attack compares what it found with
-the truth; the attack never sees it.
+`victim`: the only thing an attack sees of what it attacks. `means`: what it has beside that. `attack`: what every
+attack is. All others hold attacks; `ATTACKS` is the list that audits go through. How to add one:
+docs/adding-an-attack.md.
 """
+
+from sdb.attacks.attack import Attack
+from sdb.attacks.distil import Distil, DistilUnlabelled, Labels, TunedDistil
+
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        Labels(),
+        Distil(),
+        DistilUnlabelled(),
+        TunedDistil(),
+    )
+}

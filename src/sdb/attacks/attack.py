@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
@@ -57,6 +58,10 @@ class Attack:
         """
         raise NotImplementedError(f"{type(self).__name__} has no run")
 
+    def extended(self) -> Self:
+        """The same attack with its long lists of settings, where it has them; for audits without haste."""
+        return self
+
     def parameters(self) -> dict[str, Any]:
-        """The attack's own parameters, for the record."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        """The attack's own parameters, JSON values, for the record."""
+        return json.loads(json.dumps(asdict(self)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -144,6 +144,10 @@ class TunedDistil(Attack):
     source = "research protocol of the field's critics; losses: Zhao 2022 (DKD), Huang 2022 (DIST), Sun 2024"
 
     recipes: tuple[Recipe, ...] = SHORT
+
+    def extended(self) -> TunedDistil:
+        """With the long list of recipes."""
+        return replace(self, recipes=FULL)
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask once for every view, train a student for each recipe, keep the best."""

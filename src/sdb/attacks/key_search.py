@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -113,9 +114,7 @@ class GradientSearch:
         """
         # A copy in eval mode: the victim's weights, statistics and gradients stay as they are.
         network = copy.deepcopy(network).eval().requires_grad_(False)
-        pixels, labels = _tensors(images, network)
-        goal = _goal(self.objective, self.temperature, labels, pixels, own_net)
-        generator = torch.Generator().manual_seed(self.seed)
+        pixels, goal, generator = _begin(self, network, images, own_net)
         best: Found | None = None
         spent = 0
         for _ in range(self.restarts):
@@ -123,7 +122,7 @@ class GradientSearch:
             argument = start.to(pixels.device).requires_grad_()
             optimizer = torch.optim.Adam([argument], lr=self.learning_rate)
             before = spent
-            trail = [(0, argument.detach().sigmoid())]
+            trail = _Trail(argument.detach().sigmoid())
             for _ in range(self.steps):
                 index = torch.randperm(len(pixels), generator=generator)[: self.batch_size].to(pixels.device)
                 loss = goal(network(Carry(argument.sigmoid(), blend)(pixels[index])), index)
@@ -131,15 +130,14 @@ class GradientSearch:
                 loss.backward()
                 optimizer.step()
                 spent += len(index)
-                if spent - before >= TRAIL_GROWTH * trail[-1][0]:
-                    trail.append((spent - before, argument.detach().sigmoid()))
+                trail.note(spent - before, argument.detach().sigmoid())
             pattern = argument.detach().sigmoid()
             everything = torch.arange(len(pixels), device=pixels.device)
             with torch.no_grad():
                 score = float(goal(network(Carry(pattern, blend)(pixels)), everything))
             spent += len(pixels)
             if best is None or score < best.score:
-                best = Found(pattern, score, 0, (*trail, (spent - before, pattern)))
+                best = Found(pattern, score, 0, trail.to(spent - before, pattern))
         if best is None:
             raise ConfigError("restarts: 0, at least one is needed")
         return Found(best.pattern, best.score, spent, best.trail)
@@ -172,13 +170,11 @@ class EvolutionSearch:
     def run(self, victim: nn.Module, images: ImageSet, blend: float, own_net: nn.Module | None = None) -> Found:
         """Search until the budget is spent; arguments as in `GradientSearch.run`, the victim gives outputs only."""
         victim = CountedVictim(victim, self.queries)
-        pixels, labels = _tensors(images, victim)
-        goal = _goal(self.objective, self.temperature, labels, pixels, own_net)
-        generator = torch.Generator().manual_seed(self.seed)
+        pixels, goal, generator = _begin(self, victim, images, own_net)
         pattern = torch.rand(pixels.shape[1:], generator=generator).to(pixels.device)
         optimizer = torch.optim.Adam([pattern], lr=self.learning_rate)
         cost = 2 * self.pairs * min(self.batch_size, len(pixels))
-        trail = [(0, pattern.clone())]
+        trail = _Trail(pattern)
         score = float("nan")
         while victim.queries + cost <= self.queries:
             index = torch.randperm(len(pixels), generator=generator)[: self.batch_size].to(pixels.device)
@@ -193,9 +189,8 @@ class EvolutionSearch:
             pattern.grad = (weights * directions).mean(dim=0) / (2 * self.sigma)
             optimizer.step()
             pattern.clamp_(0, 1)
-            if victim.queries >= TRAIL_GROWTH * trail[-1][0]:
-                trail.append((victim.queries, pattern.clone()))
-        return Found(pattern, score, victim.queries, (*trail, (victim.queries, pattern)))
+            trail.note(victim.queries, pattern)
+        return Found(pattern, score, victim.queries, trail.to(victim.queries, pattern))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +218,7 @@ class HillClimb:
     def run(self, victim: nn.Module, images: ImageSet, blend: float, own_net: nn.Module | None = None) -> Found:
         """Search until the budget is spent; arguments as in `GradientSearch.run`, the victim gives outputs only."""
         victim = CountedVictim(victim, self.queries)
-        pixels, labels = _tensors(images, victim)
-        goal = _goal(self.objective, self.temperature, labels, pixels, own_net)
-        generator = torch.Generator().manual_seed(self.seed)
+        pixels, goal, generator = _begin(self, victim, images, own_net)
 
         def draw() -> Tensor:
             return torch.randperm(len(pixels), generator=generator)[: self.batch_size].to(pixels.device)
@@ -236,7 +229,7 @@ class HillClimb:
         index, since = draw(), 0
         cost = len(index)
         pattern = torch.rand(pixels.shape[1:], generator=generator).to(pixels.device)
-        trail = [(0, pattern)]
+        trail = _Trail(pattern)
         score = score_of(pattern) if self.queries >= cost else float("nan")
         while victim.queries + cost <= self.queries:
             if since == self.patience:
@@ -250,17 +243,36 @@ class HillClimb:
             since += 1
             if value < score:
                 pattern, score, since = tried, value, 0
-            if victim.queries >= TRAIL_GROWTH * trail[-1][0]:
-                trail.append((victim.queries, pattern))
-        return Found(pattern, score, victim.queries, (*trail, (victim.queries, pattern)))
+            trail.note(victim.queries, pattern)
+        return Found(pattern, score, victim.queries, trail.to(victim.queries, pattern))
 
 
-def _tensors(images: ImageSet, network: nn.Module) -> tuple[Tensor, Tensor]:
-    """Pixels in [0, 1] and labels, where the network is."""
-    parameter = next(network.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    pixels = torch.from_numpy(np.array(images.images)).to(device).float() / 255
-    return pixels, torch.from_numpy(np.array(images.labels)).to(device)
+class _Trail:
+    """Points of a search, kept whenever its queries have grown enough."""
+
+    def __init__(self, start: Tensor) -> None:
+        self.points = [(0, start.clone())]
+
+    def note(self, queries: int, pattern: Tensor) -> None:
+        if queries >= TRAIL_GROWTH * self.points[-1][0]:
+            self.points.append((queries, pattern.clone()))
+
+    def to(self, queries: int, pattern: Tensor) -> tuple[tuple[int, Tensor], ...]:
+        return (*self.points, (queries, pattern))
+
+
+def _begin(
+    search: GradientSearch | EvolutionSearch | HillClimb,
+    network: nn.Module,
+    images: ImageSet,
+    own_net: nn.Module | None,
+) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], torch.Generator]:
+    """Pixels in [0, 1] where the network is, the objective, the generator of all that is random."""
+    place = next(chain(network.parameters(), network.buffers()), torch.empty(0))
+    pixels = torch.from_numpy(np.array(images.images)).to(place.device).float() / 255
+    labels = torch.from_numpy(np.array(images.labels)).to(place.device)
+    goal = _goal(search.objective, search.temperature, labels, pixels, own_net)
+    return pixels, goal, torch.Generator().manual_seed(search.seed)
 
 
 def _goal(

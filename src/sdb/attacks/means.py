@@ -82,6 +82,7 @@ class Means:
         loss: StudentLoss,
         *,
         forward: nn.Module | None = None,
+        beside: nn.Module | None = None,
         settings: FitSettings | None = None,
     ) -> Classifier:
         """Train a student in place on a transfer set; the last epoch is taken.
@@ -91,6 +92,7 @@ class Means:
             transfer: images; `batch.index` counts its rows.
             loss: named terms from the forward's output and the batch.
             forward: a module around the student, where the loss needs more than its logits.
+            beside: trained with the student and thrown away.
             settings: other than the attacker's usual ones.
         """
         fit(
@@ -101,6 +103,7 @@ class Means:
             evaluate=lambda: {"nothing": 0.0},
             monitor="nothing",
             forward=None if forward is None else forward.to(self.device),
+            beside=None if beside is None else beside.to(self.device),
         )
         return student
 

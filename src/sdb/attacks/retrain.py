@@ -40,6 +40,7 @@ class Retrain:
         batch_size: images a step.
         learning_rate: Adam's at the start.
         seed: of the share, order and initialisation.
+        device: where it trains.
     """
 
     goal: Literal["labels", "top1", "entropy"] = "labels"
@@ -50,6 +51,7 @@ class Retrain:
     batch_size: int = 64
     learning_rate: float = 3e-3
     seed: int = 0
+    device: str = "auto"
 
     def run(self, network: Classifier, data: Splits) -> Classifier:
         """A re-trained copy; the victim is left alone.
@@ -65,7 +67,7 @@ class Retrain:
             raise ConfigError(
                 f"goal {self.goal!r} or part {self.part!r} is unknown: labels, top1 or entropy; private or all"
             )
-        device = choose_device("auto")
+        device = choose_device(self.device)
         copied = copy.deepcopy(network).to(device)
         public = copy.deepcopy(copied).eval().requires_grad_(False)
         if self.fresh:

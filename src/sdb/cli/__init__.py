@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sdb.cli import judge, keys, runs
+from sdb.cli import audit, export, judge, keys, runs, serve
 from sdb.cli.shell import say
 from sdb.errors import SDBError
 
@@ -20,6 +20,10 @@ app = typer.Typer(
 )
 for command in (runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace, runs.check, runs.demo):
     app.command()(command)
+for command in (export.export, export.sign, export.verify):
+    app.command()(command)
+app.command()(audit.audit)
+app.command()(serve.serve)
 app.add_typer(keys.key_app, name="key")
 
 

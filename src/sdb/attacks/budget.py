@@ -1,0 +1,37 @@
+"""What a query budget pays for: fewer views first, then fewer images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sdb.attacks.means import Means, TransferSet
+from sdb.attacks.victim import QueryBudgetError, Victim
+
+
+def affordable(victim: Victim, means: Means, *, each: int = 1) -> TransferSet:
+    """The attacker's own images, in as many views as the victim's budget allows.
+
+    Args:
+        victim: whose remaining queries count.
+        means: whose images and views.
+        each: queries that one view of one image costs.
+
+    Returns:
+        All views where the budget suffices; else fewer; else one view of some images, chosen by seed.
+
+    Raises:
+        QueryBudgetError: not even one query for each class is left.
+    """
+    left = victim.left()
+    if left is None:
+        return means.transfer()
+    payable = left // each
+    if payable < victim.num_classes:
+        raise QueryBudgetError(
+            f"{left} queries are left; with {each} for an image, at least {victim.num_classes * each} are needed: "
+            "one image for each class"
+        )
+    if payable >= len(means.train):
+        return means.transfer(views=min(means.views, payable // len(means.train)))
+    some = np.random.default_rng(means.seed("some images")).permutation(len(means.train))[:payable]
+    return means.transfer(means.train.take(np.sort(some)), views=1)

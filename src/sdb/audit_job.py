@@ -1,0 +1,129 @@
+"""What `sdb audit` does: find the box's key, teacher and data, run the audit, write its claim and its report."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sdb import config
+from sdb.auditing.claim import make_claim
+from sdb.auditing.evidence import traces, unlock_curve
+from sdb.auditing.ground import Ground, Subject
+from sdb.auditing.plan import AuditSettings, attacks_of, defences_of
+from sdb.auditing.runner import CLAIM, Told, run_tasks, take
+from sdb.box import Box, is_box
+from sdb.data import Splits
+from sdb.errors import CheckpointError, ConfigError
+from sdb.jobs import BOX, KEY, OWNER
+from sdb.report.audit_page import write_audit_report
+from sdb.report.audit_verdict import judge
+from sdb.report.claim import read_claim
+from sdb.runtime import folder_lock, write_atomic
+
+REPORT = "report.html"
+
+
+def audit_job(
+    folder: Path,
+    settings: AuditSettings,
+    subject: Subject,
+    *,
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+    told: Told,
+    data: Splits | None = None,
+) -> dict[str, Any]:
+    """Run an audit into a folder, or go on with it; returns the claim.
+
+    Args:
+        folder: gets claim.json, report.html and the work that they are made from.
+        settings: what to run.
+        subject: the box, its key and teacher; see `find_subject`.
+        workers: processes.
+        resume: go on with the audit that is there.
+        overwrite: discard it.
+        told: hears of every finished task.
+        data: instead of the data set that the settings name; one worker then.
+
+    Raises:
+        ConfigError: settings that do not exist or contradict each other, or that differ from what is resumed.
+        RunExistsError: the folder holds an audit, or another process is writing there.
+        CheckpointError: box, key or teacher is damaged or missing.
+    """
+    started = datetime.now(UTC)
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other; give one")
+    settings = settings.filled()
+    attacks_of(settings), defences_of(settings)  # unknown names are refused before anything is written
+    with folder_lock(folder):
+        work = folder / "work"
+        ground = Ground(settings, subject, settings.seed, work, data)
+        ground.check()
+        work = take(folder, settings, subject, resume=resume, overwrite=overwrite)
+        run_tasks(settings, subject, work, workers=workers, told=told, data=data)
+        extra = {"unlock": unlock_curve(ground), "traces": traces(ground, subject.owner)}
+        claim = make_claim(settings, subject, work, ground, workers=workers, started=started, extra=extra)
+        read_claim(claim)
+        write_atomic(folder / CLAIM, json.dumps(claim, indent=1).encode() + b"\n")
+        write_audit_report(claim, folder / REPORT)
+    return claim
+
+
+def passed(claim: dict[str, Any]) -> bool:
+    """Whether every declared bar of a claim holds."""
+    return judge(read_claim(claim)).passed is True
+
+
+def find_subject(
+    path: Path | None,
+    key: Path | None,
+    teacher: Path | None,
+    owner: Path | None,
+    without_key: bool,
+    settings: AuditSettings,
+) -> tuple[Subject, AuditSettings]:
+    """A box with the key, teacher and data that lie around it, where they are not named.
+
+    Raises:
+        CheckpointError: the path is no box.
+        ConfigError: the box opens for a key, and none was named, found or waived.
+    """
+    if path is None:
+        if key is not None:
+            raise ConfigError("--key: there is no box to open; name the box, or leave --key out")
+        return Subject(teacher=teacher), settings
+    place = path if is_box(path) else path / BOX
+    if not is_box(place):
+        raise CheckpointError(f"{path}: no box is there; name a box, or the folder of the `sdb wrap` that made it")
+    around = place.parent
+    box = Box.load(place)
+    if key is None and not without_key and box.info.key_ids:
+        key = around / KEY
+        if not key.exists():
+            raise ConfigError(
+                f"{path}: its partner cannot be measured without a key: give --key FILE, or --without-key to look at "
+                "thieves alone"
+            )
+    described = around / "params.resolved.json"
+    stored = config.read_json(described) if described.exists() else {}
+    update: dict[str, Any] = {}
+    if settings.dataset == AuditSettings.model_fields["dataset"].default and "dataset" in stored:
+        update["dataset"] = stored["dataset"]
+    if settings.data_root is None and stored.get("data_root"):
+        update["data_root"] = Path(stored["data_root"])
+    if teacher is None and stored.get("teacher") and Path(stored["teacher"]).exists():
+        teacher = Path(stored["teacher"])
+    if owner is None and box.record is not None and (around / OWNER).exists():
+        owner = around / OWNER
+    subject = Subject(
+        box=place,
+        owner=owner,
+        key=None if without_key else key,
+        teacher=teacher,
+        split_seed=stored.get("seed", 0),
+        validation_fraction=stored.get("validation_fraction", 0.1),
+    )
+    return subject, settings.model_copy(update=update)

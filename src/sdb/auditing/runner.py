@@ -1,0 +1,158 @@
+"""Running an audit: its folder, its processes, its progress; what is finished is never done again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdb.auditing.cells import Task, do, stages
+from sdb.auditing.ground import Ground, Subject
+from sdb.auditing.plan import BOX, AuditSettings, attacks_of, defences_of, runs_everywhere
+from sdb.config import read_json
+from sdb.data import Splits
+from sdb.errors import ConfigError, RunExistsError
+from sdb.runtime import write_atomic
+
+RESOLVED, WORK, CLAIM = "params.resolved.json", "work", "claim.json"
+
+# Tells how many tasks of how many are done, and which was the last.
+Told = Callable[[int, int, str], None]
+
+
+def columns_of(settings: AuditSettings, subject: Subject) -> list[str]:
+    """The defences of an audit, the audited box first."""
+    return [*([BOX] if subject.box is not None else []), *defences_of(settings)]
+
+
+def plan(settings: AuditSettings, subject: Subject) -> list[list[Task]]:
+    """All tasks of an audit, in stages."""
+    attacks = attacks_of(settings)
+    everywhere = {name for name in attacks if runs_everywhere(settings, name)}
+    return stages(settings.seed_list(), columns_of(settings, subject), attacks, everywhere)
+
+
+def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: bool, overwrite: bool) -> Path:
+    """Make the audit's work folder; the caller holds the folder's lock.
+
+    Raises:
+        RunExistsError: an audit is there and neither flag is set.
+        ConfigError: there is none to resume, or it was begun with other settings.
+    """
+    parameters = {"settings": settings.model_dump(mode="json"), "subject": identity(subject)}
+    path = folder / RESOLVED
+    if path.exists() and not (resume or overwrite):
+        raise RunExistsError(
+            f"{folder} already holds an audit: add --resume to go on with it, --overwrite to discard it, or use "
+            "another folder"
+        )
+    if resume:
+        if not path.exists():
+            raise ConfigError(f"{folder}: no audit was begun here, there is nothing to resume: leave --resume out")
+        _check_same(folder, read_json(path), parameters)
+    else:
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        (folder / CLAIM).unlink(missing_ok=True)
+    write_atomic(path, json.dumps(parameters, indent=1).encode() + b"\n")
+    return folder / WORK
+
+
+def identity(subject: Subject) -> dict[str, Any]:
+    """What a subject is, for telling it from another: no secret, no path."""
+    from sdb.boxfile import read_box_files
+
+    box = None if subject.box is None else read_box_files(subject.box)[0]["id"]
+    return {"box": box, "with_key": subject.key is not None, "with_teacher": subject.teacher is not None}
+
+
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = []
+    for part in now:
+        old = before.get(part, {})
+        changed += [
+            f"{name} was {old.get(name)!r}, now {value!r}"
+            for name, value in now[part].items()
+            if old.get(name) != value and name not in ("device", "data_root")
+        ]
+    if changed:
+        raise ConfigError(f"{folder}: cannot resume with other settings: {'; '.join(changed)}; or --overwrite")
+
+
+def run_tasks(
+    settings: AuditSettings,
+    subject: Subject,
+    work: Path,
+    *,
+    workers: int,
+    told: Told,
+    data: Splits | None = None,
+) -> None:
+    """Do all tasks that are not done; in this process for one worker, else in processes of their own.
+
+    Raises:
+        ConfigError: several workers were asked for data that only this process has.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers: {workers}; at least one is needed")
+    if data is not None and workers > 1:
+        raise ConfigError(f"workers: {workers} processes cannot share data that has no name; use workers=1")
+    todo = plan(settings, subject)
+    total, done = sum(len(stage) for stage in todo), 0
+    pool = None
+    if workers > 1:
+        # Spawned, not forked: torch's threads do not survive a fork.
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet)
+    try:
+        for stage in todo:
+            left = [task for task in stage if not task.file(work).exists()]
+            done += len(stage) - len(left)
+            if pool is None:
+                for task in left:
+                    _do(settings, subject, task, work, data)
+                    done += 1
+                    told(done, total, str(task))
+                continue
+            waiting = {pool.submit(_do, settings, subject, task, work, None): task for task in left}
+            while waiting:
+                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    done += 1
+                    told(done, total, str(waiting.pop(future)))
+    except BaseException:
+        if pool is not None:
+            # Tasks under way are given up; what they would have written is whole or not there.
+            for process in (pool._processes or {}).values():
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    if pool is not None:
+        pool.shutdown()
+
+
+def _quiet() -> None:
+    """A worker leaves Ctrl-C to the process that it works for, and has one thread: always the same results."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@cache
+def _ground(settings: str, subject: Subject, seed: int, work: Path) -> Ground:
+    return Ground(AuditSettings.model_validate_json(settings), subject, seed, work)
+
+
+def _do(settings: AuditSettings, subject: Subject, task: Task, work: Path, data: Splits | None) -> None:
+    if data is None:
+        ground = _ground(settings.model_dump_json(), subject, task.seed, work)
+    else:
+        ground = Ground(settings, subject, task.seed, work, data)
+    do(task, ground, attacks_of(settings), defences_of(settings), work)

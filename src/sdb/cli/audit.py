@@ -1,0 +1,87 @@
+"""audit: every attack against a box, beside the known defences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdb.cli.shell import KeyOption, Overwrite, Set, say
+
+
+def audit(
+    box: Annotated[
+        Path | None,
+        typer.Argument(metavar="BOX", help="A box, or the run folder of `sdb wrap`; none: audit boxes made here."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the claim and the report.")] = Path("runs/audit"),
+    preset: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    threat: Annotated[
+        str, typer.Option(help="api (thieves ask a service) or shipped (they have the weights too).")
+    ] = "api",
+    interface: Annotated[
+        str, typer.Option(help="What the service gives away: labels, top_k, probabilities or logits.")
+    ] = "logits",
+    query_budget: Annotated[int | None, typer.Option(help="Images it answers for one thief.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Run this attack only (more than once for several), or module:name.")
+    ] = None,
+    defence: Annotated[list[str] | None, typer.Option(help="Set only this defence beside the box.")] = None,
+    key: KeyOption = None,
+    owner: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The owner's file: look for the box's mark in its thieves.")
+    ] = None,
+    without_key: Annotated[bool, typer.Option("--without-key", help="Look at thieves alone.")] = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The unprotected teacher; by default what the box's run names."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    sets: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit in OUT.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Attack a box and the known defences; one report.
+
+    Writes OUT/claim.json and OUT/report.html. Exits with 1 where a declared bar fails.
+    """
+    from sdb.audit_job import audit_job, find_subject, passed
+    from sdb.auditing.plan import AuditSettings
+    from sdb.config import parse_overrides
+    from sdb.progress import ShowTasks
+    from sdb.report.audit_verdict import judge
+    from sdb.report.claim import read_claim
+
+    named: dict[str, Any] = {
+        "preset": preset,
+        "threat": threat,
+        "interface": interface,
+        "query_budget": query_budget,
+        "seeds": seeds,
+        "attacks": tuple(attack or ()),
+        "defences": tuple(defence or ()),
+        "dataset": dataset,
+        "data_root": data_root,
+    }
+    values = {name: value for name, value in named.items() if value is not None} | parse_overrides(sets or [])
+    subject, settings = find_subject(box, key, teacher, owner, without_key, AuditSettings(**values))
+    progress = ShowTasks("audit")
+    try:
+        claim = audit_job(
+            out, settings, subject, workers=workers, resume=resume, overwrite=overwrite, told=progress.told
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        say(f"sdb: interrupted; what is finished is kept, go on with the same command and --resume (--out {out})")
+        raise typer.Exit(130) from None
+    finally:
+        progress.close()
+    verdict = judge(read_claim(claim))
+    say(verdict.summary)
+    say(f"{claim['seconds']:.0f} s; report: {out / 'report.html'}, claim: {out / 'claim.json'}")
+    if not passed(claim):
+        raise typer.Exit(1)

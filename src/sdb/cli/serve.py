@@ -1,0 +1,88 @@
+"""serve: the command that answers others' requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdb.cli.shell import say
+from sdb.errors import ConfigError, MissingExtraError
+
+
+def serve(
+    box: Annotated[Path, typer.Argument(metavar="BOX", help="Box, or run folder or checkpoint of a classifier.")],
+    onnx: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Answer by this file of sdb export; again for each partner's."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch or onnx; follows from --onnx where it is left out.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
+    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "box",
+    answers: Annotated[
+        str, typer.Option(help="What is given away: logits, probabilities, top_k or labels.")
+    ] = "logits",
+    max_batch: Annotated[int, typer.Option(min=1, help="Images in one forward, and in one request.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond it answers are 503.")] = 1024,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may wait before it is 503.")] = 10.0,
+    partner_keys: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Key of a weight-key box's partner, whose token then gets knowledge."),
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Who has a token: see sdb token.")] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(metavar="DB", help="Count and limit requests: an SQLite file, or redis://HOST/N."),
+    ] = None,
+    alerts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the watch's alerts here, not on stderr.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="For torch: auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Serve BOX over the Open Inference Protocol v2.
+
+    Until Ctrl-C or SIGTERM; what was accepted is answered first.
+    """
+    if engine not in (None, "torch", "onnx") or (engine is not None and (engine == "onnx") != bool(onnx)):
+        raise ConfigError(
+            f"--engine {engine}: give onnx with --onnx FILE (sdb export makes one), or torch without"
+        )
+    if partner_keys and tokens is None:
+        raise ConfigError("--partner-keys without --tokens FILE: nobody could say who the partner is")
+    try:
+        from sdb.service.run import is_loopback
+        from sdb.service.run import serve as run
+    except ImportError as error:
+        raise MissingExtraError(error.name or "uvicorn", "serve", "sdb serve") from None
+    from sdb.service import create_app
+    from sdb.service.limits import Limits
+
+    watcher = None
+    if watch is not None or tokens is not None:
+        from sdb.service.watch import Watch
+
+        watcher = Watch.open(watch, tokens=tokens, alerts=alerts)
+    elif alerts is not None:
+        raise ConfigError("--alerts without --watch DB: nothing is watched")
+    limits = Limits(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
+    try:
+        app = create_app(
+            box,
+            name=name,
+            onnx=onnx or (),
+            partner_keys=partner_keys or (),
+            watch=watcher,
+            answers=answers,
+            limits=limits,
+            device=device,
+        )
+        if not is_loopback(host):
+            say(f"sdb: {host} can be reached by others, without encryption: put a TLS proxy in front")
+        run(app, host, port, limits, lambda url: say(f"serving {name} at {url} (stop: Ctrl-C)"))
+    finally:
+        if watcher is not None:
+            watcher.close()

@@ -1,0 +1,22 @@
+"""Defences: ours, the paper's and the known ones, behind one interface, so that an audit compares like with like."""
+
+from sdb.defences.boxes import Decoy, DecoyImage, Nasty, PaperBox, boxed
+from sdb.defences.defence import Defence, Defended
+from sdb.defences.outputs import LabelsOnly, ReverseSigmoid, Rounded, Stingy, Unprotected
+
+__all__ = ["DEFENCES", "Defence", "Defended", "boxed"]
+
+DEFENCES: dict[str, Defence] = {
+    defence.name: defence
+    for defence in (
+        Unprotected(),
+        LabelsOnly(),
+        Rounded(),
+        ReverseSigmoid(),
+        Stingy(),
+        Nasty(),
+        PaperBox(),
+        Decoy(),
+        DecoyImage(),
+    )
+}
