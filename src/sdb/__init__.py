@@ -8,6 +8,7 @@
     logits = box(images)                        # anyone
     knowledge = box.unlock(key)(images)         # the key's holder
     sdb.distill(box, student, data, key=key)
+    claim = sdb.audit(box, data, key=key)       # every attack against it
     box.save("model.box"); sdb.Box.load("model.box")
 
 Names are loaded when they are first used, so that `import sdb` does not wait for torch.
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "AuditSettings": "sdb.auditing.plan",
     "Box": "sdb.box",
     "Classifier": "sdb.models",
     "DistillSettings": "sdb.config",
@@ -26,6 +28,7 @@ _HOMES = {
     "SDBError": "sdb.errors",
     "TrainSettings": "sdb.config",
     "WrapSettings": "sdb.config",
+    "audit": "sdb.audit_job",
     "distill": "sdb.distillation",
     "from_module": "sdb.models",
     "load_classifier": "sdb.checkpoint",
@@ -35,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
+    "AuditSettings",
     "Box",
     "Classifier",
     "DistillSettings",
@@ -44,6 +48,7 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
     "SDBError",
     "TrainSettings",
     "WrapSettings",
+    "audit",
     "distill",
     "from_module",
     "load_classifier",

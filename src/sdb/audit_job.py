@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import AuditSettings, attacks_of, defences_of
 from sdb.auditing.runner import CLAIM, Told, run_tasks, take
 from sdb.box import Box, is_box
+from sdb.checkpoint import write_tensors
 from sdb.data import Splits
 from sdb.errors import CheckpointError, ConfigError
 from sdb.jobs import BOX, KEY, OWNER
+from sdb.keys import Key
+from sdb.models import Classifier
 from sdb.report.audit_page import write_audit_report
-from sdb.report.audit_verdict import judge
 from sdb.report.claim import read_claim
 from sdb.runtime import folder_lock, write_atomic
 
@@ -72,11 +75,6 @@ def audit_job(
     return claim
 
 
-def passed(claim: dict[str, Any]) -> bool:
-    """Whether every declared bar of a claim holds."""
-    return judge(read_claim(claim)).passed is True
-
-
 def find_subject(
     path: Path | None,
     key: Path | None,
@@ -127,3 +125,52 @@ def find_subject(
         validation_fraction=stored.get("validation_fraction", 0.1),
     )
     return subject, settings.model_copy(update=update)
+
+
+def audit(
+    box: Box | None,
+    data: Splits,
+    *,
+    key: Key | None = None,
+    teacher: Classifier | None = None,
+    settings: AuditSettings | None = None,
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Attack a box, or boxes made here, in this process; returns the claim.
+
+    Args:
+        box: what is audited; None makes a decoy box for each seed.
+        data: attackers get its training and validation images; test images only judge.
+        key: a partner's, without which the partner's side is not judged.
+        teacher: the unprotected model; None trains one of the box's architecture.
+        settings: what to run; quick by default.
+        out: folder for claim.json, report.html and the work; None keeps nothing.
+
+    Raises:
+        As `audit_job`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        if box is not None:
+            box.save(place / BOX)
+        if key is not None:
+            key.save(place / KEY)
+        if teacher is not None:
+            weights = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
+            spec = teacher.spec.to_json() if teacher.spec is not None else None
+            write_tensors(place / "teacher.safetensors", weights, {"spec": spec, "history": []})
+        subject = Subject(
+            box=None if box is None else place / BOX,
+            key=None if key is None else place / KEY,
+            teacher=None if teacher is None else place / "teacher.safetensors",
+        )
+        return audit_job(
+            Path(out) if out is not None else place / "audit",
+            settings or AuditSettings(),
+            subject,
+            workers=1,
+            resume=False,
+            overwrite=False,
+            told=lambda done, total, name: None,
+            data=data,
+        )

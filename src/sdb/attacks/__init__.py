@@ -6,7 +6,17 @@ docs/adding-an-attack.md.
 """
 
 from sdb.attacks.attack import Attack
+from sdb.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
+from sdb.attacks.batch_norm import BatchNormAgain
+from sdb.attacks.collusion import TwoBoxes
+from sdb.attacks.decoys_removed import DecoysRemoved, Deviations
 from sdb.attacks.distil import Distil, DistilUnlabelled, Labels, TunedDistil
+from sdb.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
+from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
+from sdb.attacks.shadow import ShadowByClass, ShadowRecovery
+from sdb.attacks.skeptical import Skeptical
+from sdb.attacks.stand_ins import EntropyRaised, SequentialContrast
+from sdb.attacks.white_box import Features, FineTuned, FreshHead, FreshHeadLabels, Pruned
 
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
@@ -15,5 +25,32 @@ ATTACKS: dict[str, Attack] = {
         Distil(),
         DistilUnlabelled(),
         TunedDistil(),
+        TopKOnly(),
+        Clip(),
+        SecondPeakRemoved(),
+        TargetAgainstRest(),
+        Averager(),
+        AveragerUnlabelled(),
+        Skeptical(),
+        EntropyRaised(),
+        SequentialContrast(),
+        AugmentedAverage(),
+        NoiseAverage(),
+        BlendAverage(),
+        DecoysRemoved(),
+        Deviations(),
+        ShadowRecovery(),
+        ShadowByClass(),
+        TwoBoxes(),
+        RandomKeys(),
+        KeyByQueries(),
+        KeyByGradients(),
+        LeakedPart(),
+        BatchNormAgain(),
+        FineTuned(),
+        Pruned(),
+        FreshHead(),
+        FreshHeadLabels(),
+        Features(),
     )
 }

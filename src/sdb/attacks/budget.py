@@ -35,3 +35,18 @@ def affordable(victim: Victim, means: Means, *, each: int = 1) -> TransferSet:
         return means.transfer(views=min(means.views, payable // len(means.train)))
     some = np.random.default_rng(means.seed("some images")).permutation(len(means.train))[:payable]
     return means.transfer(means.train.take(np.sort(some)), views=1)
+
+
+def payable(victim: Victim, wanted: int) -> int:
+    """How many of so many images the budget allows.
+
+    Raises:
+        QueryBudgetError: not even one for each class.
+    """
+    left = victim.left()
+    count = wanted if left is None else min(wanted, left)
+    if count < victim.num_classes:
+        raise QueryBudgetError(
+            f"{count} images can be asked about; at least {victim.num_classes} are needed: one for each class"
+        )
+    return count

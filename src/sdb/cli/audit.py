@@ -49,11 +49,12 @@ def audit(
 
     Writes OUT/claim.json and OUT/report.html. Exits with 1 where a declared bar fails.
     """
-    from sdb.audit_job import audit_job, find_subject, passed
+    from sdb.audit_job import audit_job, find_subject
     from sdb.auditing.plan import AuditSettings
     from sdb.config import parse_overrides
     from sdb.progress import ShowTasks
     from sdb.report.audit_verdict import judge
+    from sdb.report.audit_words import findings, headline
     from sdb.report.claim import read_claim
 
     named: dict[str, Any] = {
@@ -80,8 +81,11 @@ def audit(
         raise typer.Exit(130) from None
     finally:
         progress.close()
-    verdict = judge(read_claim(claim))
-    say(verdict.summary)
+    found = read_claim(claim)
+    verdict = judge(found)
+    say(headline(found, verdict))
+    for each in findings(found, verdict):
+        say(f"{each.title}: {each.status}. {each.sentence}")
     say(f"{claim['seconds']:.0f} s; report: {out / 'report.html'}, claim: {out / 'claim.json'}")
-    if not passed(claim):
+    if verdict.passed is not True:
         raise typer.Exit(1)

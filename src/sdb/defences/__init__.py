@@ -2,7 +2,10 @@
 
 from sdb.defences.boxes import Decoy, DecoyImage, Nasty, PaperBox, boxed
 from sdb.defences.defence import Defence, Defended
+from sdb.defences.key_switch import KeySwitch
 from sdb.defences.outputs import LabelsOnly, ReverseSigmoid, Rounded, Stingy, Unprotected
+from sdb.defences.redirection import GradientRedirection
+from sdb.defences.teachers import AdversarialSparse, ClusterCollapse, LabelSmoothed
 
 __all__ = ["DEFENCES", "Defence", "Defended", "boxed"]
 
@@ -14,9 +17,14 @@ DEFENCES: dict[str, Defence] = {
         Rounded(),
         ReverseSigmoid(),
         Stingy(),
+        GradientRedirection(),
+        LabelSmoothed(),
+        ClusterCollapse(),
         Nasty(),
+        AdversarialSparse(),
         PaperBox(),
         Decoy(),
         DecoyImage(),
+        KeySwitch(),
     )
 }

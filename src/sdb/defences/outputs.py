@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from sdb.defences.defence import Defence, Defended, device_of
+from sdb.defences.losses import sparse
 from sdb.models import Classifier
 from sdb.wrapping import frozen
 
 # The logarithm of a probability of zero is taken of this instead.
 SMALLEST = 1e-7
-# By how much, in probability, the right class stands out where an output would leave it tied.
-LEAD = 1e-4
+# Probabilities are tied that differ by less than this share, which float32 logarithms might lose; the right class then
+# gets so much more than the other.
+TIED, LEAD = 1e-5, 1e-4
 # The odds of a probability nearer than this to 0 or 1 are taken at this distance.
 EDGE = 1e-12
 ONLY_OUTPUTS = "Only outputs change: whoever has the weights has the plain teacher."
@@ -44,14 +46,14 @@ class Changed(nn.Module):
 
 
 def keep_top(shares: Tensor, top: Tensor) -> Tensor:
-    """Probabilities (N, K) whose largest is at `top` int64 (N,), alone: swapped there, and raised a little where tied."""
+    """Probabilities (N, K) with the largest at `top`, int64 (N,): swapped there, and raised a little where tied."""
     place = top.unsqueeze(1)
     largest, where = shares.max(dim=1, keepdim=True)
     own = shares.gather(1, place)
     kept = shares.scatter(1, where, own).scatter(1, place, largest)
     others = kept.scatter(1, place, -torch.inf).amax(dim=1, keepdim=True)
-    raised = torch.maximum(largest, others + LEAD)
-    return normalised(kept.scatter(1, place, torch.where(largest > others, largest, raised)))
+    clear = largest > others * (1 + TIED)
+    return normalised(kept.scatter(1, place, torch.where(clear, largest, others + LEAD)))
 
 
 def normalised(shares: Tensor) -> Tensor:
@@ -79,8 +81,6 @@ class ReversedAnswers(Changed):
         self.strength, self.steepness = strength, steepness
 
     def change(self, images: Tensor, logits: Tensor) -> Tensor:  # noqa: D102
-        if self.strength == 0:
-            return logits.log_softmax(dim=1)
         shares = logits.softmax(dim=1)
         odds = shares.clamp(EDGE, 1 - EDGE).logit()
         moved = shares - self.strength * (torch.sigmoid(self.steepness * odds) - 0.5)
@@ -96,12 +96,6 @@ class SparseAnswers(Changed):
 
     def change(self, images: Tensor, logits: Tensor) -> Tensor:  # noqa: D102
         return sparse(logits, self.top_k).log_softmax(dim=1).clamp_min(torch.tensor(SMALLEST).log())
-
-
-def sparse(logits: Tensor, top_k: int) -> Tensor:
-    """Logits (N, K) with all but each image's `top_k` largest at minus infinity."""
-    best = logits.topk(min(top_k, logits.shape[1]), dim=1)
-    return torch.full_like(logits, -torch.inf).scatter(1, best.indices, best.values)
 
 
 @dataclass(frozen=True, kw_only=True)

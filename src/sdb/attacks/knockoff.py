@@ -1,0 +1,197 @@
+"""Knockoff Nets: stealing with images of another kind, chosen at random or by what they bring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdb import losses
+from sdb.attacks.attack import Attack, Stolen
+from sdb.attacks.budget import payable
+from sdb.attacks.means import Means, StudentLoss, TransferSet
+from sdb.attacks.victim import BATCH, Interface, Victim
+from sdb.data import Batch
+from sdb.errors import ConfigError
+from sdb.models import Classifier
+
+
+def in_parts(pixels: Tensor, means: Means, *, parts: int, batch_size: int) -> TransferSet:
+    """A transfer set of images that were asked about once each; an epoch of training is one part of them.
+
+    Args:
+        pixels: uint8 (M, C, H, W), in random order; the last few are left out where they do not divide.
+        means: whose seed and device.
+        parts: at least 1; fewer where a part would not fill a batch.
+        batch_size: images a step.
+    """
+    parts = max(1, min(parts, len(pixels) // batch_size))
+    count = len(pixels) // parts * parts
+    targets = torch.zeros(count, dtype=torch.long, device=means.device)
+    size = min(batch_size, count // parts)
+    return TransferSet(pixels[:count].to(means.device), targets, parts, size, means.seed("parts"), means.device)
+
+
+def soft_labels(scores: Tensor, temperature: float) -> StudentLoss:
+    """The victim's soft outputs and nothing else."""
+
+    def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"soft": losses.kd_term(logits, scores[batch.index], batch.labels, temperature=temperature)}
+
+    return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoffRandom(Attack):
+    """Ask about images of another kind, learn the answers.
+
+    Attributes:
+        images: asked about at most; fewer where there are no more, or the budget is smaller.
+        temperature: of the soft outputs; 1 in the paper, where 4 teaches more.
+        passes: over the images in training; more than there are epochs count as one each.
+    """
+
+    name = "knockoff_random"
+    needs = Interface.TOP_K
+    uses = frozenset({"proxy"})
+    summary = "A student of the victim's soft outputs on images of another kind, chosen at random, without labels"
+    source = "Orekondy et al., CVPR 2019 (arXiv 1812.02766), random strategy"
+    control = 0.5
+
+    images: int = 50_000
+    temperature: float = 4.0
+    passes: int = 8
+
+    def run(self, victim: Victim, means: Means) -> Stolen:
+        """Choose, ask, distil."""
+        victim.require(self.needs)
+        pool = means.transfer(means.proxy)
+        count = payable(victim, min(self.images, len(pool.pixels)))
+        order = torch.randperm(len(pool.pixels), generator=torch.Generator().manual_seed(means.seed(self.name)))
+        pixels = pool.pixels[order[:count].to(pool.device)]
+        scores = victim.ask(pixels.float() / 255).scores()
+        student = self.learnt(means, pixels, scores)
+        return Stolen(student, details={"images": count})
+
+    def learnt(self, means: Means, pixels: Tensor, scores: Tensor) -> Classifier:
+        """A fresh student of images uint8 (M, C, H, W) in random order and the scores (M, K) that they got."""
+        parts = means.settings.epochs // self.passes
+        transfer = in_parts(pixels, means, parts=parts, batch_size=means.settings.batch_size)
+        return means.learn(means.new_student(), transfer, soft_labels(scores, self.temperature))
+
+
+class Bandit:
+    """Which kind of image to ask about next: a gradient bandit whose preferences follow rewards.
+
+    Args:
+        kinds: int (M,), the kind of each image of the pool.
+        window: rewards that the baseline is the mean of.
+        seed: of the choices.
+
+    Attributes:
+        preferences: one for each kind; their softmax is the policy.
+
+    Source: Sutton and Barto, section 2.8, with the step 1 / (times chosen) of Orekondy et al., section 4.2.
+    """
+
+    def __init__(self, kinds: np.ndarray, window: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        names, kinds = np.unique(kinds, return_inverse=True)
+        # Images of each kind that are left, in random order.
+        self.left = [list(self.rng.permutation(np.flatnonzero(kinds == kind))) for kind in range(len(names))]
+        self.preferences = np.zeros(len(names))
+        self.chosen = np.zeros(len(names), dtype=int)
+        self.window = window
+        self.rewards: list[float] = []
+
+    def policy(self) -> np.ndarray:
+        """Probability of each kind; kinds of which nothing is left have none."""
+        weights = np.exp(self.preferences - self.preferences.max())
+        weights *= [bool(images) for images in self.left]
+        return weights / weights.sum()
+
+    def choose(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (count,) in the pool, no image twice, and their kinds."""
+        kinds = np.empty(count, dtype=int)
+        rows = np.empty(count, dtype=int)
+        for number in range(count):
+            kinds[number] = kind = int(self.rng.choice(len(self.left), p=self.policy()))
+            rows[number] = self.left[kind].pop()
+        return rows, kinds
+
+    def learn(self, kinds: np.ndarray, rewards: np.ndarray) -> None:
+        """Take the rewards of what was chosen, one after the other."""
+        for kind, reward in zip(kinds, rewards, strict=True):
+            baseline = float(np.mean(self.rewards[-self.window :])) if self.rewards else 0.0
+            self.rewards.append(float(reward))
+            self.chosen[kind] += 1
+            weights = np.exp(self.preferences - self.preferences.max())
+            step = (reward - baseline) / self.chosen[kind]
+            self.preferences -= step * weights / weights.sum()
+            self.preferences[kind] += step
+
+
+def rewards_of(answers: Tensor, before: Tensor, student: Tensor) -> Tensor:
+    """Certainty, diversity and loss of answers, float (N, 3).
+
+    Args:
+        answers: the victim's probabilities (N, K).
+        before: mean of its earlier answers (K,).
+        student: logits (N, K) of the student so far.
+    """
+    first, second = answers.topk(2, dim=1).values.unbind(dim=1)
+    diversity = (answers - before).clamp_min(0).sum(dim=1)
+    loss = -(answers * student.log_softmax(dim=1)).sum(dim=1)
+    return torch.stack([first - second, diversity, loss], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoffAdaptive(KnockoffRandom):
+    """Ask more about the kinds of proxy image that bring certain, varied, not yet learnt answers.
+
+    Attributes:
+        rounds: of choosing, asking and learning.
+        window: rewards behind the baseline.
+    """
+
+    name = "knockoff_adaptive"
+    summary = "As knockoff_random, asking more about the kinds of image whose answers are sure, varied and new"
+    source = "Orekondy et al., CVPR 2019 (arXiv 1812.02766), section 4.2, all three rewards"
+
+    images: int = 5_000
+    rounds: int = 10
+    window: int = 25
+
+    def run(self, victim: Victim, means: Means) -> Stolen:
+        """Choose by the bandit, ask, reward; then distil to a fresh student. The proxy's labels are the kinds."""
+        victim.require(self.needs)
+        if self.rounds < 1:
+            raise ConfigError(f"rounds: {self.rounds}; at least one is needed")
+        pool = means.transfer(means.proxy)
+        count = payable(victim, min(self.images, len(pool.pixels)))
+        bandit = Bandit(pool.targets.cpu().numpy(), self.window, means.seed(self.name))
+        student = means.new_student().to(means.device).eval()
+        once = means.settings.model_copy(update={"epochs": 1})
+        pixels = pool.pixels[:0]
+        scores = torch.empty(0, victim.num_classes, device=pool.device)
+        for part in np.array_split(np.arange(count), min(self.rounds, count)):
+            rows, kinds = bandit.choose(len(part))
+            shown = pool.pixels[torch.from_numpy(rows).to(pool.device)]
+            told = victim.ask(shown.float() / 255).scores()
+            before = scores.softmax(dim=1).mean(dim=0) if len(scores) else torch.zeros_like(told[0])
+            with torch.no_grad():
+                guessed = torch.cat([student(some.float() / 255) for some in shown.split(BATCH)])
+            rewards = rewards_of(told.softmax(dim=1), before, guessed)
+            low, high = rewards.amin(dim=0), rewards.amax(dim=0)
+            bandit.learn(kinds, ((rewards - low) / (high - low).clamp_min(1e-8)).mean(dim=1).cpu().numpy())
+            pixels, scores = torch.cat([pixels, shown]), torch.cat([scores, told])
+            so_far = in_parts(pixels, means, parts=1, batch_size=means.settings.batch_size)
+            means.learn(student, so_far, soft_labels(scores, self.temperature), settings=once)
+        # What is learnt last must not be what was chosen last.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(means.seed(self.name, "order")))
+        order = order.to(pool.device)
+        policy = sorted(bandit.policy(), reverse=True)
+        details = {"images": count, "kinds": len(policy), "likeliest_kind": round(float(policy[0]), 4)}
+        return Stolen(self.learnt(means, pixels[order], scores[order]), details=details)

@@ -1,0 +1,307 @@
+"""An audit's parts: grid, proxy images, shuffled victims, resuming, and what controls catch."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from sdb.attacks.attack import Attack, Stolen
+from sdb.attacks.victim import Interface
+from sdb.auditing import runner
+from sdb.auditing.cells import Task, cell, control_column, do, read, references, stages
+from sdb.auditing.claim import make_claim
+from sdb.auditing.ground import Ground, Shuffled, Subject
+from sdb.auditing.plan import AuditSettings, attacks_of, chosen, defences_of, threat_of
+from sdb.auditing.proxy import letters
+from sdb.auditing.runner import plan, run_tasks, take
+from sdb.errors import CheckpointError, ConfigError, RunExistsError
+from sdb.report.claim import read_claim
+from sdb.training import evaluate, evaluation_batches
+
+TINY = {
+    "attacks": ("labels", "distil"),
+    "defences": ("stingy", "decoy"),
+    "subset_percent": 0.3,
+    "epochs": 6,
+    "maker_epochs": 16,
+    "views": 2,
+    "seeds": 1,
+    "model_args": {"num_channels": 6},
+    "student_args": {"num_channels": 4},
+    "device": "cpu",
+}
+
+
+def settings(**changes):
+    return AuditSettings(**TINY | changes).filled()
+
+
+def quiet(done, total, name):
+    pass
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    made = Ground(settings(), Subject(), 0, tmp_path_factory.mktemp("audit") / "work")
+    made.make_teacher()
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole small audit in one process."""
+    folder = tmp_path_factory.mktemp("audit")
+    run_tasks(settings(), Subject(), folder / "work", workers=1, told=quiet)
+    return folder
+
+
+def claim_of(folder):
+    from datetime import UTC, datetime
+
+    ground = Ground(settings(), Subject(), 0, folder / "work")
+    extra = {"unlock": [], "traces": []}
+    return make_claim(
+        settings(), Subject(), folder / "work", ground, workers=1, started=datetime.now(UTC), extra=extra
+    )
+
+
+def without_times(claim):
+    """What must be the same twice."""
+    kept = {
+        n: v for n, v in claim.items() if n not in ("seconds", "started", "finished", "environment", "workers")
+    }
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {name: strip(each) for name, each in value.items() if name != "seconds"}
+        return [strip(each) for each in value] if isinstance(value, list) else value
+
+    return strip(kept)
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"attack: 'labls' does not exist; did you mean 'labels'\?"):
+        attacks_of(settings(attacks=("labls",)))
+    with pytest.raises(ConfigError, match="defence: 'stinky' does not exist; did you mean 'stingy'"):
+        defences_of(settings(defences=("stinky",)))
+
+
+def test_ones_own_attack_is_imported_by_name():
+    found = chosen(("sdb.attacks.distil:Labels",), {}, "attack")
+    assert list(found) == ["labels"]
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        chosen(("sdb.attacks.distil:Nothing",), {}, "attack")
+    with pytest.raises(ConfigError, match="an Attack or a Defence is expected"):
+        chosen(("sdb.attacks.distil:SHORT",), {}, "attack")
+
+
+def test_the_plain_teacher_is_always_there():
+    assert list(defences_of(settings(defences=("decoy",)))) == ["none", "decoy"]
+
+
+@pytest.mark.parametrize("field", ["query_budget", "seeds", "epochs", "views", "top_k"])
+def test_zero_is_refused(field):
+    with pytest.raises(ConfigError, match=field):
+        AuditSettings(**{field: 0})
+
+
+def test_presets_fill_what_is_not_set():
+    assert AuditSettings(preset="standard", epochs=7).filled().epochs == 7
+    assert AuditSettings(preset="standard").filled().seeds == 3
+
+
+def test_a_quick_grid_attacks_the_box_with_all_and_the_others_with_the_core():
+    attacks = attacks_of(AuditSettings())
+    found = stages([0], ["box", "none", "stingy"], attacks, everywhere={"labels"})
+    cells = {(task.defence, task.attack) for task in found[2] if task.kind == "cell"}
+    assert {attack for defence, attack in cells if defence == "box"} == set(attacks)
+    assert {attack for defence, attack in cells if defence == "stingy"} == {"labels"}
+    assert all((control_column(attack), name) in cells for name, attack in attacks.items())
+    negatives = [task.attack for task in found[2] if task.kind == "negative"]
+    assert negatives == list(attacks)
+
+
+def test_every_attack_says_what_it_is():
+    for name, attack in attacks_of(AuditSettings()).items():
+        assert name == attack.name
+        assert attack.summary
+        assert attack.source
+        assert 0 < attack.control <= 1
+        assert threat_of(attack) in ("api", "shipped", "leak")
+        json.dumps(attack.parameters())
+        known = {"labels", "proxy", "colluder", "shadow", "leaked_key", "image_key", "weight_key", "no_images"}
+        assert attack.uses <= known
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 20)])
+def test_letters_are_a_function_of_the_seed(shape):
+    first, again, other = letters(12, shape, 1), letters(12, shape, 1), letters(12, shape, 2)
+    assert first.images.shape == (12, *shape)
+    assert np.array_equal(first.images, again.images)
+    assert not np.array_equal(first.images, other.images)
+    assert all(image.std() > 0 for image in first.images)
+
+
+def test_a_shuffled_victim_gives_the_same_numbers_in_an_order_that_follows_from_the_image(ground):
+    images = torch.from_numpy(np.array(ground.data.test.images)).float() / 255
+    shuffled = Shuffled(ground.teacher, ground.data.image_shape, 10, seed=3)
+    with torch.no_grad():
+        true, given = ground.teacher(images), shuffled(images)
+        assert torch.equal(given, shuffled(images))
+    assert torch.equal(true.sort(dim=1).values, given.sort(dim=1).values)
+    right = evaluate(shuffled, evaluation_batches(ground.data.test, ground.device))["accuracy"]
+    assert right < 0.2
+
+
+def test_students_that_never_saw_a_victim_all_start_alike(ground, weights_of, same_weights):
+    assert same_weights(weights_of(ground.student()), weights_of(ground.student()))
+    assert not same_weights(weights_of(ground.network("a")), weights_of(ground.network("b")))
+
+
+def test_an_attacker_holds_no_test_images(ground):
+    means = ground.means()
+    held = {image.tobytes() for part in (means.train, means.validation) for image in np.array(part.images)}
+    assert not held & {image.tobytes() for image in np.array(ground.data.test.images)}
+
+
+def test_a_share_of_the_data_is_a_share(ground):
+    less = Ground(settings(data_share=0.5), Subject(), 0, ground.folder.parent)
+    assert len(less.means().train) == round(0.5 * len(ground.means().train))
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asleep(Attack):
+    """Returns an untrained student."""
+
+    name = "asleep"
+    needs = Interface.LABELS
+    summary = "does nothing"
+    source = "this test"
+
+    def run(self, victim, means):
+        return Stolen(means.new_student())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cheat(Attack):
+    """Returns a model that somebody who knows the truth made."""
+
+    name = "cheat"
+    needs = Interface.LABELS
+    summary = "knows the truth"
+    source = "this test"
+
+    def run(self, victim, means):
+        return Stolen(Cheat.truth)
+
+
+def controls(ground, attack, column="none"):
+    positive = cell(ground, Task("cell", 0, column, attack.name), attack, defences_of(ground.settings))
+    negative = cell(ground, Task("negative", 0, column, attack.name), attack, defences_of(ground.settings))
+    return positive["accuracy"], negative["accuracy"]
+
+
+def test_controls_tell_an_attack_that_works_from_one_that_does_not_and_one_that_cheats(ground):
+    ground.make("none", defences_of(ground.settings))
+    bar = references(ground)["from_teacher"]
+    works = controls(ground, attacks_of(settings())["labels"])
+    asleep = controls(ground, Asleep())
+    Cheat.truth = ground.teacher
+    cheat = controls(ground, Cheat())
+    assert works[0] > 0.8 * bar
+    assert works[1] < 0.3
+    assert asleep[0] < 0.5
+    assert cheat[0] > 0.6
+    assert cheat[1] > 0.3, "a student that is right where nothing can be learned has cheated"
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_whole_and_reads_as_one(finished):
+    claim = claim_of(finished)
+    read = read_claim(json.loads(json.dumps(claim)))
+    assert read.target == "decoy"
+    assert {(each["defence"], each["attack"]) for each in claim["cells"]} == {
+        (defence, attack) for defence in ("none", "stingy", "decoy") for attack in ("labels", "distil")
+    }
+    assert all(control["positive"]["passed"] is not None for control in claim["controls"].values())
+
+
+def test_the_same_seed_gives_the_same_claim_in_any_number_of_processes(finished, tmp_path):
+    run_tasks(settings(), Subject(), tmp_path / "work", workers=2, told=quiet)
+    assert without_times(claim_of(tmp_path)) == without_times(claim_of(finished))
+
+
+def test_what_is_finished_is_not_done_again(finished):
+    tasks = [task for stage in plan(settings(), Subject()) for task in stage]
+    before = {task: task.file(finished / "work").stat().st_mtime_ns for task in tasks}
+    told = []
+    run_tasks(settings(), Subject(), finished / "work", workers=1, told=lambda *each: told.append(each))
+    assert told == []
+    assert before == {task: task.file(finished / "work").stat().st_mtime_ns for task in tasks}
+
+
+def test_one_missing_cell_is_done_again_and_comes_out_the_same(finished):
+    task = Task("cell", 0, "decoy", "distil")
+    path = task.file(finished / "work")
+    before = json.loads(path.read_text())
+    path.unlink()
+    told = []
+    run_tasks(settings(), Subject(), finished / "work", workers=1, told=lambda *each: told.append(each))
+    after = json.loads(path.read_text())
+    assert len(told) == 1
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": "done"', b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_result_is_named(tmp_path, content):
+    task = Task("cell", 0, "none", "labels")
+    path = task.file(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"none--labels\.json: damaged"):
+        read(task, tmp_path)
+
+
+def test_a_folder_that_holds_an_audit_is_left_alone(tmp_path):
+    take(tmp_path, settings(), Subject(), resume=False, overwrite=False)
+    with pytest.raises(RunExistsError, match="--resume to go on"):
+        take(tmp_path, settings(), Subject(), resume=False, overwrite=False)
+    with pytest.raises(ConfigError, match="epochs was 6, now 9"):
+        take(tmp_path, settings(epochs=9), Subject(), resume=True, overwrite=False)
+    take(tmp_path, settings(device="auto"), Subject(), resume=True, overwrite=False)
+    take(tmp_path, settings(epochs=9), Subject(), resume=False, overwrite=True)
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        take(tmp_path, settings(), Subject(), resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(("workers", "data", "match"), [(0, False, "at least one"), (2, True, "workers=1")])
+def test_processes_that_cannot_be(tmp_path, digits, workers, data, match):
+    with pytest.raises(ConfigError, match=match):
+        run_tasks(settings(), Subject(), tmp_path, workers=workers, told=quiet, data=digits if data else None)
+
+
+def test_a_task_is_done_once(ground, tmp_path):
+    task = Task("reference", 0)
+    work = tmp_path / "work"
+    (work / "seed-0").mkdir(parents=True)
+    do(task, ground, {}, {}, work)
+    first = task.file(work).read_bytes()
+    do(replace(task), ground, {}, {}, work)
+    assert task.file(work).read_bytes() == first
+    assert runner.columns_of(settings(), Subject()) == ["none", "stingy", "decoy"]
