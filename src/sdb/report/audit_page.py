@@ -1,0 +1,189 @@
+"""From an audit's claim to a page: gather what the template shows, render it, put it in place in one step."""
+
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from sdb.report import audit_words as words
+from sdb.report.audit_charts import Standing, frontier, pareto_chart, partner_chart, unlock_chart
+from sdb.report.audit_verdict import COMPARED, AuditVerdict, CellVerdict, Outcome, judge, strongest
+from sdb.report.claim import AttackRow, Claim, DefenceRow, read_claim
+from sdb.report.intervals import difference, half_width, points, points_and_half
+from sdb.report.page import chance, duration, pairs
+from sdb.report.verdict import percent
+from sdb.runtime import write_atomic
+
+# A cell this far from the bar has the full colour.
+FULL_COLOUR = 0.06
+# Fewer keys than this make no curve.
+FEWEST_KEYS = 3
+# A table longer than this is folded away.
+LONG = 12
+MARKS = {
+    Outcome.STOPPED: "▼",
+    Outcome.NO_GAIN: "=",
+    Outcome.GAIN: "✕",
+    Outcome.RECOVERED: "◆",
+    Outcome.NOT_TRUSTED: "?",
+    Outcome.FAILED: "!",
+    Outcome.NOT_APPLICABLE: "–",
+    Outcome.NOT_RUN: "·",
+}
+GROUPS = (
+    ("api", "Attacks through the API"),
+    ("shipped", "Attacks that start from the files"),
+    ("leak", "For comparison: attacks that know what a thief should not. They count for nothing"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The attacks of one threat model: each with its cells, in the order of the columns."""
+
+    threat: str
+    title: str
+    rows: list[tuple[AttackRow, list[CellVerdict]]]
+
+
+def columns_of(claim: Claim) -> list[DefenceRow]:
+    """The defences in the page's order: the audited one, the plain teacher, the rest as in the claim."""
+    rank = {claim.target: 0, "none": 1}
+    return sorted(claim.defences, key=lambda row: rank.get(row.name, 2))
+
+
+def groups_of(claim: Claim, verdict: AuditVerdict) -> list[Group]:
+    """The heat map's rows."""
+    by_pair = {(cell.defence, cell.attack.name): cell for cell in verdict.cells}
+    columns = columns_of(claim)
+    found = []
+    for threat, title in GROUPS:
+        attacks = [attack for attack in claim.attacks if attack.threat == threat]
+        rows = [(attack, [by_pair[row.name, attack.name] for row in columns]) for attack in attacks]
+        if rows:
+            found.append(Group(threat, title, rows))
+    return found
+
+
+def shade(cell: CellVerdict) -> float:
+    """How strong a cell's colour is, in per cent."""
+    if cell.gap is None:
+        return 0.0
+    return round(100 * min(1.0, abs(cell.gap.value) / FULL_COLOUR), 1)
+
+
+def accuracy(values: list[float | None], images: int) -> str:
+    """A mean over seeds with its half-width, in per cent; a dash where nothing was measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{100 * sum(known) / len(known):.1f}\u00a0±\u00a0{100 * half_width(known, images):.1f}"
+
+
+def mean(values: list[float]) -> float:
+    """The mean of some numbers, at least one."""
+    return sum(values) / len(values)
+
+
+def standings_of(claim: Claim, verdict: AuditVerdict) -> list[Standing]:
+    """How each defence does under the declared threat model, in the order of the columns."""
+    kinds = ("api",) if claim.threat == "api" else ("api", "shipped")
+    images, references = claim.data.test, claim.references
+    rows: list[Standing] = []
+    for number, row in enumerate(columns_of(claim), start=1):
+        cells = tuple(
+            cell for cell in verdict.of(row.name) if cell.attack.threat in kinds and cell.outcome in COMPARED
+        )
+        best = strongest(cells)
+        known = [(a, b) for a, b in zip(row.partner, references.label_smoothing, strict=True) if a is not None]
+        rows.append(
+            Standing(
+                number=number,
+                name=row.name,
+                title=row.title,
+                cost=difference(row.keyless, references.teacher, images),
+                thief=best.gap if best else None,
+                attack=best.attack.name if best else "",
+                partner=difference([a for a, _ in known], [b for _, b in known], images) if known else None,
+                attacks=len(cells),
+                fewer=bool(rows) and len(cells) < rows[0].attacks,
+                recovered=tuple(cell.attack.name for cell in cells if cell.outcome is Outcome.RECOVERED),
+            )
+        )
+    shown = [row for row in rows if row.thief]
+    edge = frontier([(row.cost.value, -row.thief.value) for row in shown if row.thief])
+    ahead = {row.name for row, first in zip(shown, edge, strict=True) if first}
+    return [replace(row, frontier=row.name in ahead) for row in rows]
+
+
+def render(claim: Claim) -> str:
+    """The page for a claim claim, as HTML."""
+    verdict = judge(claim)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sdb", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "accuracy": lambda values: accuracy(values, claim.data.test),
+        "chance": chance,
+        "duration": duration,
+        "mean": mean,
+        "pairs": pairs,
+        "percent": percent,
+        "points": points,
+        "shade": shade,
+    }
+    standings = standings_of(claim, verdict)
+    seen = any(row.thief for row in standings)
+    keys = sum(row.similarity is not None for row in claim.unlock)
+    style = "".join(
+        files("sdb.report").joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "audit.css")
+    )
+    # Our own files and matplotlib's own output; everything else on the page is escaped.
+    charts = {
+        "pareto": Markup(pareto_chart(standings)) if seen else None,  # noqa: S704
+        "partner": Markup(partner_chart(standings, verdict.teaches)),  # noqa: S704
+        "unlock": Markup(unlock_chart(claim.unlock)) if keys >= FEWEST_KEYS else None,  # noqa: S704
+    }
+    return environment.get_template("audit.html.j2").render(
+        claim=claim,
+        verdict=verdict,
+        tone=words.tone_of(verdict),
+        summary=words.summary(claim, verdict),
+        headline=words.headline(claim, verdict),
+        findings=words.findings(claim, verdict),
+        caveats=words.caveats(claim, verdict),
+        rule=words.rule(verdict),
+        interfaces=words.INTERFACES,
+        subject=words.subject(claim),
+        columns=columns_of(claim),
+        groups=groups_of(claim, verdict),
+        standings=standings,
+        marks={str(outcome): mark for outcome, mark in MARKS.items()},
+        measured=points_and_half,
+        long=LONG,
+        style=Markup(style),  # noqa: S704
+        charts=charts,
+    )
+
+
+def write_audit_report(claim: dict[str, Any] | Claim, path: Path) -> None:
+    """Write the report of an audit as one HTML file that needs nothing else, in one step.
+
+    Args:
+        claim: The audit's claim, as read from its JSON file, or checked already.
+        path: Where the page goes. What was there stays until the new page is complete.
+
+    Raises:
+        ConfigError: The claim is not one that can be reported.
+        StorageError: The page could not be written.
+    """
+    checked = claim if isinstance(claim, Claim) else read_claim(claim)
+    write_atomic(path, render(checked).encode("utf-8"))

@@ -1,0 +1,260 @@
+"""From an audit's claim to a verdict. Pure functions; the wording is in `audit_words`.
+
+The bar is CMIM's: no attack makes a student without the key better than the same student trained alone with label
+smoothing, of the same seed, on the same images. Per attack and defence, d is the mean difference over seeds and h its
+95 % half-width (`intervals`):
+
+    d <= -h     stopped: worse than without the box
+    |d| < h     no gain
+    d >= h      gain: theft works
+
+An attack whose positive control failed, or was not run, is not trusted: what it does not achieve shows nothing. What it
+does achieve counts. An attack that returns a module which closes more than half of the distance between keyless
+answers and the teacher's has recovered the teacher, whatever its student's accuracy: on easy data a student gains
+nothing from any teacher, and elsewhere it would.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+
+from sdb.report.claim import AttackRow, Cell, Claim, Threat
+from sdb.report.intervals import Difference, difference, half_width
+
+# Share of the distance to the teacher's soft outputs that counts as having the teacher.
+RECOVERED_SHARE = 0.5
+# What a box may cost its users, as a fraction.
+ACCURACY_BUDGET = 0.005
+# How often a comparison of two equals looks like a gain.
+FALSE_ALARM = 0.025
+
+
+class Outcome(StrEnum):
+    """How one attack on one defence came out."""
+
+    STOPPED = "stopped"
+    NO_GAIN = "no gain"
+    GAIN = "gain"
+    RECOVERED = "teacher recovered"
+    NOT_TRUSTED = "not trusted"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not applicable"
+    NOT_RUN = "not run"
+
+
+BREAKS = frozenset({Outcome.GAIN, Outcome.RECOVERED})
+# What keeps an audit from saying that a box holds.
+UNKNOWN = frozenset({Outcome.NOT_TRUSTED, Outcome.FAILED})
+COMPARED = frozenset({Outcome.STOPPED, Outcome.NO_GAIN, Outcome.GAIN, Outcome.RECOVERED})
+
+
+@dataclass(frozen=True)
+class CellVerdict:
+    """One attack on one defence, judged.
+
+    Attributes:
+        attack: The attack.
+        defence: Name of the defence.
+        outcome: How it came out.
+        trusted: Whether the attack's positive control passed.
+        accuracy: The student's mean test accuracy and half-width, a fraction; None where nothing was measured.
+        gap: Against the label-smoothing student of the same seeds.
+        gap_closed: Mean share of the distance to the teacher that a recovered module closes.
+        agreement: Mean share of test images on which student and victim name the same class.
+        queries: Mean number of images asked.
+        seconds: Mean time.
+        reason: Why there is no number.
+    """
+
+    attack: AttackRow
+    defence: str
+    outcome: Outcome
+    trusted: bool
+    accuracy: tuple[float, float] | None = None
+    gap: Difference | None = None
+    gap_closed: float | None = None
+    agreement: float | None = None
+    queries: float | None = None
+    seconds: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ThreatVerdict:
+    """What the attacks of one threat model show together; None is "not established"."""
+
+    threat: Threat
+    passed: bool | None
+    cells: tuple[CellVerdict, ...]
+
+    def having(self, outcomes: frozenset[Outcome]) -> tuple[CellVerdict, ...]:
+        """The cells with one of some outcomes."""
+        return tuple(cell for cell in self.cells if cell.outcome in outcomes)
+
+    @property
+    def strongest(self) -> CellVerdict | None:
+        """The attack that counts and whose student is best."""
+        return strongest(self.cells)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Something that must not be worse than something else.
+
+    Attributes:
+        ours: Mean and half-width of what the box gives; None where it was not measured.
+        theirs: The same of what it is held against.
+        gap: Their difference.
+        passed: None where it was not measured.
+    """
+
+    ours: tuple[float, float] | None
+    theirs: tuple[float, float]
+    gap: Difference | None
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class AuditVerdict:
+    """An audit's verdict on its box.
+
+    Attributes:
+        passed: Whether every bar holds under the declared threat model; None where that was not established.
+        declared: The threat model that the claim declares.
+        api: Against who can only ask.
+        shipped: Against who has the weights too; None where no such attack belongs to the audit.
+        leak: Attacks that know what a thief should not; they count for nothing.
+        everyone: Keyless accuracy against the teacher's.
+        partner: The partner's student against one taught by the teacher.
+        teaches: What the unprotected teacher's student gains over the bar.
+        cells: Every attack on every defence.
+    """
+
+    passed: bool | None
+    declared: ThreatVerdict
+    api: ThreatVerdict
+    shipped: ThreatVerdict | None
+    leak: tuple[CellVerdict, ...]
+    everyone: Promise
+    partner: Promise
+    teaches: Difference
+    cells: tuple[CellVerdict, ...]
+
+    @property
+    def threats(self) -> tuple[ThreatVerdict, ...]:
+        """The verdicts per threat model."""
+        return (self.api,) if self.shipped is None else (self.api, self.shipped)
+
+    def of(self, defence: str) -> tuple[CellVerdict, ...]:
+        """The cells of one defence, in the order of the attacks."""
+        return tuple(cell for cell in self.cells if cell.defence == defence)
+
+
+def strongest(cells: tuple[CellVerdict, ...]) -> CellVerdict | None:
+    """Of the cells that count, the one whose student is farthest above the bar, or least below."""
+    counted = [cell for cell in cells if cell.outcome in COMPARED and cell.gap is not None]
+    return max(counted, key=lambda cell: (cell.gap.value if cell.gap else 0.0, cell.attack.name), default=None)
+
+
+def judge_cell(claim: Claim, defence: str, attack: AttackRow) -> CellVerdict:
+    """Apply the rule of this module to one attack on one defence."""
+    control = claim.controls.get(attack.name)
+    trusted = control is not None and control.positive.passed is True
+    cell = claim.cell(defence, attack.name)
+    if cell is None:
+        return CellVerdict(attack, defence, Outcome.NOT_RUN, trusted)
+    if cell.status != "done":
+        outcome = Outcome.FAILED if cell.status == "failed" else Outcome.NOT_APPLICABLE
+        return CellVerdict(attack, defence, outcome, trusted, reason=cell.reason)
+    trials = sorted(cell.seeds, key=lambda trial: claim.seeds.index(trial.seed))
+    accuracies = [trial.accuracy for trial in trials]
+    gap = difference(accuracies, claim.references.label_smoothing, claim.data.test)
+    closed = [trial.gap_closed for trial in trials if trial.gap_closed is not None]
+    share = fmean(closed) if closed else None
+    return CellVerdict(
+        attack,
+        defence,
+        _outcome(gap, share, trusted),
+        trusted,
+        accuracy=(fmean(accuracies), half_width(accuracies, claim.data.test)),
+        gap=gap,
+        gap_closed=share,
+        agreement=fmean(trial.agreement for trial in trials),
+        queries=fmean(trial.queries for trial in trials),
+        seconds=fmean(trial.seconds for trial in trials),
+        reason=_distrust(cell, claim) if not trusted else cell.reason,
+    )
+
+
+def _outcome(gap: Difference, share: float | None, trusted: bool) -> Outcome:
+    if share is not None and share > RECOVERED_SHARE:
+        return Outcome.RECOVERED
+    if gap.above:
+        return Outcome.GAIN
+    if not trusted:
+        return Outcome.NOT_TRUSTED
+    return Outcome.STOPPED if gap.below else Outcome.NO_GAIN
+
+
+def _distrust(cell: Cell, claim: Claim) -> str:
+    control = claim.controls.get(cell.attack)
+    if control is None or control.positive.passed is None:
+        why = "its positive control was not run"
+    else:
+        why = "its positive control failed"
+    return f"{why}: {control.positive.reason}" if control and control.positive.reason else why
+
+
+def judge_threat(threat: Threat, cells: tuple[CellVerdict, ...]) -> ThreatVerdict:
+    """Judge one threat model by the cells of the audited box; attacks through the API count for both."""
+    kinds = ("api",) if threat == "api" else ("api", "shipped")
+    applicable = tuple(
+        cell for cell in cells if cell.attack.threat in kinds and cell.outcome is not Outcome.NOT_APPLICABLE
+    )
+    outcomes = {cell.outcome for cell in applicable}
+    passed = None if not applicable or outcomes & UNKNOWN else True
+    return ThreatVerdict(threat, False if outcomes & BREAKS else passed, applicable)
+
+
+def _promise(ours: list[float | None], theirs: list[float], images: int, budget: float) -> Promise:
+    """Whether `ours` is no more than a budget below `theirs`, beyond chance; seeds without a value are left out."""
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+    reference = (fmean(theirs), half_width(theirs, images))
+    if not pairs:
+        return Promise(None, reference, None, None)
+    mine, other = [a for a, _ in pairs], [b for _, b in pairs]
+    gap = difference(mine, other, images)
+    passed = gap.value >= -budget or gap.value + gap.half > -budget
+    return Promise((fmean(mine), half_width(mine, images)), reference, gap, passed)
+
+
+def judge(claim: Claim) -> AuditVerdict:
+    """Judge an audited box.
+
+    Args:
+        claim: A claim that `read_claim` has checked.
+
+    Returns:
+        The verdict; `passed` is about the threat model that the claim declares.
+    """
+    cells = tuple(judge_cell(claim, row.name, attack) for row in claim.defences for attack in claim.attacks)
+    ours = tuple(cell for cell in cells if cell.defence == claim.target)
+    api = judge_threat("api", ours)
+    both = judge_threat("shipped", ours)
+    declared = api if claim.threat == "api" else both
+    box, references, images = claim.defence(claim.target), claim.references, claim.data.test
+    everyone = _promise(list(box.keyless), references.teacher, images, ACCURACY_BUDGET)
+    partner = _promise(box.partner, references.from_teacher, images, 0.0)
+    broken = declared.passed is False or everyone.passed is False or partner.passed is False
+    has_shipped = claim.threat == "shipped" or any(cell.attack.threat == "shipped" for cell in both.cells)
+    return AuditVerdict(
+        passed=False if broken else declared.passed,
+        declared=declared,
+        api=api,
+        shipped=both if has_shipped else None,
+        leak=tuple(cell for cell in ours if cell.attack.threat == "leak"),
+        everyone=everyone,
+        partner=partner,
+        teaches=difference(references.from_teacher, references.label_smoothing, images),
+        cells=cells,
+    )

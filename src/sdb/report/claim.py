@@ -1,0 +1,321 @@
+"""What an audit's report is made from: its claim, checked before anything is drawn.
+
+Unknown fields are refused, and so is a claim in which the audited box lacks a cell: a page that silently drops part of
+its evidence is worse than no page.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdb.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# A divergence in single precision may fall below zero by a rounding error.
+Distance = Annotated[float, Field(ge=-1e-3, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+Threat = Literal["api", "shipped"]
+
+# A claim larger than this is something else: a full audit takes about a megabyte.
+LARGEST = 64 * 2**20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class AuditData(_Part):
+    """The thief's and the tester's images."""
+
+    name: Name
+    train: Positive
+    validation: Count
+    test: Positive
+    classes: Annotated[list[str], Field(min_length=2)]
+    image_shape: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    note: str
+    proxy: str
+
+
+class AuditedBox(_Part):
+    """The box that was audited."""
+
+    path: str
+    id: str
+    method: str
+    key_kind: str | None
+
+
+class Network(_Part):
+    """An architecture and its size."""
+
+    model: str
+    arguments: dict[str, Any]
+    parameters: Count
+
+
+class References(_Part):
+    """Test accuracies, per seed, of the teacher and of the students that need no attack."""
+
+    teacher: list[Fraction]
+    alone: list[Fraction]
+    label_smoothing: list[Fraction]
+    from_teacher: list[Fraction]
+
+
+class DefenceRow(_Part):
+    """One defence: what it is, what it costs its users, what its partner gets. Lists are per seed."""
+
+    name: Name
+    title: str
+    summary: str
+    source: str
+    parameters: dict[str, Any]
+    threat_note: str
+    keyless: list[Fraction]
+    keyed: list[Fraction | None]
+    partner: list[Fraction | None]
+    distance: list[Distance]
+    seconds: list[Seconds]
+
+
+class AttackRow(_Part):
+    """One attack: what it does and what it needs."""
+
+    name: Name
+    summary: str
+    source: str
+    needs: Literal["labels", "top_k", "probabilities", "logits", "weights"]
+    uses: list[str]
+    threat: Literal["api", "shipped", "leak"]
+    parameters: dict[str, Any]
+
+
+class Trial(_Part):
+    """One attack on one defence under one seed."""
+
+    seed: int
+    accuracy: Fraction
+    validation: Fraction
+    agreement: Fraction
+    queries: Count
+    seconds: Seconds
+    gap_closed: Number | None
+    details: dict[str, Any]
+
+
+class Cell(_Part):
+    """One attack on one defence."""
+
+    defence: str
+    attack: str
+    status: Literal["done", "not_applicable", "failed"]
+    reason: str
+    seeds: list[Trial]
+
+
+class PositiveControl(_Part):
+    """Whether the attack works on an unprotected model."""
+
+    passed: bool | None
+    reason: str
+    accuracies: list[Fraction]
+    needed: Number | None
+
+
+class NegativeControl(_Part):
+    """Whether the attack fails on shuffled answers."""
+
+    passed: bool | None
+    reason: str
+    accuracies: list[Fraction]
+    limit: Number | None
+
+
+class Controls(_Part):
+    """The two checks of an attack."""
+
+    positive: PositiveControl
+    negative: NegativeControl
+
+
+class Unlock(_Part):
+    """How near a key brings the box's soft outputs to the teacher's, in nats."""
+
+    label: str
+    similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None
+    distance: Distance
+
+
+class Trace(_Part):
+    """Whether one student carries the owner's mark."""
+
+    label: str
+    found: Count
+    total: Positive
+    log10_p: Annotated[float, Field(le=0, allow_inf_nan=False)]
+    marked: bool
+
+
+class Claim(_Part):
+    """An audit's claim, version 1."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    kind: Literal["audit"]
+    title: str
+    preset: str
+    threat: Threat
+    seeds: Annotated[list[int], Field(min_length=1)]
+    interface: Literal["labels", "top_k", "probabilities", "logits"]
+    top_k: Positive
+    query_budget: Positive | None
+    views: Positive
+    data_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    data: AuditData
+    box: AuditedBox | None
+    student: Network
+    victim: Network
+    settings: dict[str, Any]
+    references: References
+    defences: Annotated[list[DefenceRow], Field(min_length=1)]
+    attacks: Annotated[list[AttackRow], Field(min_length=1)]
+    cells: list[Cell]
+    controls: dict[str, Controls]
+    unlock: list[Unlock]
+    traces: list[Trace]
+    seconds: Seconds
+    workers: Positive
+    command: str
+    environment: dict[str, Any]
+    started: str
+    finished: str
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        faults = [*_names(self), *_lengths(self), *_cells(self)]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def target(self) -> str:
+        """Name of the defence that the verdict is about."""
+        return target_of([row.name for row in self.defences])
+
+    def defence(self, name: str) -> DefenceRow:
+        """The defence of that name."""
+        return next(row for row in self.defences if row.name == name)
+
+    def attack(self, name: str) -> AttackRow:
+        """The attack of that name."""
+        return next(row for row in self.attacks if row.name == name)
+
+    def cell(self, defence: str, attack: str) -> Cell | None:
+        """That attack on that defence, if it belongs to this audit."""
+        return next((c for c in self.cells if (c.defence, c.attack) == (defence, attack)), None)
+
+
+def target_of(defences: list[str]) -> str:
+    """Which of some defences is the audited one: the box, or the decoy box that an audit without one makes."""
+    return "box" if "box" in defences else "decoy"
+
+
+def _twice(names: list[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _names(claim: Claim) -> list[str]:
+    defences, attacks = [row.name for row in claim.defences], [row.name for row in claim.attacks]
+    faults = [f"defences hold {name!r} twice" for name in _twice(defences)]
+    faults += [f"attacks hold {name!r} twice" for name in _twice(attacks)]
+    if (target := target_of(defences)) not in defences:
+        faults.append(f"defences lack what was audited: neither 'box' nor {target!r} is there")
+    if len(set(claim.seeds)) != len(claim.seeds):
+        faults.append("seeds hold a seed twice")
+    return faults + [f"controls.{name}: no such attack" for name in claim.controls if name not in attacks]
+
+
+def _lengths(claim: Claim) -> list[str]:
+    count = len(claim.seeds)
+    lists = {f"references.{name}": values for name, values in claim.references}
+    for number, row in enumerate(claim.defences):
+        for name in ("keyless", "keyed", "partner", "distance", "seconds"):
+            lists[f"defences.{number}.{name}"] = getattr(row, name)
+    return [f"{name} holds {len(v)} values for {count} seeds" for name, v in lists.items() if len(v) != count]
+
+
+def _cells(claim: Claim) -> list[str]:
+    defences, attacks = {row.name for row in claim.defences}, [row.name for row in claim.attacks]
+    faults, seen = [], set()
+    for number, cell in enumerate(claim.cells):
+        where = f"cells.{number} ({cell.attack} on {cell.defence})"
+        if cell.defence not in defences or cell.attack not in attacks:
+            faults.append(f"{where}: no such defence or attack")
+        if (cell.defence, cell.attack) in seen:
+            faults.append(f"{where}: there twice")
+        seen.add((cell.defence, cell.attack))
+        given = [trial.seed for trial in cell.seeds]
+        if cell.status == "done" and sorted(given) != sorted(claim.seeds):
+            faults.append(f"{where}: seeds {given}, of {claim.seeds}")
+        elif not set(given) <= set(claim.seeds) or len(set(given)) != len(given):
+            faults.append(f"{where}: seeds {given} do not belong to {claim.seeds}")
+    target = target_of([row.name for row in claim.defences])
+    lacking = [name for name in attacks if (target, name) not in seen]
+    return faults + ([f"cells lack {target} under {', '.join(lacking)}"] if lacking else [])
+
+
+def read_claim(claim: dict[str, Any]) -> Claim:
+    """Check a claim and return it typed.
+
+    Args:
+        claim: The audit's claim, as read from its JSON file.
+
+    Returns:
+        The same, typed and complete.
+
+    Raises:
+        ConfigError: A field is missing, unknown or of the wrong kind, or parts do not fit together; every fault is
+            named, with its path.
+    """
+    try:
+        return Claim.model_validate(claim)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc']) or 'claim'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError(
+            f"this claim cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
+            "Expected an audit's claim of schema 1, as `sdb audit` writes it; run it again."
+        ) from None
+
+
+def load_claim(path: Path) -> Claim:
+    """Read a claim's file and check it.
+
+    Raises:
+        ConfigError: There is no such file, it is no whole JSON object, or it is not a claim that can be reported.
+    """
+    try:
+        size = path.stat().st_size
+        value = json.loads(path.read_bytes()) if size <= LARGEST else None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; give the claim that `sdb audit` wrote") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"{path}: not a whole JSON file; it may be half written. Give the claim that `sdb audit` wrote"
+        ) from None
+    if size > LARGEST:
+        raise ConfigError(f"{path}: {size:,} bytes; an audit's claim has at most {LARGEST:,}")
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: a JSON {type(value).__name__}; an audit's claim is an object")
+    try:
+        return read_claim(value)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
