@@ -18,7 +18,8 @@ from sdb.runtime import write_atomic
 BOX_VERSION = 1
 MANIFEST = "box.json"
 WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
-PARTS = (WEIGHTS, PRIVATE, RECORD)  # a box has no other files
+PARTS = (WEIGHTS, PRIVATE, RECORD)  # what a manifest may name
+SIGNATURE = "signature.json"  # over the manifest, so it cannot be named there; a box has no other files
 MANIFEST_LIMIT = 2**24  # bytes; a larger box.json is not one
 FIELDS: dict[str, type] = {
     "id": str,
@@ -56,7 +57,17 @@ def read_box_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     Raises:
         CheckpointError: missing, damaged, altered, or with files that the manifest does not name.
     """
-    files = _read_files(path)
+    return check_box_files(read_raw_files(path), path)
+
+
+def check_box_files(raw: dict[str, bytes], path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The same of files that were read already; `path` is for messages.
+
+    Raises:
+        CheckpointError: damaged, altered, or with files that the manifest does not name.
+    """
+    # Who made the box is another question: sdb.signing.
+    files = {name: data for name, data in raw.items() if name != SIGNATURE}
     manifest = _parse(files.pop(MANIFEST), path)
     for name, digest in manifest["files"].items():
         if name not in PARTS:
@@ -112,8 +123,25 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_files(path: Path) -> dict[str, bytes]:
-    """All files of a box, folder or archive, by name."""
+def add_signature(path: Path, data: bytes) -> None:
+    """Put a signature into a box, in place of one that is there.
+
+    Raises:
+        CheckpointError: the box cannot be read.
+        StorageError: the disk is full; the box is untouched.
+    """
+    if path.is_dir():
+        write_atomic(path / SIGNATURE, data)
+    else:
+        write_atomic(path, _zipped(read_raw_files(path) | {SIGNATURE: data}))
+
+
+def read_raw_files(path: Path) -> dict[str, bytes]:
+    """All files of a box, folder or archive, by name, unchecked.
+
+    Raises:
+        CheckpointError: there is no such box, or it cannot be read.
+    """
     try:
         if path.is_dir():
             if links := [p.name for p in path.iterdir() if p.is_symlink()]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from sdb.address import check_remote
 from sdb.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -147,6 +148,8 @@ class DistillSettings(TrainSettings):
     """Whether the student has labels; a thief may have none."""
     foreign_key: bool = False
     """Ask a box with a key that is not its own, as an attacker may; otherwise such a key is refused."""
+    remote_views: Annotated[int, Field(ge=1)] | None = None
+    """Augmented views of each image that the teacher is asked about, used in turn; None asks new ones each epoch."""
     dkd_target_weight: NonNegative = 1.0
     """dkd: weight of the target-against-rest part."""
     dkd_rest_weight: NonNegative = 8.0
@@ -238,6 +241,18 @@ class WrapParams(WrapSettings, TeacherParams, RunParams):
 class DistillParams(DistillSettings, TeacherParams, RunParams):
     """params.json of `sdb distill`."""
 
+    teacher: Path | None = None  # ty: ignore[incompatible-attribute-override]
+    """A run folder, a checkpoint, a box, or a reference checkpoint (*.tar); or none, and a teacher_url."""
+    teacher_url: Annotated[str | None, Field(validate_default=True)] = None
+    """In place of a teacher: http://HOST:PORT/v2/models/NAME, a box that is asked over the network."""
+    teacher_token_env: str | None = None
+    """With a teacher_url: the environment variable that holds the API token; the token itself is kept nowhere."""
+
+    @pydantic.field_validator("teacher_url", "teacher_token_env")
+    @classmethod
+    def _fits_the_teacher(cls, value: str | None, given: pydantic.ValidationInfo) -> str | None:
+        return check_remote(str(given.field_name), value, given.data)
+
 
 COMMANDS: dict[str, type[Settings]] = {"train": TrainParams, "wrap": WrapParams, "distill": DistillParams}
 
@@ -259,7 +274,7 @@ def load(folder: Path, command: str, overrides: Sequence[str] = ()) -> Any:
 def guess_command(folder: Path) -> str:
     """Which command a params.json is for, by the fields it has."""
     names = {ALIASES.get(name, name) for name in read_json(folder / "params.json")}
-    if names & {"kd_weight", "kd_temperature", "loss", "labels"}:
+    if names & {"kd_weight", "kd_temperature", "loss", "labels", "teacher_url"}:
         return "distill"
     return "wrap" if "teacher" in names else "train"
 
@@ -362,6 +377,8 @@ def describe_faults(error: pydantic.ValidationError, model: type[BaseModel]) -> 
             text = f"unknown parameter{f', did you mean {near[0]!r}?' if near else ''}"
         elif fault["type"] == "missing":
             text = "is missing"
+        elif fault["type"] == "value_error":  # a check of ours, which says itself what it may repeat
+            text = str(fault["ctx"]["error"])
         else:
             text = f"{fault['msg'][0].lower()}{fault['msg'][1:]} (got {_short(fault['input'])})"
         parts[name] = f"{parts[name]}, or {text}" if name in parts else text

@@ -3,6 +3,7 @@
 distill(box, student, data)               a thief: what the box tells anyone
 distill(box, student, data, key=key)      a partner
 distill(teacher, student, data)           from an unprotected teacher
+distill(RemoteTeacher(url), ...)          from a box behind a server, see sdb.remote
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sdb.data import Batch, Splits
 from sdb.errors import ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier
+from sdb.remote.views import FixedViews
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, process_group
 from sdb.training import Progress, Record, Step, evaluate, evaluation_batches, fit, train_batches
@@ -57,6 +59,9 @@ def distill(
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
         teacher = ask(teacher, key, settings)
     device = choose_device(settings.device)
+    batches = train_batches(data, settings, device)
+    if settings.remote_views is not None:
+        batches = FixedViews(batches, settings.remote_views)
     with process_group(device):
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         student.to(device)
@@ -64,7 +69,7 @@ def distill(
         return fit(
             student,
             distillation_step(teacher, settings),
-            train_batches(data, settings, device),
+            batches,
             settings,
             evaluate=lambda: evaluate(student, validation),
             monitor="accuracy",

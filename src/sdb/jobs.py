@@ -31,6 +31,8 @@ from sdb.distillation import ask, distill
 from sdb.errors import CheckpointError, ConfigError, KeyFileError
 from sdb.keys import DEFAULT_BLEND, Key, Owner
 from sdb.models import Classifier, ModelSpec
+from sdb.remote import RemoteTeacher
+from sdb.remote.job import remote_teacher
 from sdb.runs import RunFolder, open_run
 from sdb.runtime import choose_device, derive_seed, process_group, world
 from sdb.tracing import TraceResult, trace
@@ -149,8 +151,11 @@ def distill_job(
     """Distil a student into DIR, keyed where the parameters name a key."""
     data = load_data(params, params.seed)
     params.resolved()  # refuses weights that are both zero, before anything is written
-    teacher = load_teacher(params, data)
     key = partner_key(folder, params)
+    if params.teacher_url is not None:
+        teacher, key = remote_teacher(folder, params, data, key), None  # the key is in the teacher
+    else:
+        teacher = load_teacher(params, data)
     if key is not None and not isinstance(teacher, Box):
         raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
     # A key of another box is refused here, before anything is written.
@@ -158,11 +163,12 @@ def distill_job(
     student = new_model(params, data, params.seed)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         history = distill(teacher, student, data, params, key=key, run=run, progress=progress)
-        result = {
-            "accuracy": test_accuracy(student, data),
-            "teacher": test_accuracy(asked, data),
-            "best_epoch": training.best_epoch(history, "accuracy")["epoch"],
-        }
+        result: Result = {"accuracy": test_accuracy(student, data)}
+        if isinstance(teacher, RemoteTeacher):
+            result["queries"] = teacher.counts  # its own accuracy would cost the test images on top
+        else:
+            result["teacher"] = test_accuracy(asked, data)
+        result["best_epoch"] = training.best_epoch(history, "accuracy")["epoch"]
         run.write_result(result)
     return result
 

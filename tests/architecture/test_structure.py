@@ -17,12 +17,13 @@ MAX_LINES = 400
 # A module imports from earlier lines only; within a line, nobody imports from another.
 ORDER = [
     {"errors"},
+    {"address"},
     {"config", "runtime"},
     {"data", "models", "losses", "keyfile", "sealing", "boxfile", "decoys"},
-    {"keys", "checkpoint", "private"},
+    {"keys", "checkpoint", "private", "signing"},
     {"runs", "evaluation"},
     {"training", "box"},
-    {"methods"},
+    {"methods", "remote"},
     {"wrapping", "distillation", "tracing"},
     {"defences", "attacks"},
     {"auditing"},

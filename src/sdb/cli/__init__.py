@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sdb.cli import audit, export, judge, keys, runs, serve
+from sdb.cli import audit, export, judge, keys, report, runs, serve, tokens
 from sdb.cli.shell import say
 from sdb.errors import SDBError
 
@@ -25,6 +25,8 @@ for command in (export.export, export.sign, export.verify):
 app.command()(audit.audit)
 app.command()(serve.serve)
 app.add_typer(keys.key_app, name="key")
+app.add_typer(tokens.token_app, name="token")
+app.add_typer(report.report_app, name="report")
 
 
 def main() -> int:

@@ -1,0 +1,159 @@
+"""The Open Inference Protocol v2, the client's half: what a model gives, and images for logits, as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdb.address import Address
+from sdb.remote.wire import RemoteError, Wire
+
+REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
+METADATA_LIMIT = 2**20  # bytes
+HEADER = "Inference-Header-Content-Length"
+SOFT = ("logits", "probabilities")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """What a model's metadata promise.
+
+    Attributes:
+        input: name of the input tensor.
+        image_shape: (C, H, W).
+        kind: name of the output tensor and what it holds, "logits" or "probabilities".
+        num_classes: number of classes.
+        fingerprint: of the metadata that say which model it is.
+    """
+
+    input: str
+    image_shape: tuple[int, int, int]
+    kind: str
+    num_classes: int
+    fingerprint: str
+
+
+class Client:
+    """Asks one model.
+
+    Args:
+        address: of the model.
+        token: bearer token, or None.
+        patience: seconds to go on trying one request.
+    """
+
+    def __init__(self, address: Address, token: str | None, patience: float) -> None:
+        self._wire = Wire(address, token, patience)
+        self._url = address.url
+        self._most = REQUEST_IMAGES
+
+    def describe(self) -> RemoteModel:
+        """Ask for the model's metadata.
+
+        Raises:
+            RemoteError: not reached, not understood, or a model that gives no soft outputs of all classes.
+        """
+        _, data = self._wire.ask("GET", "", None, {"Accept": "application/json"}, METADATA_LIMIT)
+        try:
+            metadata = json.loads(data)
+            (given,) = metadata["inputs"]
+            outputs = {str(output["name"]): output for output in metadata["outputs"]}
+            shape = [int(size) for size in given["shape"]]
+            name, datatype = str(given["name"]), given["datatype"]
+            widths = {n: [int(size) for size in o["shape"]] for n, o in outputs.items()}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RemoteError(
+                f"{self._url} does not describe itself as a model of the Open Inference Protocol v2 with one input"
+            ) from None
+        if datatype != "FP32" or len(shape) != 4 or min(shape[1:]) < 1:
+            raise RemoteError(f"{self._url} takes {datatype} {shape}, images are FP32 [-1, C, H, W]")
+        kind = next((kind for kind in SOFT if kind in outputs), None)
+        if kind is None:
+            raise RemoteError(
+                f"{self._url} gives {', '.join(outputs) or 'nothing'}; a student is distilled from the logits or "
+                "probabilities of all classes: ask the owner for them, or train on labels"
+            )
+        if outputs[kind].get("datatype") != "FP32" or len(widths[kind]) != 2 or widths[kind][1] < 2:
+            raise RemoteError(f"{self._url} gives {kind} as {widths[kind]}, expected FP32 [-1, classes]")
+        # What runs the model and how much it takes at once may change; the answers stay the same.
+        lasting = {n: metadata.get(n) for n in ("name", "versions", "inputs", "outputs")}
+        more = metadata.get("parameters")
+        lasting["box_id"] = more.get("box_id") if isinstance(more, dict) else None
+        print_of = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+        return RemoteModel(name, (shape[1], shape[2], shape[3]), kind, widths[kind][1], print_of)
+
+    def infer(self, model: RemoteModel, images: np.ndarray) -> Iterator[np.ndarray]:
+        """Logits float32 (n, classes) of images float32 (N, C, H, W), request by request, in order.
+
+        Raises:
+            RemoteError: refused, not answered, or answered with something else than the metadata promise.
+        """
+        begin = 0
+        while begin < len(images):
+            count = max(1, min(self._most, REQUEST_BYTES // images[0].nbytes))
+            part = images[begin : begin + count]
+            try:
+                rows = self._request(model, part)
+            except RemoteError as error:
+                if error.status != 413 or len(part) == 1:
+                    raise
+                self._most = len(part) // 2  # more than this server takes at once
+                continue
+            begin += len(part)
+            yield rows
+
+    def _request(self, model: RemoteModel, images: np.ndarray) -> np.ndarray:
+        data = images.astype("<f4", copy=False).tobytes()
+        tensor: dict[str, Any] = {"name": model.input, "datatype": "FP32", "shape": list(images.shape)}
+        tensor["parameters"] = {"binary_data_size": len(data)}
+        wanted = [{"name": model.kind, "parameters": {"binary_data": True}}]
+        text = json.dumps({"inputs": [tensor], "outputs": wanted}).encode()
+        headers = {"Content-Type": "application/octet-stream", HEADER: str(len(text))}
+        # A number takes up to 25 letters where a server answers in JSON.
+        limit = 2**16 + 32 * len(images) * model.num_classes
+        answer, body = self._wire.ask("POST", "/infer", text + data, headers, limit)
+        try:
+            values = _tensor(body, answer.get(HEADER), model.kind, (len(images), model.num_classes))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise RemoteError(
+                f"{self._url} did not answer with {model.kind} [{len(images)}, {model.num_classes}] as its metadata "
+                "promise; its policy may have changed: start again, or ask the owner"
+            ) from None
+        return self._as_logits(values, model.kind)
+
+    def _as_logits(self, values: np.ndarray, kind: str) -> np.ndarray:
+        if not np.isfinite(values).all():
+            raise RemoteError(f"{self._url} answered with numbers that are not finite")
+        sums_to_one = (values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3)
+        if kind == "logits":
+            if sums_to_one:
+                raise RemoteError(f"{self._url} says logits and sends probabilities; ask the owner which they are")
+            return values
+        if not sums_to_one:
+            raise RemoteError(f"{self._url} says probabilities and sends numbers that do not sum to 1")
+        # The softmax of the logarithm gives the probabilities back, at any temperature those of the logits.
+        return np.log(np.maximum(values, np.finfo(np.float32).tiny))
+
+
+def _tensor(body: bytes, json_size: str | None, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """One output of an answer, float32; errors of many kinds for an answer that is not as it should be."""
+    size = len(body) if json_size is None else int(json_size)
+    if not 0 <= size <= len(body):
+        raise ValueError("the JSON ends after the body")
+    begin = size
+    for output in json.loads(body[:size])["outputs"]:
+        own = output.get("parameters", {}).get("binary_data_size")
+        if output["name"] == name:
+            if output["datatype"] != "FP32" or tuple(output["shape"]) != shape:
+                raise ValueError("another type or shape")
+            if own is None:
+                return np.array(output["data"], dtype=np.float32).reshape(shape)
+            data = body[begin : begin + int(own)]
+            return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(shape)
+        begin += int(own or 0)
+    raise KeyError(name)

@@ -1,0 +1,62 @@
+"""The inference server: a box behind the Open Inference Protocol v2, as an ASGI application.
+
+    app = sdb.service.create_app("model.box")          # any ASGI host can mount it
+    sdb serve model.box                                # the same under uvicorn
+
+What it is made of: `model` (what answers: torch or ONNX Runtime), `batching` (many requests, one forward), `limits`
+(what is refused), `bodies`, `tensors` and `protocol` (bytes to images and back), `images` (pictures), `answers` (how
+much of an answer is given), `metrics`, `app` (the routes), `run` (sockets, signals); `watch` (who asks, and how much).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from sdb.box import Box
+    from sdb.models import Classifier
+    from sdb.service.limits import Limits
+    from sdb.service.watch import Watch
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    box: Path | str | Box | Classifier,
+    *,
+    name: str = "box",
+    onnx: Sequence[Path | str] = (),
+    partner_keys: Sequence[Path | str] = (),
+    watch: Watch | None = None,
+    answers: str = "logits",
+    limits: Limits | None = None,
+    device: str = "auto",
+) -> FastAPI:
+    """Make the server's ASGI application, with its model loaded and tried once.
+
+    Args:
+        box: a box or classifier, or the path of a box, run folder or checkpoint.
+        name: of the model, in its URLs.
+        onnx: files that `sdb export` made of this box; they then answer, by ONNX Runtime. One for the keyless network
+            and one for each partner.
+        partner_keys: key files of a weight-key box's partners, who are told apart by `watch`.
+        watch: says who asks and how much they may; None: everybody is anonymous and nothing is counted.
+        answers: what is given away: logits, probabilities, top_k or labels.
+        limits: what is refused; None for the defaults.
+        device: for torch: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: an argument is wrong, or the arguments contradict each other.
+        CheckpointError, KeyFileError, ModelError: a file is missing, damaged, or does not fit the box.
+        MissingExtraError: the extra `serve`, or for ONNX files `onnx`, is not installed.
+    """
+    from sdb.service.app import build_app
+    from sdb.service.limits import Limits
+    from sdb.service.model import load_model
+
+    model = load_model(box, name=name, onnx=onnx, partner_keys=partner_keys, device=device)
+    return build_app(model, watch=watch, answers=answers, limits=limits or Limits())

@@ -1,0 +1,272 @@
+"""The routes: what is asked, by whom, within which limits, and what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from sdb.errors import MissingExtraError
+from sdb.service import protocol
+from sdb.service.answers import TOP_K, answer, check_answers, outputs, softmax
+from sdb.service.batching import Batcher
+from sdb.service.limits import Limits, Refusal
+from sdb.service.model import KEYLESS, Model
+from sdb.service.tensors import INPUT
+
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.responses import Response
+    from fastapi.routing import APIRoute
+
+    from sdb.service import descriptions
+    from sdb.service.bodies import Intake, compress, decompress
+    from sdb.service.guard import Guard, add_error_handlers
+    from sdb.service.images import read_picture, upload
+    from sdb.service.metrics import Metrics
+    from sdb.service.pages import add_pages
+except ImportError as error:
+    raise MissingExtraError(error.name or "fastapi", "serve", "serving") from error
+
+if TYPE_CHECKING:
+    from sdb.service.watch import Principal, Watch
+
+T = TypeVar("T")
+LARGE = 2**18  # bytes; reading more than this takes long enough to do it beside the event loop
+
+
+class DirectRoute(APIRoute):
+    """A route whose function takes the request alone, so that there is nothing to resolve before it is called."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        return self.endpoint
+
+
+class Service:
+    """What the routes share: the model, its batches, the limits, and who watches.
+
+    Args:
+        model: what answers.
+        watch: who asks and how much; None for no watch.
+        answers: the policy for principals without one of their own.
+        limits: what is refused.
+    """
+
+    def __init__(self, model: Model, watch: Watch | None, answers: str, limits: Limits) -> None:
+        check_answers(answers)
+        self.model = model
+        self.watch = watch
+        self.answers = answers
+        self.limits = limits
+        self.max_body = limits.body(model.image_shape)
+        self.intake = Intake(self.max_body, limits.intake(model.image_shape), limits.read_timeout)
+        self.batcher = Batcher(model.variants, limits)
+        self.metrics = Metrics(lambda: self.batcher.waiting, watch.metrics if watch else None)
+        self.batcher.on_batch = self.metrics.batches.observe
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
+    def asker(self, request: Request) -> Asker:
+        """Who sent a request; unknown and wrong tokens are nobody's, like none."""
+        if self.watch is None:
+            return Asker(None, KEYLESS, self.answers)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        principal = self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
+        variant = principal.partner if principal.partner in self.model.variants else KEYLESS
+        return Asker(principal, variant, principal.answers or self.answers)
+
+    async def read(self, request: Request, reader: Callable[[bytes], T]) -> T:
+        """What a reader makes of the request's body, which is received and decompressed within the limits."""
+        encoding = request.headers.get("content-encoding", "")
+
+        def work(body: bytes) -> T:
+            return reader(decompress(body, encoding, self.max_body))
+
+        async with self.intake.body(request) as body:
+            if len(body) < LARGE and not encoding:
+                return work(body)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, work, body)
+
+    async def logits(self, asker: Asker, images: np.ndarray) -> np.ndarray:
+        """Logits (N, K) for who asks.
+
+        Raises:
+            Refusal: 429 by the watch, 503 by the queue.
+        """
+        self.batcher.check_room(len(images))  # before the watch counts them
+        if self.watch is not None and asker.principal is not None:
+            admission = self.watch.admit(asker.principal, len(images))
+            if not admission.allowed:
+                raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")
+        logits = await self.batcher.submit(asker.variant, images)
+        if not np.isfinite(logits).all():
+            raise ArithmeticError("the model gave logits that are not finite")
+        self.metrics.images.inc(len(images))
+        if self.watch is not None and asker.principal is not None:
+            self.watch.observe(asker.principal, images, logits)
+        return logits
+
+    async def close(self) -> None:
+        """Answer what was accepted, then end the threads."""
+        await self.batcher.drain()
+        self.batcher.close()
+        self._reader.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, which network answers, and how much of the answer is given."""
+
+    principal: Principal | None
+    variant: str
+    answers: str
+
+
+def build_app(model: Model, *, watch: Watch | None, answers: str, limits: Limits) -> FastAPI:
+    """The ASGI application of one model; `sdb.service.create_app` explains the arguments."""
+    service = Service(model, watch, answers, limits)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="Safe Distillation Box",
+        version=metadata.version("safe-distillation-box"),
+        description=descriptions.APP,
+        docs_url=None,  # its page loads scripts from elsewhere; `pages` has one that does not
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.router.route_class = DirectRoute
+    app.state.service = service
+    add_error_handlers(app)
+    _add_protocol(app, service)
+    _add_rest(app, service)
+    add_pages(app)
+    app.add_middleware(Guard, metrics=service.metrics)
+    return app
+
+
+def _add_protocol(app: FastAPI, service: Service) -> None:
+    """The routes of the Open Inference Protocol."""
+    model = service.model
+
+    def check(request: Request) -> None:
+        if request.path_params["name"] != model.name:
+            raise Refusal(404, f"unknown model; this server has {model.name!r}")
+        if request.path_params.get("version", protocol.VERSION) != protocol.VERSION:
+            raise Refusal(404, f"unknown version of model {model.name!r}; there is {protocol.VERSION!r}")
+
+    async def infer(request: Request) -> Response:
+        """Ask the model about images."""
+        check(request)
+        size = request.headers.get(protocol.HEADER)
+        question = await service.read(
+            request,
+            lambda body: protocol.read_request(body, size, model.image_shape, service.limits.max_batch),
+        )
+        asker = service.asker(request)
+        protocol.check_wanted(question, outputs(asker.answers, len(model.class_names)))
+        logits = await service.logits(asker, question.images)
+        body, headers = protocol.write_response(question, answer(logits, asker.answers), model.name)
+        body, encoded = compress(body, request.headers.get("accept-encoding", ""))
+        return Response(body, headers=headers | encoded)
+
+    async def describe(request: Request) -> Response:
+        """Inputs and outputs of the model, as they are for who asks."""
+        check(request)
+        policy = service.asker(request).answers
+        parameters = {
+            "answers": policy,
+            "class_names": list(model.class_names),
+            "max_images": service.limits.max_batch,
+            "box_id": model.box_id,
+        }
+        return as_json(
+            {
+                "name": model.name,
+                "versions": [protocol.VERSION],
+                "platform": model.platform,
+                "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *model.image_shape]}],
+                "outputs": outputs(policy, len(model.class_names)),
+                "parameters": parameters,
+            }
+        )
+
+    async def model_ready(request: Request) -> Response:
+        """Whether the model answers."""
+        check(request)
+        return as_json({"name": model.name, "ready": True})
+
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        for suffix, method, route, said in (
+            ("/infer", "POST", infer, descriptions.INFER),
+            ("/ready", "GET", model_ready, descriptions.READY),
+            ("", "GET", describe, descriptions.MODEL),
+        ):
+            app.add_api_route(path + suffix, route, methods=[method], **descriptions.with_path(said, path))
+
+    @app.get("/v2", **descriptions.SERVER)
+    async def server(request: Request) -> Response:
+        """Name, version and extensions of the server."""
+        return as_json({"name": "sdb", "version": app.version, "extensions": list(protocol.EXTENSIONS)})
+
+    @app.get("/v2/health/live", **descriptions.LIVE)
+    async def live(request: Request) -> Response:
+        """Whether the server runs."""
+        return as_json({"live": True})
+
+    @app.get("/v2/health/ready", **descriptions.LIVE)
+    async def ready(request: Request) -> Response:
+        """Whether the server answers."""
+        return as_json({"ready": True})
+
+    @app.post("/v2/repository/index", **descriptions.INDEX)
+    async def index(request: Request) -> Response:
+        """The models of this server."""
+        return as_json([{"name": model.name, "version": protocol.VERSION, "state": "READY"}])
+
+
+def _add_rest(app: FastAPI, service: Service) -> None:
+    """Pictures for people with curl, and metrics."""
+    names = service.model.class_names
+
+    @app.post("/predict", **descriptions.PREDICT)
+    async def predict(request: Request) -> Response:
+        """The class of one picture."""
+        content_type = request.headers.get("content-type", "")
+        images, changes = await service.read(
+            request, lambda body: read_picture(upload(body, content_type), service.model.image_shape)
+        )
+        asker = service.asker(request)
+        logits = await service.logits(asker, images)
+        best = int(logits[0].argmax())
+        result: dict[str, Any] = {"class": best, "class_name": names[best]}
+        if asker.answers != "labels":
+            chances = softmax(logits)[0]
+            order = np.argsort(-logits[0], kind="stable")[:TOP_K].tolist()
+            result["top"] = [
+                {"class": index, "class_name": names[index], "probability": float(chances[index])}
+                for index in order
+            ]
+        return as_json(result | {"changes": changes})
+
+    @app.get("/metrics", **descriptions.METRICS)
+    async def metrics(request: Request) -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def as_json(value: Any) -> Response:
+    """A JSON answer."""
+    return Response(json.dumps(value), media_type="application/json")

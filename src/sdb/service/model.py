@@ -1,0 +1,178 @@
+"""What answers: the networks of one box, as functions from images to logits, by torch or by ONNX Runtime.
+
+Variant "" is the keyless network. Each partner whose key the server holds has one more, named by the key's id: the
+same architecture with the private part in place, so it takes the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sdb.box import Box, is_box
+from sdb.checkpoint import load_classifier
+from sdb.errors import ConfigError, MissingExtraError, ModelError
+from sdb.keys import Key
+from sdb.models import Classifier, check
+from sdb.runtime import choose_device
+from sdb.service.batching import Forward
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+KEYLESS = ""
+PROBES = 4  # random images that a file and the box must agree on
+TOLERANCE = 1e-3  # of logits, absolute and relative
+INPUT, OUTPUT = "image", "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: in URLs.
+        image_shape: (C, H, W).
+        class_names: in label order.
+        variants: functions from images float32 (N, C, H, W) to logits float32 (N, K), by key id; "" is keyless.
+        platform: what runs it, as the protocol's metadata has it.
+        box_id: public name of the box, "" for an unprotected classifier.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    variants: Mapping[str, Forward]
+    platform: str
+    box_id: str = ""
+
+
+def load_model(
+    source: Path | str | Box | Classifier,
+    *,
+    name: str = "box",
+    onnx: Sequence[Path | str] = (),
+    partner_keys: Sequence[Path | str] = (),
+    device: str = "auto",
+) -> Model:
+    """Load a model and try every variant once; `sdb.service.create_app` explains the arguments.
+
+    Raises:
+        ConfigError: partner keys that the box has no use for, or ONNX files that are not of this box.
+        CheckpointError, KeyFileError, ModelError: a file is missing, damaged, or does not fit the box.
+        MissingExtraError: onnxruntime is needed and not installed.
+    """
+    if not name or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
+        raise ConfigError(f"name is {name!r}: it is part of a URL; use letters, digits, '.', '_' and '-'")
+    if not isinstance(source, (Box, Classifier)):
+        source = Box.load(source) if is_box(Path(source)) else load_classifier(Path(source))
+    classifier = source.classifier if isinstance(source, Box) else source
+    place = choose_device(device)
+    modules = {KEYLESS: classifier} | _unlocked(source, partner_keys)
+    for module in modules.values():
+        module.eval().requires_grad_(False).to(place)
+        check(module, classifier.image_shape, classifier.num_classes, place)
+    variants = {variant: _by_torch(module, place) for variant, module in modules.items()}
+    if onnx:
+        variants = _by_files(variants, onnx, classifier.image_shape)
+    is_named = isinstance(source, Box)
+    return Model(
+        name=name,
+        image_shape=classifier.image_shape,
+        class_names=source.info.class_names if is_named else tuple(map(str, range(classifier.num_classes))),
+        variants=variants,
+        platform="onnxruntime_onnx" if onnx else "pytorch_safetensors",
+        box_id=source.info.id if is_named else "",
+    )
+
+
+def _unlocked(source: Box | Classifier, files: Sequence[Path | str]) -> dict[str, nn.Module]:
+    """By key id, what the partners' keys open."""
+    if not files:
+        return {}
+    if not isinstance(source, Box) or source.info.key_kind != "weight":
+        raise ConfigError(
+            "partner keys are for weight-key boxes: with an image key the partner's images arrive keyed and the server "
+            "needs no key; leave them out"
+        )
+    keys = [Key.load(file) for file in files]
+    return {key.id: source.unlock(key) for key in keys}
+
+
+def _by_torch(module: nn.Module, device: torch.device) -> Forward:
+    def forward(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(images).to(device)).float().cpu().numpy()
+
+    return forward
+
+
+def _by_files(
+    expected: Mapping[str, Forward], files: Sequence[Path | str], image_shape: tuple[int, int, int]
+) -> dict[str, Forward]:
+    """By variant, the file that answers as the box itself does; which is whose is found by asking both."""
+    probes = np.random.default_rng(0).random((PROBES, *image_shape), dtype=np.float32)
+    wanted = {variant: forward(probes) for variant, forward in expected.items()}
+    found: dict[str, Forward] = {}
+    for file in files:
+        forward = _by_onnx(_session(Path(file)))
+        try:
+            given = forward(probes)
+        except Exception as error:  # ONNX Runtime has no common base for its errors
+            raise ModelError(
+                f"{file}: fails on images {image_shape}: {type(error).__name__}: not of this box"
+            ) from None
+        matches = [
+            variant
+            for variant, logits in wanted.items()
+            if given.shape == logits.shape and np.allclose(given, logits, TOLERANCE, TOLERANCE)
+        ]
+        if not matches:
+            raise ConfigError(
+                f"{file}: does not answer as this box does, keyless or with a partner key that was given: export it "
+                "from this box, and for a partner's file give its key too"
+            )
+        found[matches[0]] = forward
+    if missing := [variant for variant in expected if variant not in found]:
+        whose = f"key {missing[0][:8]}" if missing[0] else "the keyless box"
+        raise ConfigError(
+            f"no ONNX file answers for {whose}: all variants run on one engine; export one for it too"
+        )
+    return found
+
+
+def _session(file: Path) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "onnx", "answering by ONNX Runtime") from None
+    options = onnxruntime.SessionOptions()
+    # Idle workers that spin would take the cores from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    available = onnxruntime.get_available_providers()
+    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    try:
+        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=providers)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # ONNX Runtime has no common base for its errors
+        raise ModelError(
+            f"{file}: ONNX Runtime does not load it ({type(error).__name__}); export it again"
+        ) from None
+    names = [entry.name for entry in session.get_inputs()], [entry.name for entry in session.get_outputs()]
+    if names != ([INPUT], [OUTPUT]):
+        raise ModelError(f"{file}: takes {names[0]} and gives {names[1]}; expected {INPUT!r} and {OUTPUT!r}")
+    return session
+
+
+def _by_onnx(session: Any) -> Forward:
+    def forward(images: np.ndarray) -> np.ndarray:
+        return session.run([OUTPUT], {INPUT: images})[0]
+
+    return forward

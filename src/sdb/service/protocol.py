@@ -1,0 +1,130 @@
+"""The Open Inference Protocol v2 over HTTP: what an inference request says, and what is answered.
+
+A body is one JSON object; with the header `Inference-Header-Content-Length` it is that many bytes of JSON, then the
+tensors' bytes in their order. Keys and parameters that are not known are ignored, as the protocol asks. No
+Content-Type is needed: the usual client sends none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdb.service.limits import Refusal
+from sdb.service.tensors import INPUT, read_images, write_tensor
+
+HEADER = "inference-header-content-length"
+VERSION = "1"
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """An inference request that was read.
+
+    Attributes:
+        images: float32 (N, C, H, W), pixels in [0, 1].
+        id: the client's name for the request, "" where it gave none.
+        wanted: names of outputs, in order, and whether each comes as bytes; empty for all of them.
+        as_bytes: how outputs come where `wanted` does not say.
+    """
+
+    images: np.ndarray
+    id: str
+    wanted: dict[str, bool]
+    as_bytes: bool
+
+
+def read_request(
+    body: bytes, json_size: str | None, image_shape: tuple[int, int, int], max_images: int
+) -> InferRequest:
+    """Read the body of an inference request.
+
+    Args:
+        body: decompressed.
+        json_size: the value of `Inference-Header-Content-Length`, None where it was not sent.
+        image_shape: (C, H, W) that the model takes.
+        max_images: of one request.
+
+    Raises:
+        Refusal: 400 or 413, saying what is wrong.
+    """
+    text, binary = _split(body, json_size)
+    try:
+        request = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "the body is not JSON, or Inference-Header-Content-Length is wrong") from None
+    if not isinstance(request, dict):
+        raise Refusal(400, "the body must be a JSON object with a list of inputs")
+    inputs = _objects(request, "inputs")
+    if len(inputs) != 1 or inputs[0].get("name") != INPUT:
+        raise Refusal(400, f"expected one input, named {INPUT!r}")
+    size = _parameters(inputs[0]).get("binary_data_size", 0)
+    if type(size) is not int or size < 0 or size != len(binary):
+        raise Refusal(400, f"binary_data_size must be the {len(binary)} bytes that follow the JSON")
+    images = read_images(inputs[0], binary, image_shape, max_images)
+    name = request.get("id", "")
+    if not isinstance(name, str):
+        raise Refusal(400, "the request's id must be text")
+    as_bytes = _parameters(request).get("binary_data_output") is True
+    wanted: dict[str, bool] = {}
+    for output in _objects(request, "outputs") if "outputs" in request else []:
+        if not isinstance(output.get("name"), str):
+            raise Refusal(400, "every entry of outputs needs a name")
+        wanted[output["name"]] = _parameters(output).get("binary_data", as_bytes) is True
+    return InferRequest(images, name, wanted, as_bytes)
+
+
+def check_wanted(request: InferRequest, offered: list[dict[str, Any]]) -> None:
+    """Refuse a request for an output that is not given, before any work is done for it.
+
+    Raises:
+        Refusal: 400, naming what is given.
+    """
+    names = [output["name"] for output in offered]
+    if not request.wanted.keys() <= set(names):
+        raise Refusal(400, f"an output was asked for that this server does not give; it gives {', '.join(names)}")
+
+
+def write_response(
+    request: InferRequest, tensors: Mapping[str, np.ndarray], model: str
+) -> tuple[bytes, dict[str, str]]:
+    """The body of the answer and its headers."""
+    entries, parts = [], []
+    for name in request.wanted or tensors:
+        entry, data = write_tensor(name, tensors[name], request.wanted.get(name, request.as_bytes))
+        entries.append(entry)
+        parts.append(data)
+    answer: dict[str, Any] = {"model_name": model, "model_version": VERSION}
+    if request.id:
+        answer["id"] = request.id
+    text = json.dumps(answer | {"outputs": entries}).encode()
+    binary = b"".join(parts)
+    if not binary:
+        return text, {"content-type": "application/json"}
+    return text + binary, {"content-type": "application/octet-stream", HEADER: str(len(text))}
+
+
+def _split(body: bytes, json_size: str | None) -> tuple[bytes, memoryview]:
+    if json_size is None:
+        return body, memoryview(b"")
+    if not (json_size.isascii() and json_size.isdecimal()) or len(json_size) > 12 or int(json_size) > len(body):
+        raise Refusal(400, f"Inference-Header-Content-Length must be a number up to the body's {len(body)} bytes")
+    size = int(json_size)
+    return body[:size], memoryview(body)[size:]
+
+
+def _objects(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    value = holder.get(name)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise Refusal(400, f"{name} must be a list of objects")
+    return value
+
+
+def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
+    value = holder.get("parameters")
+    return value if isinstance(value, dict) else {}

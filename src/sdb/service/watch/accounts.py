@@ -1,0 +1,143 @@
+"""Every principal's account: admitted in memory, written to the store behind the requests' backs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from sdb.service.watch.alerts import Alert
+from sdb.service.watch.limits import Limits, Meter, day_of
+from sdb.service.watch.store import Count, Store
+
+EVERYONE = "*"  # beside the principals' names in the store; no principal can have it
+# Share of a budget at which the owner hears of it.
+VOLUME_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether images may be asked about.
+
+    Attributes:
+        allowed: yes or no.
+        status: for HTTP, 200 or 429.
+        reason: "", or which limit was hit.
+        retry_after: seconds until asking again makes sense; 0 where it is allowed.
+    """
+
+    allowed: bool
+    status: int = 200
+    reason: str = ""
+    retry_after: float = 0.0
+
+
+ALLOWED = Admission(True)
+
+
+class Accounts:
+    """Meters by name, in front of a store. Safe for several threads; `flush` and `load` are for one of them.
+
+    Args:
+        store: where counts are kept.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+        self._store, self._clock, self._lock = store, clock, threading.Lock()
+        self._meters: dict[str, Meter] = {}
+        self._loud: dict[tuple[str, str], Alert] = {}
+        self.admitted = self.refused = 0
+
+    def __len__(self) -> int:
+        return len(self._meters)
+
+    def admit(self, images: int, *limits: tuple[str, Limits]) -> Admission:
+        """Count images for each name, against its limits; nothing is counted where one refuses."""
+        now = self._clock()
+        with self._lock:
+            found = [(name, self._meter(name, now), of) for name, of in limits]
+            for name, meter, of in found:
+                if (refusal := meter.refusal(images, of, now)) is not None:
+                    self.refused += 1
+                    return self._refuse(name, meter, of, *refusal)
+            for name, meter, of in found:
+                meter.charge(images, of, now)
+                self._note_volume(name, meter, of)
+            self.admitted += images
+        return ALLOWED
+
+    def volume(self, name: str) -> dict[str, int]:
+        """Images that a principal asked about, ever and on its last day."""
+        with self._lock:
+            return _volume(self._meter(name, self._clock()))
+
+    def loud(self) -> list[Alert]:
+        """Budgets that were nearly or wholly spent since the last call."""
+        with self._lock:
+            alerts, self._loud = list(self._loud.values()), {}
+        return alerts
+
+    def flush(self) -> None:
+        """Add what was asked since the last time to the store; where that fails it stays to be added.
+
+        Raises:
+            StorageError: the store cannot be used.
+        """
+        with self._lock:
+            taken = [
+                Count(name, meter.day, meter.new_total, meter.new_today)
+                for name, meter in self._meters.items()
+                if meter.new_total
+            ]
+        if not taken:
+            return
+        self._store.add(taken)
+        with self._lock:
+            for count in taken:
+                self._meters[count.name].settle(count.day, count.total, count.today)
+
+    def load(self, names: Collection[str]) -> None:
+        """Take over what the store has of some principals and of everyone, other servers' counts included.
+
+        Raises:
+            StorageError: the store cannot be used.
+        """
+        now = self._clock()
+        kept = self._store.counts(day_of(now))
+        with self._lock:
+            for name in {*names, EVERYONE} & kept.keys():
+                count = kept[name]
+                self._meter(name, now).take(count.day, count.total, count.today)
+
+    def _meter(self, name: str, now: float) -> Meter:
+        if name not in self._meters:
+            self._meters[name] = Meter(day_of(now))
+        return self._meters[name]
+
+    def _refuse(self, name: str, meter: Meter, limits: Limits, reason: str, wait: float) -> Admission:
+        whose = "all principals together" if name == EVERYONE else "this principal"
+        if reason == "rate":
+            return Admission(False, 429, f"the rate of {whose} is exceeded", wait)
+        self._shout(name, f"refused_{reason}", meter, limits, 1.0)
+        spent = {"total": "budget", "day": "daily budget"}[reason]
+        return Admission(False, 429, f"these images are more than is left of the {spent} of {whose}", wait)
+
+    def _note_volume(self, name: str, meter: Meter, limits: Limits) -> None:
+        for reason, asked, most in (
+            ("total", meter.total, limits.images_total),
+            ("day", meter.today, limits.images_day),
+        ):
+            if most is not None and asked >= VOLUME_SHARE * most:
+                self._shout(name, f"volume_{reason}", meter, limits, VOLUME_SHARE)
+
+    def _shout(self, name: str, kind: str, meter: Meter, limits: Limits, share: float) -> None:
+        # Kept and told by a thread that may wait for the disk; one of each kind for each principal waits at most.
+        if (name, kind) not in self._loud:
+            of_total = kind.endswith("total")
+            asked, most = (meter.total, limits.images_total) if of_total else (meter.today, limits.images_day)
+            self._loud[name, kind] = Alert(name, kind, asked, share * (most or 0), _volume(meter))
+
+
+def _volume(meter: Meter) -> dict[str, int]:
+    return {"total": meter.total, "today": meter.today}

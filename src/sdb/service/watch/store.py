@@ -1,0 +1,174 @@
+"""Where budget counts and alerts outlive a server: a SQLite file, or Redis by URL.
+
+Both add what was asked since the last time to what is kept, and say the sums, so that several servers share one store.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sdb.errors import StorageError
+
+# Older alerts make room: cool-downs bound how fast they come, this bounds the disk.
+MAX_ALERTS = 10_000
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS counts "
+    "(name TEXT PRIMARY KEY, total INTEGER NOT NULL, day INTEGER NOT NULL, today INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS alerts (id INTEGER PRIMARY KEY AUTOINCREMENT, record TEXT NOT NULL)",
+)
+# A process that is still on yesterday adds to the total only.
+_ADD = """INSERT INTO counts VALUES (:name, :total, :day, :today) ON CONFLICT(name) DO UPDATE SET
+    total = total + excluded.total,
+    today = CASE WHEN excluded.day > day THEN excluded.today
+                 WHEN excluded.day = day THEN today + excluded.today ELSE today END,
+    day = max(day, excluded.day)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Images that one principal has asked about.
+
+    Attributes:
+        name: of the principal.
+        day: days since 1970 (UTC) that `today` belongs to.
+        total: images, ever; in an addition, since the last one.
+        today: images on that day, likewise.
+    """
+
+    name: str
+    day: int
+    total: int
+    today: int
+
+
+class Store(Protocol):
+    """What keeps counts and alerts. Every method raises StorageError where the store cannot be used."""
+
+    def add(self, counts: Iterable[Count]) -> None:
+        """Add to the counts, all or none."""
+        ...
+
+    def counts(self, day: int) -> dict[str, Count]:
+        """The counts by name."""
+        ...
+
+    def keep_alert(self, record: dict[str, Any]) -> None:
+        """Keep an alert, for good when this returns."""
+        ...
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """The alerts that are kept, oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file or connection."""
+        ...
+
+
+class SqliteStore:
+    """Counts and alerts in a SQLite file (WAL), safe for several threads and processes.
+
+    Args:
+        path: of the file; ":memory:" keeps nothing beyond the process.
+
+    Raises:
+        StorageError: it cannot be written, or is no such file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path, self._lock = str(path), threading.Lock()
+        try:
+            if self._path != ":memory:":
+                Path(path).touch(mode=0o600)
+            self._connection = sqlite3.connect(
+                self._path, timeout=5, check_same_thread=False, isolation_level=None
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise _cannot(self._path, error) from error
+        with self._transaction() as connection:
+            for statement in _SCHEMA:
+                connection.execute(statement)
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            # A commit is on the disk when it returns: an alert outlives a power cut too.
+            self._connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error as error:
+            raise _cannot(self._path, error) from error
+
+    def add(self, counts: Iterable[Count]) -> None:
+        """Add to the counts, all or none."""
+        rows = [{"name": c.name, "total": c.total, "day": c.day, "today": c.today} for c in counts]
+        with self._transaction() as connection:
+            connection.executemany(_ADD, rows)
+
+    def counts(self, day: int) -> dict[str, Count]:
+        """The counts by name; `today` is 0 where the row is of an earlier day."""
+        with self._transaction() as connection:
+            found = connection.execute("SELECT name, day, total, today FROM counts").fetchall()
+        return {
+            name: Count(name, max(day, last), total, today if last >= day else 0)
+            for name, last, total, today in found
+        }
+
+    def keep_alert(self, record: dict[str, Any]) -> None:
+        """Keep an alert; it is on the disk when this returns."""
+        with self._transaction() as connection:
+            last = connection.execute("INSERT INTO alerts (record) VALUES (?)", (json.dumps(record),)).lastrowid
+            connection.execute("DELETE FROM alerts WHERE id <= ?", ((last or 0) - MAX_ALERTS,))
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """The alerts that are kept, oldest first."""
+        with self._transaction() as connection:
+            found = connection.execute("SELECT record FROM alerts ORDER BY id").fetchall()
+        try:
+            return [json.loads(record) for (record,) in found]
+        except ValueError as error:
+            raise _cannot(self._path, error) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise _cannot(self._path, error) from error
+                raise
+
+
+def open_store(place: Path | str | None) -> Store:
+    """A store by its place: a path, a redis:// or rediss:// URL, or None for this process's memory.
+
+    Raises:
+        StorageError: it cannot be reached or written.
+        MissingExtraError: a URL is given and the extra `redis` is not installed.
+    """
+    if place is None:
+        return SqliteStore(":memory:")
+    if str(place).startswith(("redis://", "rediss://")):
+        from sdb.service.watch.redis_store import RedisStore
+
+        return RedisStore(str(place))
+    return SqliteStore(place)
+
+
+def _cannot(path: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"{path}: cannot be used to keep counts and alerts ({error}); free space or give another file"
+    )

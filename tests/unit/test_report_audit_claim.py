@@ -1,0 +1,140 @@
+"""An audit's claim: what is refused, and that every fault is named at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from sdb.errors import ConfigError
+from sdb.report.claim import load_claim, read_claim
+
+make_claim = runpy.run_path(str(Path(__file__).with_name("audit_claims.py")))["make_claim"]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return make_claim()
+
+
+@pytest.fixture
+def claim(whole):
+    return copy.deepcopy(whole)
+
+
+def test_a_whole_claim_is_read(claim):
+    found = read_claim(claim)
+    assert found.target == "box"
+    assert found.cell("box", "distil").status == "done"
+    assert found.cell("box", "nothing") is None
+    assert found.defence("none").title == "No defence"
+    assert found.attack("averager").source == "arXiv 2507.00012"
+
+
+def test_it_is_the_same_from_its_file(claim, tmp_path):
+    (tmp_path / "claim.json").write_text(json.dumps(claim))
+    assert load_claim(tmp_path / "claim.json") == read_claim(claim)
+
+
+def test_without_a_box_the_decoy_box_is_what_was_audited(claim):
+    claim["box"] = None
+    claim["defences"][-1]["name"] = "decoy"
+    for cell in claim["cells"]:
+        cell["defence"] = "decoy" if cell["defence"] == "box" else cell["defence"]
+    assert read_claim(claim).target == "decoy"
+
+
+def test_all_faults_are_named_at_once_with_their_paths(claim):
+    claim["colour"] = "red"
+    claim["seeds"][0] = "0"
+    claim["cells"][0]["seeds"][0]["accuracy"] = 98.6
+    claim["defences"][2]["distance"][1] = float("nan")
+    del claim["data"]["proxy"]
+    claim["threat"] = "leak"
+    with pytest.raises(ConfigError, match=r"6 fault\(s\)") as error:
+        read_claim(claim)
+    message = str(error.value)
+    for path in (
+        "colour",
+        "seeds.0",
+        "cells.0.seeds.0.accuracy",
+        "defences.2.distance.1",
+        "data.proxy",
+        "threat",
+    ):
+        assert f"{path}: " in message
+
+
+def drop_cell(claim):
+    claim["cells"] = [c for c in claim["cells"] if (c["defence"], c["attack"]) != ("box", "distil")]
+
+
+def lose_a_seed(claim):
+    next(c for c in claim["cells"] if c["defence"] == "box" and c["status"] == "done")["seeds"].pop()
+
+
+SPOILT = {
+    "cells lack box under distil": drop_cell,
+    "of [0, 1, 2]": lose_a_seed,
+    "references.alone holds 2 values for 3 seeds": lambda claim: claim["references"]["alone"].pop(),
+    "defences.0.partner holds 4 values": lambda claim: claim["defences"][0]["partner"].append(None),
+    "attacks hold 'labels' twice": lambda claim: claim["attacks"].append(claim["attacks"][0]),
+    "there twice": lambda claim: claim["cells"].append(claim["cells"][0]),
+    "no such defence or attack": lambda claim: claim["cells"][0].update(attack="magic"),
+    "controls.magic: no such attack": lambda claim: claim["controls"].update(magic=claim["controls"]["labels"]),
+    "neither 'box' nor 'decoy'": lambda claim: claim["defences"][-1].update(name="crate"),
+    "seeds hold a seed twice": lambda claim: claim["seeds"].__setitem__(1, 0),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT, ids=list(SPOILT))
+def test_parts_that_do_not_fit_are_refused(claim, fault):
+    SPOILT[fault](claim)
+    with pytest.raises(ConfigError) as error:
+        read_claim(claim)
+    assert fault in str(error.value)
+
+
+def test_a_cell_that_failed_may_have_some_of_its_seeds(claim):
+    cell = next(c for c in claim["cells"] if c["defence"] == "box" and c["status"] == "done")
+    cell["status"] = "failed"
+    cell["seeds"].pop()
+    assert len(read_claim(claim).cell("box", cell["attack"]).seeds) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"schema": 1, "kind": "au', "half written"),
+        (b"", "half written"),
+        (b"\xff\xfe\x00", "half written"),
+        (b"[" * 100_000, "half written"),
+        (b"[1, 2]", "a JSON list"),
+        (b"{}", "fault(s)"),
+        (b'{"schema": 1, "kind": "demo"}', "kind: "),
+    ],
+)
+def test_files_that_are_no_claim_are_named(tmp_path, content, said):
+    path = tmp_path / "claim.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_claim(path)
+    assert said in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ConfigError, match=str(path)):
+            load_claim(path)
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    path = tmp_path / "claim.json"
+    with path.open("wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(ConfigError, match="has at most"):
+        load_claim(path)
