@@ -9,9 +9,11 @@ from sdb.attacks.attack import Attack
 from sdb.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
 from sdb.attacks.batch_norm import BatchNormAgain
 from sdb.attacks.collusion import TwoBoxes
+from sdb.attacks.data_free import DataFree
 from sdb.attacks.decoys_removed import DecoysRemoved, Deviations
 from sdb.attacks.distil import Distil, DistilUnlabelled, Labels, TunedDistil
 from sdb.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
+from sdb.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
 from sdb.attacks.shadow import ShadowByClass, ShadowRecovery
 from sdb.attacks.skeptical import Skeptical
@@ -46,6 +48,9 @@ ATTACKS: dict[str, Attack] = {
         KeyByQueries(),
         KeyByGradients(),
         LeakedPart(),
+        KnockoffRandom(),
+        KnockoffAdaptive(),
+        DataFree(),
         BatchNormAgain(),
         FineTuned(),
         Pruned(),

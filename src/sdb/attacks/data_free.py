@@ -65,7 +65,9 @@ class Generator(nn.Module):
         self.start = (width, -(-height // 4), -(-across // 4))
         self.linear = nn.Linear(LATENT, width * self.start[1] * self.start[2])
         self.first = nn.Sequential(nn.BatchNorm2d(width), nn.Upsample(scale_factor=2))
-        self.middle = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2))
+        self.middle = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)
+        )
         self.last = nn.Sequential(
             nn.Conv2d(width, width // 2, 3, padding=1),
             nn.BatchNorm2d(width // 2),

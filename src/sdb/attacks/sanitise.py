@@ -115,7 +115,9 @@ class SecondPeakRemoved(Sanitised):
     def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Remove."""
         if not 1 <= self.peaks <= scores.shape[1] - 2:
-            raise ConfigError(f"peaks: {self.peaks}; of {scores.shape[1]} classes 1 to {scores.shape[1] - 2} can go")
+            raise ConfigError(
+                f"peaks: {self.peaks}; of {scores.shape[1]} classes 1 to {scores.shape[1] - 2} can go"
+            )
         return peaks_removed(scores, self.peaks)
 
 
@@ -126,7 +128,9 @@ class TargetAgainstRest(Attack):
     name = "target_against_rest"
     needs = Interface.TOP_K
     uses = frozenset({"labels"})
-    summary = "Distillation of the right class against all others together; what lies among the others is not looked at"
+    summary = (
+        "Distillation of the right class against all others together; what lies among the others is not looked at"
+    )
     source = "the target term of Zhao et al., CVPR 2022 (arXiv 2203.08679), eq. 7, alone"
 
     temperature: float = 4.0
@@ -159,7 +163,9 @@ class Averager(Sanitised):
 
     name = "averager"
     summary = "Distillation of each class's mean answer, by the thief's labels"
-    source = "Averager Student, ICLR 2023 Tiny Papers (rkevser/AveragerStudent); means over the whole set, not a batch"
+    source = (
+        "Averager Student, ICLR 2023 Tiny Papers (rkevser/AveragerStudent); means over the whole set, not a batch"
+    )
 
     # The published code multiplies the soft term by its weight twice.
     recipe: Recipe = Recipe(soft_weight=0.81, label_weight=0.1)

@@ -27,7 +27,9 @@ def stages(student: Classifier) -> list[nn.Module]:
     within it, else any hidden vectors; the logits are none of them.
     """
     children = _outputs(student, list(student.network.children()))
-    everything = _outputs(student, [module for module in student.network.modules() if module is not student.network])
+    everything = _outputs(
+        student, [module for module in student.network.modules() if module is not student.network]
+    )
     for found in (children, everything):
         maps = [module for module, rank in found if rank == 4]
         if len(maps) > 1:
@@ -118,7 +120,9 @@ class Skeptical(Attack):
     needs = Interface.TOP_K
     uses = frozenset({"labels"})
     summary = "A student of the labels whose middle layers learn from the victim through a head of their own"
-    source = "Kundu et al., NeurIPS 2021 (Skeptical Students), train_kd_to_SD.py; linear heads in place of its blocks"
+    source = (
+        "Kundu et al., NeurIPS 2021 (Skeptical Students), train_kd_to_SD.py; linear heads in place of its blocks"
+    )
 
     temperature: float = 4.0
     soft_weight: float = 0.9

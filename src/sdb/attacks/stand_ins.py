@@ -73,7 +73,9 @@ class SequentialContrast(Attack):
     name = "sequential_contrast"
     needs = Interface.TOP_K
     uses = frozenset({"labels"})
-    summary = "Students in sequence; each learns the victim's answers corrected by (student - victim) of the one before"
+    summary = (
+        "Students in sequence; each learns the victim's answers corrected by (student - victim) of the one before"
+    )
     source = "ours; a stand-in, not SCM (Jandial et al., ECCV 2022), whose form could not be read"
 
     rounds: int = 2

@@ -10,9 +10,9 @@ from typing import Any
 from sdb.attacks.attack import Attack
 from sdb.auditing.cells import Task, control_column, read
 from sdb.auditing.ground import Ground, Subject
-from sdb.auditing.plan import AuditSettings, attacks_of, defences_of, threat_of
+from sdb.auditing.plan import AuditSettings, defences_of, threat_of
 from sdb.auditing.proxy import NAME as PROXY
-from sdb.auditing.runner import columns_of, plan
+from sdb.auditing.runner import columns_of, plan, rows_of
 from sdb.box import Box
 from sdb.models import Classifier
 from sdb.runtime import choose_device, command_line, environment
@@ -42,7 +42,7 @@ def make_claim(
         started: when.
         extra: unlock curve and traces.
     """
-    attacks, defences, columns = attacks_of(settings), defences_of(settings), columns_of(settings, subject)
+    attacks, defences, columns = rows_of(settings, subject), defences_of(settings), columns_of(settings, subject)
     results = {task: read(task, work) for stage in plan(settings, subject) for task in stage}
     seeds, data = settings.seed_list(), ground.data
     finished = datetime.now(UTC)

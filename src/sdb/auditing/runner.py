@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from sdb.attacks.attack import Attack
 from sdb.auditing.cells import Task, do, stages
 from sdb.auditing.ground import Ground, Subject
-from sdb.auditing.plan import BOX, AuditSettings, attacks_of, defences_of, runs_everywhere
+from sdb.auditing.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere
+from sdb.boxfile import read_box_files
 from sdb.config import read_json
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError
@@ -32,9 +34,19 @@ def columns_of(settings: AuditSettings, subject: Subject) -> list[str]:
     return [*([BOX] if subject.box is not None else []), *defences_of(settings)]
 
 
+def rows_of(settings: AuditSettings, subject: Subject) -> dict[str, Attack]:
+    """The attacks of an audit; those for another kind of key are left out where only the box gets all."""
+    attacks = attacks_of(settings)
+    if settings.attacks or PRESETS[settings.preset].everywhere:
+        return attacks
+    kind = "weight" if subject.box is None else read_box_files(subject.box)[0]["key_kind"]
+    other = {"image_key", "weight_key"} - {f"{kind}_key"}
+    return {name: attack for name, attack in attacks.items() if not attack.uses & other}
+
+
 def plan(settings: AuditSettings, subject: Subject) -> list[list[Task]]:
     """All tasks of an audit, in stages."""
-    attacks = attacks_of(settings)
+    attacks = rows_of(settings, subject)
     everywhere = {name for name in attacks if runs_everywhere(settings, name)}
     return stages(settings.seed_list(), columns_of(settings, subject), attacks, everywhere)
 
@@ -66,8 +78,6 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
 
 def identity(subject: Subject) -> dict[str, Any]:
     """What a subject is, for telling it from another: no secret, no path."""
-    from sdb.boxfile import read_box_files
-
     box = None if subject.box is None else read_box_files(subject.box)[0]["id"]
     return {"box": box, "with_key": subject.key is not None, "with_teacher": subject.teacher is not None}
 
