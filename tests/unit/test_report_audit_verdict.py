@@ -64,10 +64,10 @@ def test_the_seeds_are_compared_one_by_one():
     ("ours", "above", "below"),
     [
         ([0.95], False, False),
-        ([0.979], False, False),
-        ([0.98], True, False),
-        ([0.92], False, True),
-        ([0.93], False, False),
+        ([0.972], False, False),
+        ([0.974], True, False),
+        ([0.918], False, True),
+        ([0.920], False, False),
         # Every seed gains, but one so much more that the spread alone would hide it.
         ([0.966, 0.966, 0.998], True, False),
         ([0.940, 0.950, 0.990], False, False),
@@ -221,7 +221,7 @@ def test_the_rule_states_resolution_and_false_alarms():
     assert "With 12 comparisons, about 0.3" in text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_better_attack_never_helps_the_verdict(data):
     raw = make_claim(

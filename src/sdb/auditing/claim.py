@@ -10,7 +10,7 @@ from typing import Any
 from sdb.attacks.attack import Attack
 from sdb.auditing.cells import Task, control_column, read
 from sdb.auditing.ground import Ground, Subject
-from sdb.auditing.plan import AuditSettings, defences_of, threat_of
+from sdb.auditing.plan import NONE, AuditSettings, defences_of, threat_of
 from sdb.auditing.proxy import NAME as PROXY
 from sdb.auditing.runner import columns_of, plan, rows_of
 from sdb.box import Box
@@ -51,7 +51,7 @@ def make_claim(
     return {
         "schema": 1,
         "kind": "audit",
-        "title": f"Audit: {data.name}",
+        "title": f"Can it be stolen? {data.name}",
         **{
             key: getattr(settings, key)
             for key in ("preset", "threat", "interface", "top_k", "query_budget", "views")
@@ -161,9 +161,10 @@ def _controls(
     column, chance = control_column(attack), 1 / classes
     reached = [results[Task("cell", seed, column, attack.name)] for seed in seeds]
     best = [results[Task("reference", seed)]["from_teacher"] for seed in seeds]
+    against = "against the unprotected teacher" if column == NONE else f"against the {column} box"
     needed = chance + attack.control * (sum(best) / len(best) - chance)
     return {
-        "positive": _control(reached, lambda mean: mean >= needed, f"against {column}", needed, "needed"),
+        "positive": _control(reached, lambda mean: mean >= needed, against, needed, "needed"),
         "negative": _control(
             [results[Task("negative", seeds[0], column, attack.name)]],
             lambda mean: mean <= LUCK * chance,

@@ -192,7 +192,8 @@ def partner_chart(standings: Sequence[Standing], teaches: Difference) -> str:
 
 
 def _short(row: Standing) -> str:
-    title = row.title if len(row.title) <= 23 else row.title[:22].rstrip() + "…"
+    name = row.title[:1].upper() + row.title[1:]
+    title = name if len(name) <= 23 else name[:22].rstrip() + "…"
     return f"{row.number}  {title}"
 
 

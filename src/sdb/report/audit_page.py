@@ -83,6 +83,16 @@ def accuracy(values: list[float | None], images: int) -> str:
     return f"{100 * sum(known) / len(known):.1f}\u00a0±\u00a0{100 * half_width(known, images):.1f}"
 
 
+def opened(text: str) -> str:
+    """A title with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def closed(text: str) -> str:
+    """A sentence with its full stop; nothing stays nothing."""
+    return text if not text or text.rstrip().endswith((".", "!", "?")) else f"{text.rstrip()}."
+
+
 def mean(values: list[float]) -> float:
     """The mean of some numbers, at least one."""
     return sum(values) / len(values)
@@ -133,8 +143,10 @@ def render(claim: Claim) -> str:
     environment.filters |= {
         "accuracy": lambda values: accuracy(values, claim.data.test),
         "chance": chance,
+        "closed": closed,
         "duration": duration,
         "mean": mean,
+        "opened": opened,
         "pairs": pairs,
         "percent": percent,
         "points": points,

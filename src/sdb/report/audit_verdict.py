@@ -8,7 +8,7 @@ smoothing, of the same seed, on the same images. Per attack and defence, d is th
     |d| < h     no gain
     d >= h      gain: theft works
 
-An attack whose positive control failed, or was not run, is not trusted: what it does not achieve shows nothing. What it
+An attack whose controls failed, or were not run, is not trusted: what it does not achieve shows nothing. What it
 does achieve counts. An attack that returns a module which closes more than half of the distance between keyless
 answers and the teacher's has recovered the teacher, whatever its student's accuracy: on easy data a student gains
 nothing from any teacher, and elsewhere it would.
@@ -56,7 +56,7 @@ class CellVerdict:
         attack: The attack.
         defence: Name of the defence.
         outcome: How it came out.
-        trusted: Whether the attack's positive control passed.
+        trusted: Whether the attack's controls passed.
         accuracy: The student's mean test accuracy and half-width, a fraction; None where nothing was measured.
         gap: Against the label-smoothing student of the same seeds.
         gap_closed: Mean share of the distance to the teacher that a recovered module closes.
@@ -159,7 +159,8 @@ def strongest(cells: tuple[CellVerdict, ...]) -> CellVerdict | None:
 def judge_cell(claim: Claim, defence: str, attack: AttackRow) -> CellVerdict:
     """Apply the rule of this module to one attack on one defence."""
     control = claim.controls.get(attack.name)
-    trusted = control is not None and control.positive.passed is True
+    # Who is right where nothing can be learned has cheated: it proves no more than who learns nothing anywhere.
+    trusted = control is not None and control.positive.passed is True and control.negative.passed is not False
     cell = claim.cell(defence, attack.name)
     if cell is None:
         return CellVerdict(attack, defence, Outcome.NOT_RUN, trusted)
@@ -199,10 +200,12 @@ def _outcome(gap: Difference, share: float | None, trusted: bool) -> Outcome:
 def _distrust(cell: Cell, claim: Claim) -> str:
     control = claim.controls.get(cell.attack)
     if control is None or control.positive.passed is None:
-        why = "its positive control was not run"
+        why, where = "its positive control was not run", control.positive.reason if control else ""
+    elif control.positive.passed is False:
+        why, where = "its positive control failed", control.positive.reason
     else:
-        why = "its positive control failed"
-    return f"{why}: {control.positive.reason}" if control and control.positive.reason else why
+        why, where = "its negative control failed", control.negative.reason
+    return f"{why}: {where}" if where else why
 
 
 def judge_threat(threat: Threat, cells: tuple[CellVerdict, ...]) -> ThreatVerdict:

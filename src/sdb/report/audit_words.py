@@ -28,6 +28,8 @@ INTERFACES = {
     "probabilities": "the probability of every class",
     "logits": "the raw score of every class",
 }
+# An audit of fewer attacks is no full audit.
+FEW_ATTACKS = 8
 # More names than this make a sentence hard to read.
 MOST_NAMES = 4
 
@@ -195,13 +197,22 @@ def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
     """What a reader must know before trusting the verdict: a few words and a sentence each."""
     found = []
     if not verdict.teaches.above:
+        gain = points_and_half(verdict.teaches.value, verdict.teaches.half)
         found.append(
             (
                 "Little to steal.",
                 "On this data even the unprotected teacher’s student is no better than one trained alone "
-                f"({points_and_half(verdict.teaches.value, verdict.teaches.half)} points). So this audit shows "
-                "thieves being harmed, not thieves being denied a gain. The share of the teacher’s soft answers "
+                f"({gain} points), as far as {claim.data.test:,} test images can tell. So this audit shows thieves "
+                "being harmed, not thieves being denied a gain. The share of the teacher’s soft answers "
                 "that an attack recovers says more here than accuracy.",
+            )
+        )
+    if (count := len(verdict.declared.cells)) < FEW_ATTACKS:
+        found.append(
+            (
+                "Few attacks.",
+                f"Only {_attacks(count)} of the declared threat model belong to this audit. What was not tried is not "
+                "shown.",
             )
         )
     if len(claim.seeds) == 1:
