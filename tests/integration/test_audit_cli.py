@@ -1,10 +1,9 @@
 """`sdb audit` as its user has it: folders, flags, exit codes, one line for what can be mended."""
 
 import json
-import os
-import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -133,18 +132,39 @@ def test_a_box_of_other_images_is_refused(quick_sdb, boxed, tmp_path):
     assert "10 classes, the data has 2" in done.stderr
 
 
+def status_of(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return None
+
+
+def children_of(pid):
+    everyone = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [each for each in everyone if (found := status_of(each)) and int(found[1]) == pid]
+
+
+def is_alive(pid):
+    found = status_of(pid)
+    return found is not None and found[0] != "Z"
+
+
 def test_a_killed_audit_goes_on_and_ends_the_same(sdb_command, quick_sdb, audited):
     folder, _ = audited
     start, environment = sdb_command
     arguments = [*start, "audit", "wrapped", "--out", "killed", *TINY, "--workers", "2"]
-    with subprocess.Popen(
-        arguments, cwd=folder, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    with subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not list((folder / "killed").rglob("cells/*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
         busy = quick_sdb("audit", "wrapped", "--out", "killed", *TINY, "--resume", cwd=folder)
-        os.killpg(process.pid, signal.SIGKILL)
+        workers = children_of(process.pid)
+        process.kill()
+    assert workers
+    deadline = time.monotonic() + 30
+    while any(is_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_alive(pid) for pid in workers), "workers outlived the audit that they worked for"
     assert busy.returncode == 2
     assert "another process is writing here" in busy.stderr
     assert not (folder / "killed" / "claim.json").exists()
