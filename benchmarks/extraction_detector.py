@@ -4,9 +4,9 @@
 
 For each seed: a teacher and two image-key boxes (blend 0.9 and 0.5) on one half of the training images; a profile from
 the other half; then simulated principals. Ordinary ones ask about test images in the ways of `ORDINARY`; extractions
-are those of `ATTACKS`, with real attack code against the box. All of one principal's queries go through the detector as
-a server would hand them over. An ordinary principal with any alert is a false alarm. The detector's constants were
-chosen on seeds 100 to 102 (--first-seed 100); what is reported is on others.
+are those of `ATTACKS`, in which the searches are real attack code against the box. All of one principal's queries go
+through the detector as a server would hand them over. An ordinary principal with any alert is a false alarm. The
+detector's constants were chosen on seeds 100 and 101 (--first-seed 100); what is reported is on others.
 """
 
 import argparse
@@ -309,6 +309,7 @@ for _blend in BLENDS:
         "hill climb, 256 images": {"kind": "hill", "batch_size": 256},
         "hill climb, 1 in 4 queries": {"kind": "hill", "diluted": 3},
         "hill climb, 1 in 11 queries": {"kind": "hill", "diluted": 10},
+        "hill climb, 1 in 4 queries, noise added": {"kind": "hill", "diluted": 3, "change": noisy},
         "NES": {"kind": "nes"},
     }.items():
         ATTACKS[f"{_name}, blend {_blend:g}"] = (

@@ -43,7 +43,7 @@ def box(digits, small_teacher):
 def facts(box, small_teacher, distance_of):
     """KL to the teacher, keyless and keyed."""
     keyless, keyed = distance_of(small_teacher, box), distance_of(small_teacher, box.unlock(KEY))
-    assert keyed < 0.4 * keyless
+    assert keyed < 0.6 * keyless
     return keyless, keyed
 
 
@@ -68,7 +68,7 @@ def test_positive_control_queries_find_the_key(
     means = means_of(digits, epochs=25, blend=0.5)
     few, many = (
         closed(facts, distance_of(small_teacher, KeyByQueries(queries=n).run(victim, means).recovered))
-        for n in (256, 20_000)
+        for n in (256, 12_000)
     )
     assert many > 0.4
     assert many > few

@@ -14,6 +14,7 @@ from sdb.attacks.decoys_removed import DecoysRemoved, Deviations
 from sdb.attacks.distil import Distil, DistilUnlabelled, Labels, TunedDistil
 from sdb.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
 from sdb.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
+from sdb.attacks.random_patterns import RandomPatterns
 from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
 from sdb.attacks.shadow import ShadowByClass, ShadowRecovery
 from sdb.attacks.skeptical import Skeptical
@@ -50,6 +51,7 @@ ATTACKS: dict[str, Attack] = {
         LeakedPart(),
         KnockoffRandom(),
         KnockoffAdaptive(),
+        RandomPatterns(),
         DataFree(),
         BatchNormAgain(),
         FineTuned(),

@@ -1,8 +1,9 @@
-"""Asking about neighbours of an image and averaging the answers: a defence trained on the images may end beside them."""
+"""Asking about neighbours of an image and averaging: a defence that was trained on the images may end beside them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from sdb.models import Classifier
 
 # For data that is not augmented in training: the smallest change that there is.
 ONE_PIXEL = Augment(crop_padding=1)
+PLAIN = Recipe()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,11 @@ class Averaged(Attack):
 
     queries: int = 4
     strengths: tuple[float, ...] = (1.0,)
-    recipe: Recipe = Recipe()
+    recipe: Recipe = PLAIN
+
+    def extended(self) -> Self:
+        """With four times the neighbours."""
+        return replace(self, queries=4 * self.queries)
 
     def neighbours(self, transfer: TransferSet, means: Means, strength: float, draw: torch.Generator) -> Tensor:
         """One neighbour of each image, float32 (M, C, H, W) in [0, 1]; `draw` is a generator on the CPU."""

@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdb.attacks.attack import Attack, Stolen
+from sdb.attacks.budget import affordable
+from sdb.attacks.distil import Recipe, distilled
+from sdb.attacks.keys_tried import Asking
+from sdb.attacks.means import Means
 from sdb.attacks.sanitise import Sanitised
+from sdb.attacks.victim import Interface, Victim
 
 # A standard deviation below this is none, in nats.
 STILL = 1e-3
@@ -43,10 +49,12 @@ class ByClass(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoysRemoved(Sanitised):
+class DecoysRemoved(Attack):
     """Find each class's decoys by the means of the answers, give them what the other classes get."""
 
     name = "decoys_removed"
+    needs = Interface.TOP_K
+    uses = frozenset({"labels"})
     summary = (
         "Wrong classes that are nearly tied with the right one on average are found and removed before distilling"
     )
@@ -54,11 +62,31 @@ class DecoysRemoved(Sanitised):
 
     near: float = 3.0
 
-    def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Remove what is, on average, less than `near` nats below the named class."""
-        logs = scores.log_softmax(dim=1)
+    def run(self, victim: Victim, means: Means) -> Stolen:
+        """Ask for every view, remove what is on average less than `near` nats below the named class, distil."""
+        victim.require(self.needs)
+        transfer = affordable(victim, means)
+        logs = transfer.ask(victim).scores().log_softmax(dim=1)
         named = logs.argmax(dim=1)
-        return without(logs, decoys_in(ByClass(logs, named), self.near)[named])
+        decoys = decoys_in(ByClass(logs, named), self.near)
+        student = distilled(means, transfer, without(logs, decoys[named]), Recipe(), transfer.targets)
+        bare = Bare(Asking(victim, means.device), decoys)
+        return Stolen(student, bare, {"removed": int(decoys.sum())})
+
+
+class Bare(nn.Module):
+    """A victim without its decoys: images to log-probabilities."""
+
+    def __init__(self, asking: nn.Module, decoys: Tensor) -> None:
+        super().__init__()
+        self.asking = asking
+        self.decoys: Tensor
+        self.register_buffer("decoys", decoys)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the victim says, less its decoys, (N, K)."""
+        logs = self.asking(images).log_softmax(dim=1)
+        return without(logs, self.decoys[logs.argmax(dim=1)])
 
 
 def decoys_in(told: ByClass, near: float) -> Tensor:

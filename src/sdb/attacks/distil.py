@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdb import losses
 from sdb.attacks.attack import Attack, Stolen
+from sdb.attacks.budget import affordable
 from sdb.attacks.means import Means, StudentLoss, TransferSet
 from sdb.attacks.victim import Interface, Victim
 from sdb.data import Batch
@@ -105,7 +106,7 @@ class Labels(Attack):
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask for every view, learn the answers with label smoothing."""
-        transfer = means.transfer()
+        transfer = affordable(victim, means)
         named = transfer.ask(victim).labels()
         loss: StudentLoss = lambda logits, batch: {  # noqa: E731
             "cross_entropy": losses.cross_entropy(logits, named[batch.index], self.smoothing)
@@ -128,7 +129,7 @@ class Distil(Attack):
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask for every view, distil."""
         victim.require(self.needs)
-        transfer = means.transfer()
+        transfer = affordable(victim, means)
         scores = transfer.ask(victim).scores()
         return Stolen(distilled(means, transfer, scores, self.recipe, transfer.targets))
 
@@ -152,7 +153,7 @@ class TunedDistil(Attack):
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask once for every view, train a student for each recipe, keep the best."""
         victim.require(self.needs)
-        transfer = means.transfer()
+        transfer = affordable(victim, means)
         scores = transfer.ask(victim).scores()
         tried: dict[str, float] = {}
         best: tuple[float, Classifier] | None = None
@@ -181,7 +182,7 @@ class DistilUnlabelled(Attack):
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask for every view, distil with weight 1."""
         victim.require(self.needs)
-        transfer = means.transfer()
+        transfer = affordable(victim, means)
         answers = transfer.ask(victim)
         recipe = Recipe(temperature=self.temperature, soft_weight=1.0, label_weight=0.0)
         return Stolen(distilled(means, transfer, answers.scores(), recipe, answers.labels()))

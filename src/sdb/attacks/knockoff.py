@@ -12,7 +12,7 @@ from sdb import losses
 from sdb.attacks.attack import Attack, Stolen
 from sdb.attacks.budget import payable
 from sdb.attacks.means import Means, StudentLoss, TransferSet
-from sdb.attacks.victim import BATCH, Interface, Victim
+from sdb.attacks.victim import BATCH, Answers, Interface, Victim
 from sdb.data import Batch
 from sdb.errors import ConfigError
 from sdb.models import Classifier
@@ -32,6 +32,12 @@ def in_parts(pixels: Tensor, means: Means, *, parts: int, batch_size: int) -> Tr
     targets = torch.zeros(count, dtype=torch.long, device=means.device)
     size = min(batch_size, count // parts)
     return TransferSet(pixels[:count].to(means.device), targets, parts, size, means.seed("parts"), means.device)
+
+
+def asked_about(victim: Victim, pixels: Tensor) -> Answers:
+    """The victim's answers to images uint8 (M, C, H, W), which may be too many to be float32 all at once."""
+    parts = [victim.ask(part.float() / 255) for part in pixels.split(BATCH)]
+    return Answers(parts[0].kind, torch.cat([part.values for part in parts]), victim.num_classes)
 
 
 def soft_labels(scores: Tensor, temperature: float) -> StudentLoss:
@@ -71,7 +77,7 @@ class KnockoffRandom(Attack):
         count = payable(victim, min(self.images, len(pool.pixels)))
         order = torch.randperm(len(pool.pixels), generator=torch.Generator().manual_seed(means.seed(self.name)))
         pixels = pool.pixels[order[:count].to(pool.device)]
-        scores = victim.ask(pixels.float() / 255).scores()
+        scores = asked_about(victim, pixels).scores()
         student = self.learnt(means, pixels, scores)
         return Stolen(student, details={"images": count})
 
@@ -93,7 +99,7 @@ class Bandit:
     Attributes:
         preferences: one for each kind; their softmax is the policy.
 
-    Source: Sutton and Barto, section 2.8, with the step 1 / (times chosen) of Orekondy et al., section 4.2.
+    Source: Sutton and Barto, section 2.8, with the step 1 / (times chosen), as Orekondy et al. have it.
     """
 
     def __init__(self, kinds: np.ndarray, window: int, seed: int) -> None:
@@ -158,9 +164,11 @@ class KnockoffAdaptive(KnockoffRandom):
 
     name = "knockoff_adaptive"
     summary = "As knockoff_random, asking more about the kinds of image whose answers are sure, varied and new"
-    source = "Orekondy et al., CVPR 2019 (arXiv 1812.02766), section 4.2, all three rewards"
+    source = "Orekondy et al., CVPR 2019 (arXiv 1812.02766), adaptive strategy, all three rewards"
+    control = 0.4
 
     images: int = 5_000
+    passes: int = 15
     rounds: int = 10
     window: int = 25
 
@@ -179,7 +187,7 @@ class KnockoffAdaptive(KnockoffRandom):
         for part in np.array_split(np.arange(count), min(self.rounds, count)):
             rows, kinds = bandit.choose(len(part))
             shown = pool.pixels[torch.from_numpy(rows).to(pool.device)]
-            told = victim.ask(shown.float() / 255).scores()
+            told = asked_about(victim, shown).scores()
             before = scores.softmax(dim=1).mean(dim=0) if len(scores) else torch.zeros_like(told[0])
             with torch.no_grad():
                 guessed = torch.cat([student(some.float() / 255) for some in shown.split(BATCH)])
@@ -192,6 +200,5 @@ class KnockoffAdaptive(KnockoffRandom):
         # What is learnt last must not be what was chosen last.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(means.seed(self.name, "order")))
         order = order.to(pool.device)
-        policy = sorted(bandit.policy(), reverse=True)
-        details = {"images": count, "kinds": len(policy), "likeliest_kind": round(float(policy[0]), 4)}
+        details = {"images": count, "kinds": len(bandit.chosen), "most_of_one_kind": int(bandit.chosen.max())}
         return Stolen(self.learnt(means, pixels[order], scores[order]), details=details)

@@ -20,6 +20,10 @@ from sdb.attacks.victim import SMALLEST, Interface, Victim
 from sdb.data import Batch
 from sdb.errors import ConfigError
 
+PLAIN = Recipe()
+# The published code multiplies the soft term by its weight twice.
+AVERAGERS = Recipe(soft_weight=0.81, label_weight=0.1)
+
 
 def top_k_kept(scores: Tensor, k: int) -> Tensor:
     """Log-probabilities (N, K) in which the k likeliest classes keep theirs and the others share what is left."""
@@ -56,7 +60,7 @@ class Sanitised(Attack):
     needs = Interface.TOP_K
     uses = frozenset({"labels"})
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = PLAIN
 
     def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Scores (N, K) to better ones; labels int64 (N,) are the attacker's."""
@@ -167,8 +171,7 @@ class Averager(Sanitised):
         "Averager Student, ICLR 2023 Tiny Papers (rkevser/AveragerStudent); means over the whole set, not a batch"
     )
 
-    # The published code multiplies the soft term by its weight twice.
-    recipe: Recipe = Recipe(soft_weight=0.81, label_weight=0.1)
+    recipe: Recipe = AVERAGERS
 
     def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Average by label."""
@@ -184,7 +187,7 @@ class AveragerUnlabelled(Attack):
     summary = "Distillation of the mean answer of each class that the victim names, without any labels"
     source = "as averager; the grouping by the victim's own top-1 is ours"
 
-    recipe: Recipe = Recipe(soft_weight=0.81, label_weight=0.1)
+    recipe: Recipe = AVERAGERS
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask for every view, average, distil; the victim's top-1 stands in for the labels."""

@@ -26,7 +26,7 @@ from sdb.attacks.victim import BATCH, Interface, Victim
 from sdb.errors import ConfigError
 from sdb.losses import kl
 
-STEPS, STEP_SIZE, LEARNING_RATE = 1500, 512, 3e-3
+STEP_SIZE, LEARNING_RATE = 256, 3e-3
 
 
 class WayBack(nn.Module):
@@ -113,6 +113,7 @@ class ShadowRecovery(Attack):
     source = "D-DAE (Chen et al., IEEE S&P 2023), as in Yoruko-Tang/ModelGuard, with whole boxes as shadows"
 
     shadows: int = 2
+    steps: int = 800
     temperature: float = 4.0
 
     def run(self, victim: Victim, means: Means) -> Stolen:
@@ -181,9 +182,9 @@ class ShadowRecovery(Attack):
         """Train the way back on all shadows in turn; the last steps' mean distance to the teachers, in nats."""
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.Adam(way_back.parameters(), lr=LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         last = torch.zeros(())
-        for step in range(STEPS):
+        for step in range(self.steps):
             number = step % len(pairs)
             pair = pairs[number]
             # Its own teacher's means would give a shadow's answer away; the victim's teacher is not among them either.
@@ -194,7 +195,7 @@ class ShadowRecovery(Attack):
             (self.temperature**2 * loss).backward()
             optimizer.step()
             schedule.step()
-            if step >= STEPS - len(pairs):
+            if step >= self.steps - len(pairs):
                 last = last + loss.detach().cpu() / len(pairs)
         way_back.eval().requires_grad_(False)
         return float(last)

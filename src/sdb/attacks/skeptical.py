@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ class Headed(nn.Module):
         device = student.mean.device
         self.heads = nn.ModuleList(nn.Linear(width, student.num_classes, device=device) for width in widths)
 
-    def _keeper(self, number: int):  # noqa: ANN202 - a hook
+    def _keeper(self, number: int) -> Callable[..., None]:
         def keep(module: nn.Module, _: object, output: Tensor) -> None:
             self.features[number] = output
 

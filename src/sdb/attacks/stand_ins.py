@@ -19,6 +19,9 @@ from sdb.attacks.victim import BATCH, Interface, Victim
 from sdb.errors import ConfigError
 from sdb.models import Classifier
 
+HOT = Recipe(temperature=20.0, soft_weight=0.5, label_weight=0.5)
+EVEN = Recipe(soft_weight=0.5, label_weight=0.5)
+
 
 def mixed_with_uniform(scores: Tensor, temperature: float, share: float) -> Tensor:
     """Scores (N, K) whose softmax at a temperature is that of the given ones, mixed with a share of uniform."""
@@ -42,7 +45,7 @@ class EntropyRaised(Attack):
     source = "ours; a stand-in, not HTC (Jandial et al., ECCV 2022), whose form could not be read"
 
     uniform: float = 0.2
-    recipe: Recipe = Recipe(temperature=20.0, soft_weight=0.5, label_weight=0.5)
+    recipe: Recipe = HOT
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask for every view, mix, distil."""
@@ -80,7 +83,7 @@ class SequentialContrast(Attack):
 
     rounds: int = 2
     contrast: float = 1.5
-    recipe: Recipe = Recipe(soft_weight=0.5, label_weight=0.5)
+    recipe: Recipe = EVEN
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask once for every view, train the students, keep the best on the validation images."""

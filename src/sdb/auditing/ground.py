@@ -36,6 +36,8 @@ from sdb.training import train
 # Another customer's box and an attacker's own are made as this one was, from seeds of their own.
 COLLUDER = 1_000_000
 SHADOW = 2_000_000
+# Images of another kind for each of the attacker's own.
+PROXY_SHARE = 4
 # Which defence makes boxes of a method and kind of key.
 MAKERS = {
     ("nasty", ""): "nasty",
@@ -236,7 +238,7 @@ class Ground:
         means = Means(
             train=own.train,
             validation=own.validation,
-            proxy=self.proxy(len(own.train)),
+            proxy=self.proxy(PROXY_SHARE * len(own.train)),
             augment=self.data.augment,
             new_student=self.student,
             new_network=lambda purpose="attacker": self.network(("attacker", purpose)),
@@ -256,7 +258,7 @@ class Ground:
         return means
 
     def proxy(self, count: int) -> ImageSet:
-        """Images of another kind, as many as the attacker has of its own."""
+        """Images of another kind; they are easier to come by than the right ones."""
         return letters(count, self.data.image_shape, derive_seed(self.seed, "proxy"))
 
     def shadow(self, name: str, defences: dict[str, Defence]) -> Shadow:

@@ -95,6 +95,10 @@ class Profile:
             for name in ("texture", "score"):
                 low, high = values[name]
                 values[name] = float(low), float(high)
+            for name in ("residual", "near"):
+                values[name] = float(values[name])
+            values["coverage_images"] = int(values["coverage_images"])
+            values["thresholds"] = {str(kind): float(value) for kind, value in values["thresholds"].items()}
             profile = cls(**values)
             profile.scores(profile.mean[None])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

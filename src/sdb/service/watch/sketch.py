@@ -116,10 +116,8 @@ class Sketch:
     def _near_radius(self, everything: np.ndarray) -> float:
         if self._profile is not None:
             return self._profile.near
-        # Without a profile: a fraction of how far this principal's own images lie apart.
-        return 0.1 * float(
-            np.linalg.norm(everything - np.roll(everything, len(everything) // 2, axis=0), axis=1).mean()
-        )
+        # Without a profile: a fraction of how far this principal's own images lie apart, as a root mean square.
+        return 0.2 * float(np.sqrt(2.0 * everything.var(axis=0).sum()))
 
     def _count(self, small: np.ndarray, predicted: np.ndarray) -> None:
         for row, label in zip(np.round(small, 3), predicted, strict=True):

@@ -24,7 +24,7 @@ from sdb.service.watch.limits import Limits
 
 ANONYMOUS_NAME = "anonymous"
 ANSWERS = ("logits", "probabilities", "top_k", "labels")
-# Every digest is compared for every request, so their number is bounded (10,000 take a few milliseconds).
+# Every digest is compared for every request, so their number is bounded (10,000 take about a millisecond).
 MAX_TOKENS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SCHEMA = """CREATE TABLE IF NOT EXISTS tokens (
