@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from sdb.errors import ConfigError
 
 EXPECTED = "expected http://HOST:PORT/v2/models/NAME, or https"
+HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 MODEL_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/v2/models/[A-Za-z0-9._~-]+(/versions/[A-Za-z0-9._~-]+)?")
 
 
@@ -45,16 +46,16 @@ class Address:
             host, port = parts.hostname, parts.port
         except ValueError:
             raise ConfigError(f"is no URL: {EXPECTED}") from None
-        if parts.scheme not in ("http", "https") or not host:
-            raise ConfigError(f"is no URL that sdb asks: {EXPECTED}")
         if "@" in parts.netloc:
             raise ConfigError("holds a user name or password, which would end up in files: use teacher_token_env")
+        if parts.scheme not in ("http", "https") or not HOST.fullmatch(host or "") or port == 0:
+            raise ConfigError(f"is no URL that sdb asks: {EXPECTED}")
         if parts.query or parts.fragment:
             raise ConfigError(f"ends in a query or fragment, which a model's URL has not: {EXPECTED}")
         if not MODEL_PATH.fullmatch(parts.path):
             raise ConfigError(f"does not name a model: {EXPECTED}")
         secure = parts.scheme == "https"
-        return cls(parts.geturl(), secure, host, port or (443 if secure else 80), parts.path)
+        return cls(parts.geturl(), secure, str(host), port or (443 if secure else 80), parts.path)
 
 
 def check_remote(name: str, value: str | None, given: Mapping[str, Any]) -> str | None:

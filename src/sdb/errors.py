@@ -46,6 +46,14 @@ class TrainingError(SDBError, RuntimeError):
     """Training cannot go on, for example because a loss is no longer finite."""
 
 
+class RemoteError(SDBError, ConnectionError):
+    """A remote model cannot be reached, refuses, or answers with something that cannot be learnt from."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class MissingExtraError(SDBError, ImportError):
     """An optional dependency is needed and not installed."""
 

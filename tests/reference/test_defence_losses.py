@@ -11,6 +11,7 @@ from torch import nn
 
 from sdb.defences.losses import cluster_terms, predictive_divergence, sparse
 from sdb.defences.redirection import hold_top, redirect, redirection
+from sdb.models import build
 
 N, K = 4, 5
 TEMPERATURES = (1.0, 3.0)
@@ -119,6 +120,18 @@ def test_the_value_of_a_class_is_its_finite_difference():
             ends.append(network(images).log_softmax(dim=1))
     slow = -(ends[0] - ends[1]) / (2 * step)
     torch.testing.assert_close(values, slow, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["net", "mlp", "preresnet20", "shufflenetv2"])
+def test_the_forward_pass_differentiates_real_architectures(name):
+    torch.manual_seed(0)
+    network = build(name, num_classes=K, image_shape=(3, 16, 16)).double().eval()
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    answers = torch.zeros(2, K, dtype=torch.float64, requires_grad=True)
+    loss = -(answers * network(images).log_softmax(dim=1)).sum()
+    slopes = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+    (slow,) = torch.autograd.grad(torch.stack([slope.sum() for slope in slopes]).sum(), answers)
+    torch.testing.assert_close(redirection(network, images), slow, rtol=1e-6, atol=1e-6 * float(slow.abs().max()))
 
 
 def test_values_leave_the_learner_as_it_was():

@@ -12,7 +12,7 @@ from sdb.defences import DEFENCES, Defended, boxed
 from sdb.defences.boxes import Nasty
 from sdb.defences.defence import DONE
 from sdb.defences.redirection import GradientRedirection
-from sdb.defences.teachers import AdversarialSparse
+from sdb.defences.sparse_teacher import AdversarialSparse
 from sdb.errors import CheckpointError, KeyFileError, RunExistsError
 from sdb.keys import Key
 from sdb.runtime import folder_lock
@@ -130,9 +130,10 @@ def test_an_interrupted_build_is_done_again(name, built, teacher, few, images, t
     def stop(*arguments, **keywords):
         raise Stopped
 
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
+    with monkeypatch.context() as patched:
         patched.setattr("sdb.defences.defence.write_atomic", stop)  # the moment before it would be complete
-        QUICK[name].build(teacher, few, SETTINGS, tmp_path)
+        with pytest.raises(Stopped):
+            QUICK[name].build(teacher, few, SETTINGS, tmp_path)
     with pytest.raises(CheckpointError, match="no finished defence"):
         QUICK[name].load(teacher, tmp_path)
     for path in tmp_path.rglob("*.safetensors"):
@@ -190,6 +191,16 @@ def test_a_box_of_ones_own_is_a_defence_too(built, teacher, images):
     assert boxed(inside.box, None).keyed is None
     with pytest.raises(KeyFileError):
         boxed(inside.box, Key.generate(kind="weight"))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("digits", (4, 0.04)), ("cifar10", (4, 0.04)), ("cifar100", (20, 0.005)), ("tiny_imagenet", (20, 0.01))],
+)
+def test_nasty_takes_the_published_temperature_and_weight(few, name, wanted):
+    changes = Nasty().changes(replace(few, name=name))
+    assert (changes["temperature"], changes["disturbance_weight"]) == wanted
+    assert Nasty(disturbance_weight=0.5).changes(few)["disturbance_weight"] == 0.5
 
 
 def test_another_seed_has_another_key_and_other_decoys(built, teacher, few, tmp_path):

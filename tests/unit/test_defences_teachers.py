@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from sdb.config import FitSettings, TrainSettings
-from sdb.data import ImageSet
-from sdb.defences.teachers import (
-    AdversarialSparse,
-    Centroids,
-    ClusterCollapse,
-    LabelSmoothed,
-    adversarial,
-    with_adversarial,
-)
+from sdb.data import Augment, ImageSet
+from sdb.defences.sparse_teacher import AdversarialSparse, adversarial, with_adversarial
+from sdb.defences.teachers import Centroids, ClusterCollapse, LabelSmoothed
 from sdb.training import train, train_batches
 from sdb.wrapping import fresh_copy
 
@@ -90,7 +84,7 @@ def test_centroids_follow_the_class_means():
 
 def test_adversarial_images_are_near_allowed_and_worse(digits, make_net):
     network = make_net(digits)
-    train(network, digits, TrainSettings(epochs=3, batch_size=32, learning_rate=0.01))
+    train(network, digits, TrainSettings(epochs=8, batch_size=16, learning_rate=0.01))
     images = torch.from_numpy(digits.validation.images).float() / 255
     labels = torch.from_numpy(digits.validation.labels)
     moved = adversarial(network, images, labels, radius=0.2, step_size=0.05, steps=8)
@@ -100,8 +94,8 @@ def test_adversarial_images_are_near_allowed_and_worse(digits, make_net):
     with torch.no_grad():
         before = (network(images).argmax(dim=1) == labels).float().mean()
         after = (network(moved).argmax(dim=1) == labels).float().mean()
-    assert before > 0.7
-    assert after < before - 0.3
+    assert before > 0.5
+    assert after < before / 2
 
 
 def test_adversarial_versions_stay_with_their_images(few, make_net):
@@ -109,12 +103,11 @@ def test_adversarial_versions_stay_with_their_images(few, make_net):
     network = make_net(few).eval()
     same = with_adversarial(few.train, network, radius=0.0, step_size=0.1, steps=2)
     assert same.images.shape == (48, 2, 8, 8)
-    settings = FitSettings(**QUICK)
-    assert settings.augment
-    assert few.augment.rotation
-    for batch in train_batches(replace(few, train=same), settings, torch.device("cpu")).epoch(1):
+    turned = replace(few, train=same, augment=Augment(crop_padding=1, flip=True, rotation=20))
+    for batch in train_batches(turned, SETTINGS, torch.device("cpu")).epoch(1):
         image, version = batch.images.chunk(2, dim=1)
         assert torch.equal(image, version)
+        assert not torch.equal(image[:, 0], torch.from_numpy(few.train.images)[batch.index][:, 0] / 255)
     moved = with_adversarial(few.train, network, radius=0.3, step_size=0.1, steps=4)
     assert np.array_equal(moved.images[:, :1], few.train.images)
     assert np.abs(moved.images[:, 1:].astype(int) - few.train.images).max() <= 77  # 0.3 of 255, rounded

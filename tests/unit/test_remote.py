@@ -4,7 +4,7 @@ import json
 import logging
 import stat
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,7 +85,7 @@ class Server:
 
 
 @contextmanager
-def listening(served):
+def listening(served, port=0):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
@@ -120,7 +120,7 @@ def listening(served):
         def handle_error(self, *_):
             pass  # a connection that a test cuts is no news
 
-    with Quiet(("127.0.0.1", 0), Handler) as server:
+    with Quiet(("127.0.0.1", port), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         served.url = f"http://127.0.0.1:{server.server_port}/v2/models/{served.name}"
         try:
@@ -452,15 +452,46 @@ def test_a_server_that_takes_less_at_once_gets_less(server, box, images, limit):
     assert server.asked == 130 and max(len(part) for part in server.seen) <= limit
 
 
+def test_a_server_that_says_how_much_it_takes_is_not_asked_for_more(server, images):
+    server.limit = 50
+    server.metadata["parameters"] = {"max_images": 50}
+    RemoteTeacher(server.url)(images[:130])
+    assert [len(part) for part in server.seen] == [50, 50, 30] and len(server.headers) == 4
+
+
+@pytest.mark.parametrize("hint", [0, -1, "50", True, 10**9, None])
+def test_a_hint_that_makes_no_sense_is_not_taken(server, images, hint):
+    server.metadata["parameters"] = {"max_images": hint}
+    RemoteTeacher(server.url)(images[:130])
+    assert [len(part) for part in server.seen] == [128, 2]
+
+
 def test_an_image_that_is_too_large_alone_is_an_error(server, images):
     server.limit = 0
     with pytest.raises(RemoteError, match="413"):
         RemoteTeacher(server.url)(images[:2])
 
 
-def test_nobody_there_is_said_at_once():
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v2/models/box", "https://HERE/v2/models/box"])
+def test_nobody_there_is_said_at_once(server, url):
     with pytest.raises(RemoteError, match="is the server running"):
-        RemoteTeacher("http://127.0.0.1:9/v2/models/box")
+        RemoteTeacher(url.replace("HERE", server.url.split("/")[2]))
+
+
+def test_a_server_that_restarts_is_waited_for(box, images, monkeypatch):
+    monkeypatch.setattr(wire_module, "FIRST_WAIT", 0.02)
+    with listening(Server(box)) as first:
+        teacher = RemoteTeacher(first.url)
+        before = teacher(images[:5])
+        port = int(first.url.split("/")[2].split(":")[1])
+        teacher._client._wire._connection.close()
+    second = Server(box)
+    start = threading.Timer(0.3, lambda: running.enter_context(listening(second, port)))
+    with ExitStack() as running:
+        start.start()
+        after = teacher(images[:10])
+        start.join()
+    assert torch.equal(after[:5], before) and second.asked == 5
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -526,6 +557,10 @@ def test_addresses(url, parts):
         ("http:///v2/models/hunter2", "http"),
         ("http://host:99999/v2/models/hunter2", "no URL"),
         ("http://[::1/v2/models/hunter2", "no URL"),
+        ("http://a..hunter2/v2/models/box", "no URL"),
+        (f"http://{'hunter2' * 10}/v2/models/box", "no URL"),
+        ("http://hünter2/v2/models/box", "no URL"),
+        ("http://host:0/v2/models/hunter2", "no URL"),
         ("http://host/hunter2", "name a model"),
         ("http://host/v2/models/box/infer/hunter2", "name a model"),
         ("http://host/v2/models/box?token=hunter2", "query"),

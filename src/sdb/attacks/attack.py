@@ -58,6 +58,10 @@ class Attack:
         """
         raise NotImplementedError(f"{type(self).__name__} has no run")
 
+    def brief(self) -> Self:
+        """The same attack at a smaller price, where it is dear; for audits in haste."""
+        return self
+
     def extended(self) -> Self:
         """The same attack with its long lists of settings, where it has them; for audits without haste."""
         return self

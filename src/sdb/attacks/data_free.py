@@ -100,6 +100,10 @@ class DataFree(Attack):
     width: int = 32
     passes: int = 4
 
+    def brief(self) -> DataFree:
+        """With fewer queries."""
+        return replace(self, queries=30_000)
+
     def extended(self) -> DataFree:
         """With ten times the queries."""
         return replace(self, queries=10 * self.queries)

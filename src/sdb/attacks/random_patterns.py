@@ -64,6 +64,10 @@ class RandomPatterns(Attack):
     batch_size: int = 256
     passes: int = 4
 
+    def brief(self) -> RandomPatterns:
+        """With fewer queries."""
+        return replace(self, queries=30_000)
+
     def extended(self) -> RandomPatterns:
         """With ten times the queries."""
         return replace(self, queries=10 * self.queries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,7 +37,7 @@ class Preset:
         maker_epochs: of teachers and boxes that the audit makes.
         views: augmented views of each image that a thief asks about.
         everywhere: whether every attack runs against every defence.
-        extended: whether searches take their long lists of settings.
+        effort: how dear attacks may be: "brief", "usual" or "extended".
     """
 
     seeds: int
@@ -45,13 +45,13 @@ class Preset:
     maker_epochs: int
     views: int
     everywhere: bool
-    extended: bool
+    effort: str
 
 
 PRESETS = {
-    "quick": Preset(1, 30, 25, 8, False, False),
-    "standard": Preset(3, 60, 40, 16, True, False),
-    "full": Preset(5, 100, 60, 32, True, True),
+    "quick": Preset(1, 30, 25, 8, False, "brief"),
+    "standard": Preset(3, 60, 40, 16, True, "usual"),
+    "full": Preset(5, 100, 60, 32, True, "extended"),
 }
 
 
@@ -158,11 +158,14 @@ def _imported(name: str, what: str) -> Any:
 
 
 def attacks_of(settings: AuditSettings) -> dict[str, Attack]:
-    """The attacks of an audit, with the preset's long lists where it has them."""
-    found = chosen(settings.attacks, ATTACKS, "attack")
-    return {
-        name: attack.extended() if PRESETS[settings.preset].extended else attack for name, attack in found.items()
+    """The attacks of an audit, as dear as its preset allows."""
+    made: dict[str, Callable[[Attack], Attack]] = {
+        "brief": lambda attack: attack.brief(),
+        "usual": lambda attack: attack,
+        "extended": lambda attack: attack.extended(),
     }
+    effort = made[PRESETS[settings.preset].effort]
+    return {name: effort(attack) for name, attack in chosen(settings.attacks, ATTACKS, "attack").items()}
 
 
 def defences_of(settings: AuditSettings) -> dict[str, Defence]:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.keys import _new_passphrase
 from sdb.cli.shell import Encrypt, KeyOption, print_json, say
 from sdb.errors import ConfigError
 
@@ -66,7 +65,7 @@ def sign(
         fresh, public = SigningKey.generate(), new_key.with_name(new_key.name + ".pub")
         if public.exists():
             raise ConfigError(f"{public} exists; choose another name for the key")
-        fresh.save(new_key, passphrase=_new_passphrase(encrypt))
+        fresh.save(new_key, passphrase=new_passphrase(encrypt))
         write_public(fresh.public, public)
         say(f"{new_key}: signing key {key_id(fresh.public)[:8]}. Keep it secret; publish {public}.")
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Encrypt, print_json, say
+from sdb.cli.shell import Encrypt, new_passphrase, print_json, say
 from sdb.errors import ConfigError
 
 key_app = typer.Typer(help="Make and look at keys.", no_args_is_help=True, rich_markup_mode=None)
@@ -35,7 +35,7 @@ def key_new(
     if blend is not None and kind != "image":
         raise ConfigError("--blend: only an image key has one: add --kind image, or leave --blend out")
     key = Key.generate(DEFAULT_BLEND if blend is None else blend, kind)  # ty: ignore[invalid-argument-type]
-    key.save(path, passphrase=_new_passphrase(encrypt))
+    key.save(path, passphrase=new_passphrase(encrypt))
     say(f"{path}: {kind} key {key.id[:8]}. Keep it secret; who has it can distil the box.")
 
 
@@ -77,7 +77,7 @@ def key_partner(
 
         Box.load(box_path).add_partner(key, owner).save(box_path, overwrite=True)
         say(f"{box_path}: opens for {name} too")
-    key.save(path, passphrase=_new_passphrase(encrypt))
+    key.save(path, passphrase=new_passphrase(encrypt))
     say(f"{path}: {kind} key {key.id[:8]} for {name}. Hand it over on a safe way.")
 
 
@@ -90,21 +90,5 @@ def owner_new(path: Annotated[Path, typer.Argument(metavar="FILE")], encrypt: En
     from sdb.keys import Owner
 
     owner = Owner.generate()
-    owner.save(path, passphrase=_new_passphrase(encrypt))
+    owner.save(path, passphrase=new_passphrase(encrypt))
     say(f"{path}: owner {owner.id[:8]}. Keep it safe and backed up; boxes cannot be changed or traced without it.")
-
-
-def _new_passphrase(encrypt: bool) -> str | None:
-    """A passphrase for a new file: from the environment, else typed twice; None where none is wanted."""
-    if not encrypt:
-        return None
-    import os
-
-    from sdb.keyfile import PASSPHRASE_VARIABLE
-
-    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
-    if passphrase is None:
-        passphrase = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True)
-    if not passphrase:
-        raise ConfigError("--encrypt: the passphrase is empty; give one, or leave --encrypt out")
-    return passphrase

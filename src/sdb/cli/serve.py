@@ -38,6 +38,10 @@ def serve(
         str | None,
         typer.Option(metavar="DB", help="Count and limit requests: an SQLite file, or redis://HOST/N."),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What ordinary images look like: sdb token profile makes it."),
+    ] = None,
     alerts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the watch's alerts here, not on stderr.")
     ] = None,
@@ -65,9 +69,9 @@ def serve(
     if watch is not None or tokens is not None:
         from sdb.service.watch import Watch
 
-        watcher = Watch.open(watch, tokens=tokens, alerts=alerts)
-    elif alerts is not None:
-        raise ConfigError("--alerts without --watch DB: nothing is watched")
+        watcher = Watch.open(watch, tokens=tokens, profile=profile, alerts=alerts)
+    elif alerts is not None or profile is not None:
+        raise ConfigError("--alerts and --profile are the watch's: give --watch DB or --tokens FILE too")
     limits = Limits(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
     try:
         app = create_app(
@@ -80,9 +84,8 @@ def serve(
             limits=limits,
             device=device,
         )
-        if not is_loopback(host):
-            say(f"sdb: {host} can be reached by others, without encryption: put a TLS proxy in front")
-        run(app, host, port, limits, lambda url: say(f"serving {name} at {url} (stop: Ctrl-C)"))
+        advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"
+        run(app, host, port, limits, lambda url: say(f"serving {name} at {url} (stop: Ctrl-C){advice}"))
     finally:
         if watcher is not None:
             watcher.close()

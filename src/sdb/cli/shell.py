@@ -44,3 +44,19 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """Data, on stdout."""
     print(json.dumps(value, indent=1))
+
+
+def new_passphrase(encrypt: bool) -> str | None:
+    """A passphrase for a new file: from the environment, else typed twice; None where none is wanted."""
+    if not encrypt:
+        return None
+    import os
+
+    from sdb.keyfile import PASSPHRASE_VARIABLE
+
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    if passphrase is None:
+        passphrase = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True)
+    if not passphrase:
+        raise ConfigError("--encrypt: the passphrase is empty; give one, or leave --encrypt out")
+    return passphrase

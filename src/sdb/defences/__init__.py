@@ -5,7 +5,8 @@ from sdb.defences.defence import Defence, Defended
 from sdb.defences.key_switch import KeySwitch
 from sdb.defences.outputs import LabelsOnly, ReverseSigmoid, Rounded, Stingy, Unprotected
 from sdb.defences.redirection import GradientRedirection
-from sdb.defences.teachers import AdversarialSparse, ClusterCollapse, LabelSmoothed
+from sdb.defences.sparse_teacher import AdversarialSparse
+from sdb.defences.teachers import ClusterCollapse, LabelSmoothed
 
 __all__ = ["DEFENCES", "Defence", "Defended", "boxed"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sdb.box import Box
 from sdb.config import FitSettings, WrapSettings
 from sdb.data import Splits
 from sdb.defences.defence import Defence, Defended, device_of, owner_of
-from sdb.keys import Key, KeyKind, Owner
+from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.wrapping import wrap
 
@@ -42,16 +42,14 @@ def boxed(box: Box, key: Key | None, owner: Owner | None = None, seconds: float 
 class _Wrapped(Defence):
     """A box of a method, made for one partner whose key follows from the seed."""
 
-    key_kind: ClassVar[KeyKind | None] = None
-
     def changes(self, data: Splits) -> dict[str, Any]:
         """The method and its settings."""
         raise NotImplementedError(f"{type(self).__name__} has no changes")
 
     def key(self, owner: Owner) -> Key | None:
-        """The partner's key."""
-        blend = getattr(self, "key_blend", 1.0)
-        return owner.partner(PARTNER, self.key_kind, blend) if self.key_kind else None
+        """The partner's key; none by default."""
+        del owner
+        return None
 
     def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
         """Wrap and save."""
@@ -107,7 +105,6 @@ class PaperBox(_Wrapped):
     summary = "The paper's box: nasty without the key, the teacher's knowledge with it; the key is an image"
     source = "Ye et al., AAAI 2022 (arXiv 2112.03695); JngwenYe/SDB"
     threat_note = "Whoever has the weights can search for the image key."
-    key_kind = "image"
 
     disturbance_weight: float = 0.1
     key_blend: float = 0.5
@@ -116,6 +113,10 @@ class PaperBox(_Wrapped):
         """The paper's method, weaker; temperature as published for the data set."""
         temperature, _ = PUBLISHED.get(data.name, PUBLISHED["cifar10"])
         return {"method": "sdb", "temperature": temperature, "disturbance_weight": self.disturbance_weight}
+
+    def key(self, owner: Owner) -> Key:
+        """An image key."""
+        return owner.partner(PARTNER, "image", self.key_blend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +127,14 @@ class Decoy(_Wrapped):
     title = "decoy box"
     summary = "Ours: without the key one fixed answer a class, with near-tied wrong classes; the key opens weights"
     source = "this project, docs/method.md"
-    key_kind = "weight"
 
     def changes(self, data: Splits) -> dict[str, Any]:
         """Our method with its defaults."""
         return {"method": "decoy"}
+
+    def key(self, owner: Owner) -> Key:
+        """A weight key."""
+        return owner.partner(PARTNER, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +150,13 @@ class DecoyImage(_Wrapped):
     summary = "The decoy box with the paper's kind of key, an image blended into the query"
     source = "this project, docs/method.md"
     threat_note = "Whoever has the weights can search for the image key."
-    key_kind = "image"
 
     key_blend: float = 0.5
 
     def changes(self, data: Splits) -> dict[str, Any]:
         """Our method with its defaults."""
         return {"method": "decoy"}
+
+    def key(self, owner: Owner) -> Key:
+        """An image key."""
+        return owner.partner(PARTNER, "image", self.key_blend)

@@ -48,7 +48,7 @@ def cluster_terms(
         cluster_weight: of the second term.
 
     Source: CMIM (arXiv 2507.00012) after its abstract; the estimate of the conditional mutual information from
-    distances to a class's centroid: Yang et al., ICLR 2024 (arXiv 2309.09123, which maximises it). That T_i^2 evens out
+    distances to a class's centroid: Ye et al., ICLR 2024 (arXiv 2401.08732, which maximises it). That T_i^2 evens out
     the temperatures, and one weight for all, are ours.
     """
     terms = {"cross_entropy": F.cross_entropy(logits, labels)}

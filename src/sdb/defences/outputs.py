@@ -68,7 +68,8 @@ class RoundedAnswers(Changed):
         super().__init__(teacher)
         self.decimals = decimals
 
-    def change(self, images: Tensor, logits: Tensor) -> Tensor:  # noqa: D102
+    def change(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Round; the top class stays on top."""
         rounded = logits.softmax(dim=1).round(decimals=self.decimals)
         return keep_top(rounded, logits.argmax(dim=1)).clamp_min(SMALLEST).log()
 
@@ -80,7 +81,8 @@ class ReversedAnswers(Changed):
         super().__init__(teacher)
         self.strength, self.steepness = strength, steepness
 
-    def change(self, images: Tensor, logits: Tensor) -> Tensor:  # noqa: D102
+    def change(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Bend; the top class stays on top."""
         shares = logits.softmax(dim=1)
         odds = shares.clamp(EDGE, 1 - EDGE).logit()
         moved = shares - self.strength * (torch.sigmoid(self.steepness * odds) - 0.5)
@@ -94,7 +96,8 @@ class SparseAnswers(Changed):
         super().__init__(teacher)
         self.top_k = top_k
 
-    def change(self, images: Tensor, logits: Tensor) -> Tensor:  # noqa: D102
+    def change(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Take all but the largest away."""
         return sparse(logits, self.top_k).log_softmax(dim=1).clamp_min(torch.tensor(SMALLEST).log())
 
 
@@ -144,7 +147,7 @@ class Rounded(Defence):
     source = "Tramer et al., USENIX Security 2016 (arXiv 1609.02943), section 7"
     threat_note = ONLY_OUTPUTS
 
-    decimals: int = 2
+    decimals: int = 1
 
     def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
         """The teacher with rounding after it."""
@@ -167,7 +170,7 @@ class ReverseSigmoid(Defence):
     name = "reverse_sigmoid"
     title = "reverse sigmoid"
     summary = "Probabilities bent by a sigmoid so that unlikely classes look likely"
-    source = "Lee et al., IEEE S&P Workshops 2019 (arXiv 1806.00054); ART ReverseSigmoid (beta 1, gamma 0.1)"
+    source = "Lee et al., IEEE S&P Workshops 2019; ART ReverseSigmoid (beta 1, gamma 0.1)"
     threat_note = "The same map for every answer, which a thief who knows it largely undoes. " + ONLY_OUTPUTS
 
     strength: float = 1.0

@@ -82,7 +82,8 @@ class RedirectedAnswers(Changed):
         super().__init__(teacher)
         self.surrogate, self.budget = surrogate, budget
 
-    def change(self, images: Tensor, logits: Tensor) -> Tensor:  # noqa: D102
+    def change(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Move within the budget; the top class stays on top."""
         shares = logits.softmax(dim=1)
         with torch.no_grad():
             values = redirection(self.surrogate, images).double()

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from sdb.address import Address
-from sdb.errors import ConfigError, DataError, ModelError
+from sdb.errors import ConfigError, DataError, ModelError, RemoteError
 from sdb.keys import Key
 from sdb.remote.answers import Answers
 from sdb.remote.protocol import Client
-from sdb.remote.wire import RemoteError
 
 __all__ = ["PATIENCE", "RemoteError", "RemoteTeacher", "token_from"]
 
@@ -76,7 +75,8 @@ class RemoteTeacher(nn.Module):
         who = [address.url, self.model.fingerprint, key.id if key else "", _trace_of(token, address.url)]
         self._answers = Answers(cache, hashlib.sha256("\0".join(who).encode()).digest()[:16])
         self._from_cache = 0
-        log.info("asking %s for %s of %d classes", address.url, self.model.kind, self.model.num_classes)
+        self._url = address.url
+        self._said = False
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # a connection and a file are not copied; there are no weights to keep apart
@@ -110,6 +110,9 @@ class RemoteTeacher(nn.Module):
             DataError: pixels that are no multiples of 1/255.
             RemoteError: the server gave up, or its patience ran out.
         """
+        if not self._said:  # here, since only now a run's log is open
+            log.info("asking %s for %s; %d answers are kept", self._url, self.model.kind, self._answers.count())
+            self._said = True
         pixels = _bytes_of(images)
         names = [hashlib.sha256(pixel.tobytes()).digest() for pixel in pixels]
         known = self._answers.find(names, self.model.num_classes)

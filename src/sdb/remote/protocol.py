@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sdb.address import Address
-from sdb.remote.wire import RemoteError, Wire
+from sdb.errors import RemoteError
+from sdb.remote.wire import Wire
 
 REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
 METADATA_LIMIT = 2**20  # bytes
@@ -28,6 +29,7 @@ class RemoteModel:
         image_shape: (C, H, W).
         kind: name of the output tensor and what it holds, "logits" or "probabilities".
         num_classes: number of classes.
+        most: images that a request may hold.
         fingerprint: of the metadata that say which model it is.
     """
 
@@ -35,6 +37,7 @@ class RemoteModel:
     image_shape: tuple[int, int, int]
     kind: str
     num_classes: int
+    most: int
     fingerprint: str
 
 
@@ -50,7 +53,6 @@ class Client:
     def __init__(self, address: Address, token: str | None, patience: float) -> None:
         self._wire = Wire(address, token, patience)
         self._url = address.url
-        self._most = REQUEST_IMAGES
 
     def describe(self) -> RemoteModel:
         """Ask for the model's metadata.
@@ -83,9 +85,12 @@ class Client:
         # What runs the model and how much it takes at once may change; the answers stay the same.
         lasting = {n: metadata.get(n) for n in ("name", "versions", "inputs", "outputs")}
         more = metadata.get("parameters")
-        lasting["box_id"] = more.get("box_id") if isinstance(more, dict) else None
+        more = more if isinstance(more, dict) else {}
+        lasting["box_id"] = more.get("box_id")
         print_of = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
-        return RemoteModel(name, (shape[1], shape[2], shape[3]), kind, widths[kind][1], print_of)
+        hint = more.get("max_images")
+        most = min(hint, REQUEST_IMAGES) if type(hint) is int and hint > 0 else REQUEST_IMAGES
+        return RemoteModel(name, (shape[1], shape[2], shape[3]), kind, widths[kind][1], most, print_of)
 
     def infer(self, model: RemoteModel, images: np.ndarray) -> Iterator[np.ndarray]:
         """Logits float32 (n, classes) of images float32 (N, C, H, W), request by request, in order.
@@ -93,16 +98,16 @@ class Client:
         Raises:
             RemoteError: refused, not answered, or answered with something else than the metadata promise.
         """
-        begin = 0
+        begin, most = 0, model.most
         while begin < len(images):
-            count = max(1, min(self._most, REQUEST_BYTES // images[0].nbytes))
+            count = max(1, min(most, REQUEST_BYTES // images[0].nbytes))
             part = images[begin : begin + count]
             try:
                 rows = self._request(model, part)
             except RemoteError as error:
                 if error.status != 413 or len(part) == 1:
                     raise
-                self._most = len(part) // 2  # more than this server takes at once
+                most = len(part) // 2  # more than this server takes at once
                 continue
             begin += len(part)
             yield rows

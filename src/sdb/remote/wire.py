@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import re
 import secrets
+import socket
+import ssl
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from sdb.address import Address
-from sdb.errors import ConfigError, SDBError
+from sdb.errors import ConfigError, RemoteError
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; doubled from one to the other
 TIMEOUT = 60.0  # seconds that a server may be silent
@@ -22,13 +25,7 @@ IDLE = 2.0  # seconds after which a connection is made anew: the server may have
 LATER = (408, 429, 502, 503, 504)
 TOKEN = re.compile(r"[\x21-\x7e]+")
 
-
-class RemoteError(SDBError, ConnectionError):
-    """A remote model cannot be reached, refuses, or answers with something that cannot be learnt from."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
+log = logging.getLogger("sdb")
 
 
 class Wire:
@@ -100,6 +97,7 @@ class Wire:
                     f"{self.address.url} {reason}{said}; given up after {tries} tries. Go on later with --resume: "
                     "answers that came are kept and not asked again"
                 )
+            log.info("%s %s; waiting %.1f s", self.address.url, reason, pause)
             time.sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT)
 
@@ -140,11 +138,8 @@ def _advice(status: int) -> str:
 
 
 def _is_nowhere(error: Exception) -> bool:
-    """Whether nothing listens there, or the name is unknown; at first contact that is a wrong address."""
-    return isinstance(error, ConnectionRefusedError) or type(error).__name__ in (
-        "gaierror",
-        "SSLCertVerificationError",
-    )
+    """Whether nothing listens there, the name is unknown, or it is not TLS; at first contact, a wrong address."""
+    return isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLError))
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -5,7 +5,8 @@
 
 What it is made of: `model` (what answers: torch or ONNX Runtime), `batching` (many requests, one forward), `limits`
 (what is refused), `bodies`, `tensors` and `protocol` (bytes to images and back), `images` (pictures), `answers` (how
-much of an answer is given), `metrics`, `app` (the routes), `run` (sockets, signals); `watch` (who asks, and how much).
+much of an answer is given), `metrics`, `service` and `app` (the routes), `run` (sockets, signals), `watch` (who asks,
+and how much).
 """
 
 from __future__ import annotations

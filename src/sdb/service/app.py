@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdb.errors import MissingExtraError
 from sdb.service import protocol
-from sdb.service.answers import TOP_K, answer, check_answers, outputs, softmax
-from sdb.service.batching import Batcher
+from sdb.service.answers import TOP_K, answer, outputs, softmax
 from sdb.service.limits import Limits, Refusal
-from sdb.service.model import KEYLESS, Model
+from sdb.service.model import Model
 from sdb.service.tensors import INPUT
 
 try:
@@ -27,19 +23,16 @@ try:
     from fastapi.routing import APIRoute
 
     from sdb.service import descriptions
-    from sdb.service.bodies import Intake, compress, decompress
+    from sdb.service.bodies import compress
     from sdb.service.guard import Guard, add_error_handlers
     from sdb.service.images import read_picture, upload
-    from sdb.service.metrics import Metrics
     from sdb.service.pages import add_pages
+    from sdb.service.service import Service
 except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "serve", "serving") from error
 
 if TYPE_CHECKING:
-    from sdb.service.watch import Principal, Watch
-
-T = TypeVar("T")
-LARGE = 2**18  # bytes; reading more than this takes long enough to do it beside the event loop
+    from sdb.service.watch import Watch
 
 
 class DirectRoute(APIRoute):
@@ -48,85 +41,6 @@ class DirectRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The function itself."""
         return self.endpoint
-
-
-class Service:
-    """What the routes share: the model, its batches, the limits, and who watches.
-
-    Args:
-        model: what answers.
-        watch: who asks and how much; None for no watch.
-        answers: the policy for principals without one of their own.
-        limits: what is refused.
-    """
-
-    def __init__(self, model: Model, watch: Watch | None, answers: str, limits: Limits) -> None:
-        check_answers(answers)
-        self.model = model
-        self.watch = watch
-        self.answers = answers
-        self.limits = limits
-        self.max_body = limits.body(model.image_shape)
-        self.intake = Intake(self.max_body, limits.intake(model.image_shape), limits.read_timeout)
-        self.batcher = Batcher(model.variants, limits)
-        self.metrics = Metrics(lambda: self.batcher.waiting, watch.metrics if watch else None)
-        self.batcher.on_batch = self.metrics.batches.observe
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
-
-    def asker(self, request: Request) -> Asker:
-        """Who sent a request; unknown and wrong tokens are nobody's, like none."""
-        if self.watch is None:
-            return Asker(None, KEYLESS, self.answers)
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        principal = self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
-        variant = principal.partner if principal.partner in self.model.variants else KEYLESS
-        return Asker(principal, variant, principal.answers or self.answers)
-
-    async def read(self, request: Request, reader: Callable[[bytes], T]) -> T:
-        """What a reader makes of the request's body, which is received and decompressed within the limits."""
-        encoding = request.headers.get("content-encoding", "")
-
-        def work(body: bytes) -> T:
-            return reader(decompress(body, encoding, self.max_body))
-
-        async with self.intake.body(request) as body:
-            if len(body) < LARGE and not encoding:
-                return work(body)
-            return await asyncio.get_running_loop().run_in_executor(self._reader, work, body)
-
-    async def logits(self, asker: Asker, images: np.ndarray) -> np.ndarray:
-        """Logits (N, K) for who asks.
-
-        Raises:
-            Refusal: 429 by the watch, 503 by the queue.
-        """
-        self.batcher.check_room(len(images))  # before the watch counts them
-        if self.watch is not None and asker.principal is not None:
-            admission = self.watch.admit(asker.principal, len(images))
-            if not admission.allowed:
-                raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")
-        logits = await self.batcher.submit(asker.variant, images)
-        if not np.isfinite(logits).all():
-            raise ArithmeticError("the model gave logits that are not finite")
-        self.metrics.images.inc(len(images))
-        if self.watch is not None and asker.principal is not None:
-            self.watch.observe(asker.principal, images, logits)
-        return logits
-
-    async def close(self) -> None:
-        """Answer what was accepted, then end the threads."""
-        await self.batcher.drain()
-        self.batcher.close()
-        self._reader.shutdown()
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, which network answers, and how much of the answer is given."""
-
-    principal: Principal | None
-    variant: str
-    answers: str
 
 
 def build_app(model: Model, *, watch: Watch | None, answers: str, limits: Limits) -> FastAPI:
@@ -214,7 +128,9 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
             ("/ready", "GET", model_ready, descriptions.READY),
             ("", "GET", describe, descriptions.MODEL),
         ):
-            app.add_api_route(path + suffix, route, methods=[method], **descriptions.with_path(said, path))
+            app.add_api_route(
+                path + suffix, route, methods=[method], **descriptions.with_path(said, path, model.name)
+            )
 
     @app.get("/v2", **descriptions.SERVER)
     async def server(request: Request) -> Response:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sdb.service.protocol import VERSION
+
 APP = (
     "Images in, the answers of a box out. The protocol is the Open Inference Protocol v2 over HTTP; pixels are in "
     "[0, 1]. A token goes into the header `Authorization: Bearer TOKEN`."
@@ -125,12 +127,12 @@ METRICS: dict[str, Any] = {
 }
 
 
-def with_path(route: dict[str, Any], path: str) -> dict[str, Any]:
-    """A route's description with the parameters of its path, `{name}` and `{version}`."""
+def with_path(route: dict[str, Any], path: str, model: str) -> dict[str, Any]:
+    """A route's description with the parameters of its path: `{name}`, which is the model's, and `{version}`."""
     extra = route.get("openapi_extra", {})
     named = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in ("name", "version")
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": [value]}}
+        for name, value in (("name", model), ("version", VERSION))
         if f"{{{name}}}" in path
     ]
     return route | {"openapi_extra": extra | {"parameters": [*named, *extra.get("parameters", [])]}}

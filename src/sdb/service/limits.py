@@ -9,6 +9,7 @@ from sdb.errors import ConfigError, SDBError
 
 MIN_BODY, MAX_BODY = 8 * 2**20, 128 * 2**20  # bytes: a photograph fits; nothing larger is ever read
 BYTES_A_PIXEL = 8  # FP64, or a number with six digits in JSON
+MAX_INTAKE = 512 * 2**20  # bytes of all bodies that are being received
 MAX_HEAD = 32 * 2**10  # bytes of a request's first line and headers
 
 
@@ -64,4 +65,4 @@ class Limits:
 
     def intake(self, image_shape: tuple[int, int, int]) -> int:
         """Bytes of all bodies that are being received at one time."""
-        return 4 * self.body(image_shape)
+        return min(16 * self.body(image_shape), MAX_INTAKE)

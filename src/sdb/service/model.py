@@ -153,14 +153,16 @@ def _session(file: Path) -> onnxruntime.InferenceSession:
     except ImportError:
         raise MissingExtraError("onnxruntime", "onnx", "answering by ONNX Runtime") from None
     options = onnxruntime.SessionOptions()
+    # One knob for both engines: OMP_NUM_THREADS, which ONNX Runtime itself does not look at.
+    options.intra_op_num_threads = torch.get_num_threads()
     # Idle workers that spin would take the cores from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     available = onnxruntime.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    if not file.is_file():
+        raise ModelError(f"{file}: no such file; sdb export BOX --to onnx makes one")
     try:
-        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=providers)
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # ONNX Runtime has no common base for its errors
         raise ModelError(
             f"{file}: ONNX Runtime does not load it ({type(error).__name__}); export it again"

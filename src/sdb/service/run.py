@@ -60,6 +60,9 @@ def serve(app: FastAPI, host: str, port: int, limits: Limits, on_ready: Callable
         # Whoever was accepted has been answered by then: sending, waiting, one batch.
         timeout_graceful_shutdown=math.ceil(limits.read_timeout + limits.timeout + 30),
     )
+    # Both would write a line for every request that is no HTTP, or no form.
+    for name in ("uvicorn.error", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # uvicorn raises a signal again when it is done; after a clean stop that must not end the process as killed.
     before = {number: signal.signal(number, _ignore) for number in SIGNALS}
     try:
@@ -209,7 +212,6 @@ def protocol_class(read_timeout: float) -> type[HttpToolsProtocol]:
             self.transport.write(head.encode() + body)
             self.transport.close()
 
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return Connection
 
 

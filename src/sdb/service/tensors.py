@@ -41,7 +41,7 @@ def read_images(tensor: Any, binary: memoryview, image_shape: tuple[int, int, in
         expected = ", ".join(map(str, image_shape))
         raise Refusal(400, f"{INPUT!r} has shape {_short(shape)}; expected (N, {expected}) with N at least 1")
     if shape[0] > max_images:
-        raise Refusal(413, f"{shape[0]} images in one request: send at most {max_images}")
+        raise Refusal(413, f"too many images in one request: send at most {max_images}")
     numbers = _from_bytes(tensor, binary, kind, shape) if len(binary) else _from_json(tensor, kind, shape)
     with np.errstate(over="ignore"):
         images = numbers.astype(np.float32).reshape(shape)
