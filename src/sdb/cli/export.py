@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Encrypt, KeyOption, print_json, say
+from sdb.cli.shell import Encrypt, KeyOption, new_passphrase, print_json, say
 from sdb.errors import ConfigError
 
 LICENCE_LIMIT = 2**20  # bytes; a text of this length is no licence

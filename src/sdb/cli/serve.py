@@ -42,6 +42,9 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="What ordinary images look like: sdb token profile makes it."),
     ] = None,
+    budgets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of budgets and rates, see docs/aisvs.md.")
+    ] = None,
     alerts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the watch's alerts here, not on stderr.")
     ] = None,
@@ -67,11 +70,14 @@ def serve(
 
     watcher = None
     if watch is not None or tokens is not None:
-        from sdb.service.watch import Watch
+        from sdb.service.watch import LimitSet, Watch
 
-        watcher = Watch.open(watch, tokens=tokens, profile=profile, alerts=alerts)
-    elif alerts is not None or profile is not None:
-        raise ConfigError("--alerts and --profile are the watch's: give --watch DB or --tokens FILE too")
+        allowed = None if budgets is None else LimitSet.load(budgets)
+        watcher = Watch.open(watch, tokens=tokens, limits=allowed, profile=profile, alerts=alerts)
+    elif alerts is not None or profile is not None or budgets is not None:
+        raise ConfigError(
+            "--alerts, --profile and --budgets are the watch's: give --watch DB or --tokens FILE too"
+        )
     limits = Limits(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
     try:
         app = create_app(
