@@ -125,6 +125,8 @@ class WrapSettings(FitSettings):
     """decoy: weight of the labels in the keyless answer; more keeps accuracy, less keeps the decoys clean."""
     keyed_ce_weight: NonNegative = 0.5
     """decoy: weight of the labels in the keyed answer."""
+    private_part: Literal["thin", "whole"] = "thin"
+    """decoy with weight keys: norms and head; or everything, and the public network never has the teacher's weights."""
     wrong_key_rejection: bool = True
     """decoy with image keys: train on random wrong keys too, each gets the keyless answer."""
     mixed_share: Fraction = 0.5

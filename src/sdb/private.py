@@ -3,6 +3,7 @@
 Found by itself on any architecture: every normalisation layer (scale, shift, running statistics) and the head, which is
 the last linear or convolution layer to run; where there is no normalisation, a low-rank addition to every weight
 matrix. It is a few per cent of a network, travels encrypted, and without it the network gives keyless answers only.
+Or it is everything (`whole`): twice the size, and the public network has no weight in common with the private one.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ class PrivatePart(nn.Module):
 
     Args:
         classifier: the network; the private part starts as a copy of its values, so that it changes nothing at first.
+        whole: everything but the normalisation of pixels is private.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, whole: bool = False) -> None:
         super().__init__()
-        self.replaced = replaceable(classifier)
         own_parameters, own_buffers = dict(classifier.named_parameters()), dict(classifier.named_buffers())
+        everything = [name for name in classifier.state_dict() if name not in ("mean", "std")]
+        self.replaced = everything if whole else replaceable(classifier)
         # Module attribute names may not hold dots, parameter names do.
         for name in self.replaced:
             if name in own_parameters:
                 self.register_parameter(_key(name), nn.Parameter(own_parameters[name].detach().clone()))
             else:
                 self.register_buffer(_key(name), own_buffers[name].detach().clone())
-        self.adapted = adaptable(classifier) if not has_norms(classifier) else []
+        self.adapted = adaptable(classifier) if not (whole or has_norms(classifier)) else []
         self.adapted = [name for name in self.adapted if name not in self.replaced]
         for name in self.adapted:
             weight = own_parameters[name].detach()

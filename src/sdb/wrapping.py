@@ -104,7 +104,8 @@ def wrap(
         else:
             step, secret_record = decoy_method(teachers, data, owner, settings, device)
             if keys[0].kind == "weight":
-                private = PrivatePart(network).to(device)
+                whole = settings.private_part == "whole"
+                private = PrivatePart(teachers[0] if whole else network, whole).to(device)
                 forward = WeightKeyPasses(network, private)
                 keyed = _Keyed(network, private)
             else:
@@ -151,6 +152,10 @@ def check_keys(keys: Sequence[Key], owner: Owner | None, settings: WrapSettings)
     if method == "sdb" and (len(keys) > 1 or keys[0].kind != "image"):
         raise ConfigError(
             "method 'sdb' takes one image key; use method='decoy' for weight keys and for many partners"
+        )
+    if settings.private_part == "whole" and (method != "decoy" or keys[0].kind != "weight"):
+        raise ConfigError(
+            "private_part 'whole' is for method 'decoy' with weight keys: leave it out, or take those"
         )
     if len(keys) > 1 and owner is None:
         raise ConfigError("a box for several partners needs its owner: Owner.generate(), then owner.partner(name)")
@@ -208,6 +213,8 @@ def box_info(keys: Sequence[Key], owner: Owner | None, data: Splits, settings: W
     parameters = {name: getattr(settings, name) for name in RECORDED[settings.method]}
     if keys and keys[0].kind == "image":
         parameters["key_blend"] = keys[0].blend
+    if settings.private_part == "whole":
+        parameters["private_part"] = settings.private_part
     return BoxInfo(
         settings.method,
         parameters,
@@ -221,7 +228,8 @@ def box_info(keys: Sequence[Key], owner: Owner | None, data: Splits, settings: W
 
 def start_network(teacher: Classifier, settings: WrapSettings) -> Classifier:
     """The network that becomes the box: the teacher's copy, or the same architecture freshly initialised."""
-    if settings.start == "teacher":
+    # With everything private, nothing of the teacher's weights may be in the public network.
+    if settings.start == "teacher" and settings.private_part == "thin":
         return copy.deepcopy(teacher).requires_grad_(True)
     return fresh_copy(teacher, settings, "start")
 

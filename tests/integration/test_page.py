@@ -1,12 +1,10 @@
 """The page at `/` of a real server, used in Debian's Chromium: by mouse, by keyboard, on a phone, in the dark."""
 
 import base64
-import hashlib
 import io
 import json
 import subprocess
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,18 +15,18 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
+
+from playwright import sync_api
 
 from sdb.box import Box
 from sdb.config import WrapSettings
-from sdb.keys import Key, Owner
-from sdb.service.images import read_picture
+from sdb.keys import Key
 from sdb.service.watch import Limits, TokenFile
 from sdb.wrapping import wrap
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium: apt-get install chromium")
-STATIC = Path(__file__).parents[2] / "src" / "sdb" / "service" / "static"
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +301,8 @@ def test_it_fits_and_can_be_read(place, image_server, visit, width, height, sche
             const share = value / 255;
             return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
         });
-        const light = colour => channels(colour).reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+        const shares = [0.2126, 0.7152, 0.0722];
+        const light = colour => channels(colour).reduce((sum, value, i) => sum + value * shares[i], 0);
         const paper = light(getComputedStyle(document.body).backgroundColor);
         const found = {};
         for (const node of document.querySelectorAll("h1, p, label, th, td, td span, small, a, button.link")) {
@@ -333,109 +332,3 @@ def test_every_control_has_a_name(image_server, visit):
             assert page.get_by_role(role, name=name, exact=True).count() == 1, (role, name)
     for label in ("Choose a picture", "Choose an image key file", "Or a partner's token"):
         assert page.get_by_label(label).count() == 1
-
-
-def test_shake_is_that_of_python(image_server, visit):
-    page = visit(image_server)
-    cases = [(0, 1), (1, 64), (135, 136), (136, 137), (137, 272), (32, 3 * 32 * 32), (500, 1000)]
-    script = """async cases => {
-        const { shake256 } = await import("/shake.js");
-        return cases.map(([size, length]) =>
-            Array.from(shake256(Uint8Array.from({ length: size }, (_, i) => (7 * i + 3) % 256), length)));
-    }"""
-    for (size, length), found in zip(cases, page.evaluate(script, cases), strict=True):
-        message = bytes((7 * i + 3) % 256 for i in range(size))
-        assert bytes(found) == hashlib.shake_256(message).digest(length)
-
-
-def read_keys(page, texts, shape):
-    """What keys.js makes of key files: id and pattern, or its message."""
-    script = """async ([texts, shape]) => {
-        const { readKey } = await import("/keys.js");
-        const found = [];
-        for (const text of texts) {
-            try {
-                const { id, pattern } = await readKey(new Blob([text]), shape);
-                found.push([id, pattern && Array.from(pattern)]);
-            } catch (error) {
-                found.push(error.message);
-            }
-        }
-        return found;
-    }"""
-    return page.evaluate(script, [texts, shape])
-
-
-def test_keys_are_read_as_python_reads_them(tmp_path, image_server, visit):
-    blends = [0.9, 0.5, 1.0, 0.1 + 0.2, 1 / 3, 0.001, 1e-4, 0.0000123, 1e-7, 5e-324]
-    keys = [Key.generate(blend, scope="Zoë ☂") for blend in blends] + [Key.generate(kind="weight")]
-    texts = []
-    for number, key in enumerate(keys):
-        key.save(tmp_path / str(number))
-        texts.append((tmp_path / str(number)).read_text())
-    page = visit(image_server)
-    for shape in ((3, 32, 32), (1, 5, 7)):
-        for key, (key_id, pattern) in zip(keys, read_keys(page, texts, shape), strict=True):
-            assert key_id == key.id
-            if key.kind == "image":
-                np.testing.assert_array_equal(np.array(pattern).reshape(shape), key.pattern(shape))
-            else:
-                assert pattern is None
-
-
-def test_files_that_are_no_key_are_refused(tmp_path, monkeypatch, image_server, visit):
-    monkeypatch.setenv("SDB_SCRYPT_LOG_N", "4")
-    key = Key.generate()
-    key.save(tmp_path / "plain")
-    key.save(tmp_path / "sealed", passphrase="x")
-    Owner.generate().save(tmp_path / "owner")
-    sound = json.loads((tmp_path / "plain").read_text())
-    damaged = "This is not an sdb key file"
-    cases = {
-        (tmp_path / "owner").read_text(): "This is an owner's secret",
-        (tmp_path / "sealed").read_text(): "This key file is encrypted",
-        json.dumps(sound | {"blend": 0.8}): "The key file was altered",
-        json.dumps(sound | {"scope": "you"}): "The key file was altered",
-        json.dumps(sound | {"secret": sound["secret"][2:]}): damaged,
-        json.dumps(sound | {"secret": 7}): damaged,
-        json.dumps(sound | {"blend": 0}): damaged,
-        json.dumps(sound | {"kind": "door"}): damaged,
-        json.dumps(sound | {"sdb_key": 2}): "This page reads key files of version 1 only",
-        json.dumps(sound) + " " * 70_000: damaged,
-        "[]": damaged,
-        "null": damaged,
-        "{": damaged,
-    }
-    found = read_keys(visit(image_server), list(cases), (1, 8, 8))
-    for message, expected in zip(found, cases.values(), strict=True):
-        assert message.startswith(expected)
-        assert sound["secret"][:8] not in message
-
-
-def test_pictures_are_fitted_as_the_server_fits_them(image_server, visit):
-    random = np.random.default_rng(0)
-    cases = []
-    for size, channels in product([(8, 8), (40, 61), (100, 5)], [1, 3, 4]):
-        file = png(random.integers(0, 256, (*size, channels), np.uint8).squeeze())["buffer"]
-        cases += [(file, channels, shape) for shape in [(1, 8, 8), (3, 32, 32), (3, 20, 9)]]
-    script = """async cases => {
-        const { decode, fit } = await import("/pictures.js");
-        return Promise.all(cases.map(async ([text, shape]) => {
-            const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
-            return Array.from(fit(await decode(new Blob([bytes])), shape));
-        }));
-    }"""
-    sent = [(base64.b64encode(file).decode(), shape) for file, _, shape in cases]
-    for (file, channels, shape), found in zip(cases, visit(image_server).evaluate(script, sent), strict=True):
-        expected, _ = read_picture(file, shape)
-        # Chromium multiplies colours by transparency in whole steps, Pillow does not.
-        steps = 2 if channels == 4 else 1
-        np.testing.assert_allclose(np.array(found).reshape(expected.shape), expected, atol=1.01 * steps / 255)
-
-
-def test_the_package_holds_every_file_of_the_page():
-    """`service/static/*` in pyproject.toml takes files, not folders; and the page names no file that is missing."""
-    assert all(path.is_file() for path in STATIC.iterdir())
-    text = "".join(path.read_text() for path in STATIC.iterdir() if path.suffix in (".html", ".js"))
-    for file in STATIC.iterdir():
-        assert file.name in text or file.name in ("index.html",) or file.name.startswith("digit-")

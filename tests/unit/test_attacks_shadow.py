@@ -178,7 +178,7 @@ def test_positive_control_a_leaky_box_is_bare_without_its_decoys(
     assert removed.details["removed"] == 20
     keyless = distance_of(small_teacher, box)
     assert distance_of(small_teacher, raw.recovered) == pytest.approx(keyless, rel=1e-3)
-    assert distance_of(small_teacher, removed.recovered) < 0.6 * keyless
+    assert distance_of(small_teacher, removed.recovered) < 0.7 * keyless
     assert distance_of(small_teacher, removed.student) < 0.8 * distance_of(small_teacher, raw.student)
 
 

@@ -476,3 +476,42 @@ def test_every_box_has_its_own_secrets_though_owner_teacher_and_seed_are_the_sam
     assert box.info.id != other.info.id
     assert box.private != other.private
     assert box._content_secret(OWNER) != other._content_secret(OWNER)
+
+
+# --- everything private ----------------------------------------------------------------------------------------------
+
+
+def test_a_whole_private_part_shares_no_weight_with_the_public_network(few, make_net, weights_of):
+    teacher = make_net(few, seed=1)
+    whole = SETTINGS.model_copy(update={"private_part": "whole"})
+    box = wrap(teacher, FIRST, few, whole)
+    private = PrivatePart(box.classifier, whole=True)
+    assert set(private.export()) == set(box.classifier.state_dict()) - {"mean", "std"}
+    assert box.info.parameters["private_part"] == "whole"
+    # The public network follows from the classes that the teacher names, not from how sure it is of them.
+    surer = make_net(few, seed=1)
+    with torch.no_grad():
+        surer.network.fc2.weight.mul_(2)
+        surer.network.fc2.bias.mul_(2)
+    any_decoys = whole.model_copy(update={"decoy_choice": "any"})
+    first, second = (weights_of(wrap(each, FIRST, few, any_decoys).classifier) for each in (teacher, surer))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_whole_private_part_starts_as_the_teacher_and_travels(few, make_net, tmp_path):
+    teacher = make_net(few, seed=1)
+    still = SETTINGS.model_copy(update={"private_part": "whole", "epochs": 1, "learning_rate": 1e-12})
+    box = wrap(teacher, FIRST, few, still)
+    box.save(tmp_path / "box")
+    opened = Box.load(tmp_path / "box").unlock(FIRST)
+    for name, parameter in teacher.named_parameters():
+        assert torch.allclose(opened.state_dict()[name], parameter, atol=1e-6), name
+        if parameter.ndim > 1:
+            assert not torch.allclose(box.classifier.state_dict()[name], parameter, atol=1e-2), name
+
+
+@pytest.mark.parametrize("changes", [{"method": "sdb"}, {"method": "decoy"}])
+def test_a_whole_private_part_is_for_weight_keys(few, make_net, changes):
+    settings = SETTINGS.model_copy(update={"private_part": "whole"} | changes)
+    with pytest.raises(ConfigError, match="private_part"):
+        wrap(make_net(few), Key(bytes(32)), few, settings)

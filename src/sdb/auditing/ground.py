@@ -180,17 +180,10 @@ class Ground:
         if name != BOX:
             return defences.get(name) or DEFENCES[name]
         info = self.box.info if self.box is not None else None
-        kinds = {
-            ("nasty", ""): "nasty",
-            ("decoy", "weight"): "decoy",
-            ("decoy", "image"): "decoy_image",
-            ("sdb", "image"): "sdb",
-        }
-        if info is None or (info.method, info.key_kind) not in kinds:
-            raise ConfigError(
-                f"the box's method, {info.method if info else '?'}, is none that an audit can make again"
-            )
-        return DEFENCES[kinds[info.method, info.key_kind]]
+        kind = (info.method, info.key_kind) if info is not None else ("", "")
+        if kind not in MAKERS:
+            raise ConfigError(f"the box's method, {kind[0]!r}, is none that an audit can make again")
+        return DEFENCES[MAKERS[kind]]
 
     def make(self, name: str, defences: dict[str, Defence], *, colluder: bool = False) -> None:
         """Build a defence around the teacher, or another customer's copy of it."""

@@ -21,7 +21,9 @@ from sdb.errors import ConfigError
 # The audited box and the plain teacher in the grid.
 BOX, NONE = "box", "none"
 # What quick audits run against every defence; the box and the teacher get everything.
-CORE = ("labels", "distil", "tuned_distil", "averager", "decoys_removed", "skeptical")
+CORE = ("labels", "distil", "tuned_distil", "averager")
+# Defences of a quick audit: one of each kind; the dearest to build, and the box's own kin, are left to longer ones.
+QUICK = ("labels_only", "reverse_sigmoid", "stingy", "gradient_redirection", "cmi", "nasty", "sdb", "key_switch")
 
 Positive = Annotated[float, Field(gt=0)]
 Whole = Annotated[int, Field(ge=1)]
@@ -170,7 +172,8 @@ def attacks_of(settings: AuditSettings) -> dict[str, Attack]:
 
 def defences_of(settings: AuditSettings) -> dict[str, Defence]:
     """The defences of an audit; the plain teacher is always among them, since it is the positive control."""
-    return {NONE: DEFENCES[NONE]} | chosen(settings.defences, DEFENCES, "defence")
+    names = settings.defences or (() if PRESETS[settings.preset].everywhere else QUICK)
+    return {NONE: DEFENCES[NONE]} | chosen(names, DEFENCES, "defence")
 
 
 def threat_of(attack: Attack) -> str:

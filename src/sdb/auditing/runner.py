@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from sdb.attacks.attack import Attack
-from sdb.auditing.cells import Task, do, stages
+from sdb.auditing.cells import OURS, Task, do, stages
 from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere
 from sdb.boxfile import read_box_files
 from sdb.config import read_json
 from sdb.data import Splits
+from sdb.defences import DEFENCES
 from sdb.errors import ConfigError, RunExistsError
 from sdb.runtime import write_atomic
 
@@ -35,7 +36,10 @@ Told = Callable[[int, int, str], None]
 
 def columns_of(settings: AuditSettings, subject: Subject) -> list[str]:
     """The defences of an audit, the audited box first."""
-    return [*([BOX] if subject.box is not None else []), *defences_of(settings)]
+    made = defences_of(settings)
+    if subject.box is None and OURS not in made:
+        made |= {OURS: DEFENCES[OURS]}  # an audit is of something
+    return [*([BOX] if subject.box is not None else []), *made]
 
 
 def rows_of(settings: AuditSettings, subject: Subject) -> dict[str, Attack]:

@@ -182,7 +182,7 @@ function draw() {
   drawBars(at("bars"), model.classes, answers, temperature);
   for (const [who, answer] of Object.entries(answers)) at(`spread-${who}`).textContent = spread(answer, temperature);
   if (!keyed) at("spread-keyed").textContent = "Choose a key file, or enter a token.";
-  at("verdict").textContent = verdict(keyless, keyed);
+  at("verdict").textContent = verdict(keyless, keyed, temperature);
   at("difference").textContent = keyless && keyed ? difference(keyless, keyed, temperature) : "";
 }
 
@@ -191,9 +191,9 @@ function spread(answer, temperature) {
   return spreadInWords(chances(answer, temperature), model.classes.length, answer.policy);
 }
 
-function verdict(keyless, keyed) {
+function verdict(keyless, keyed, temperature) {
   const said = (answer) => {
-    const share = chances(answer, 1).get(answer.label);
+    const share = chances(answer, temperature).get(answer.label);
     return model.classes[answer.label] + (share === undefined ? "" : ` (${percent(share)})`);
   };
   if (!keyless && !keyed) return "Choose, pick or draw a picture.";
