@@ -32,6 +32,9 @@ from sdb.models import Classifier, ModelSpec
 from sdb.private import put_in_place
 from sdb.sealing import seal, unseal
 
+# Name of the fixed answers among the weights.
+ANSWERS = "answers"
+
 __all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
 
 
@@ -83,14 +86,33 @@ class Box(nn.Module):
         info: what the box says of itself.
         private: the encrypted private part of a weight-key box.
         record: the owner's encrypted record.
+        answers: logits (C, C); with them the box names a class and gives that class's row, always the same, so that
+            its answers say no more than the class. None gives the network's own logits.
+
+    Raises:
+        ModelError: class names or answers do not fit the classifier.
     """
 
     def __init__(
-        self, classifier: Classifier, info: BoxInfo, private: bytes | None = None, record: bytes | None = None
+        self,
+        classifier: Classifier,
+        info: BoxInfo,
+        private: bytes | None = None,
+        record: bytes | None = None,
+        answers: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if len(info.class_names) != classifier.num_classes:
-            raise ModelError(f"{len(info.class_names)} class names for {classifier.num_classes} classes")
+        classes = classifier.num_classes
+        if len(info.class_names) != classes:
+            raise ModelError(f"{len(info.class_names)} class names for {classes} classes")
+        if answers is not None and (
+            answers.shape != (classes, classes)
+            or not torch.equal(answers.argmax(dim=1).cpu(), torch.arange(classes))
+            or not bool(answers.isfinite().all())
+        ):
+            raise ModelError(f"answers are not finite logits ({classes}, {classes}) whose row c is highest at c")
+        self.answers: Tensor | None
+        self.register_buffer("answers", answers, persistent=False)
         self.classifier = classifier
         self.info = info
         self.private = private
@@ -99,7 +121,8 @@ class Box(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Keyless logits (N, classes) of images (N, C, H, W) with pixels in [0, 1]."""
-        return self.classifier(images)
+        logits = self.classifier(images)
+        return logits if self.answers is None else self.answers[logits.argmax(dim=1)]
 
     def unlock(self, key: Key) -> nn.Module:
         """The module a partner distils: images to keyed logits.
@@ -143,7 +166,8 @@ class Box(nn.Module):
         self.check_owner(owner)
         slots = {**self.info.slots, key.id: self._slot(key, owner)}
         ids = tuple(dict.fromkeys([*self.info.key_ids, key.id]))
-        return type(self)(self.classifier, replace(self.info, slots=slots, key_ids=ids), self.private, self.record)
+        info = replace(self.info, slots=slots, key_ids=ids)
+        return type(self)(self.classifier, info, self.private, self.record, self.answers)
 
     def lock(
         self, private: dict[str, Tensor] | None, record: dict[str, Any], keys: list[Key], owner: Owner
@@ -159,6 +183,7 @@ class Box(nn.Module):
                 json.dumps(record).encode(),
                 self._context("record"),
             ),
+            self.answers,
         )
         if private is not None:
             for key in keys:
@@ -203,6 +228,8 @@ class Box(nn.Module):
         if path.exists() and not is_box(path):
             raise CheckpointError(f"{path} is not a box, so a box does not overwrite it; choose another name")
         state = {n: t.detach().cpu().contiguous().clone() for n, t in self.classifier.state_dict().items()}
+        if self.answers is not None:
+            state[ANSWERS] = self.answers.cpu().clone()
         files = {WEIGHTS: to_bytes(state)}
         files |= {n: data for n, data in ((PRIVATE, self.private), (RECORD, self.record)) if data is not None}
         manifest = {
@@ -237,12 +264,13 @@ class Box(nn.Module):
             weights = from_bytes(files[WEIGHTS])
         except (SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from None
+        answers = weights.pop(ANSWERS, None)
         classifier = ModelSpec.from_json(manifest["model"]).build(allow_factory=allow_factory)
         load_weights(classifier, weights, path)
         names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
         lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
         info = BoxInfo(**{name: manifest[name] for name in names}, **lists)
-        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD))
+        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), answers)
 
     def _model_json(self) -> dict[str, Any]:
         if self.classifier.spec is None:

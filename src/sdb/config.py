@@ -119,6 +119,9 @@ class WrapSettings(FitSettings):
     """decoy: how far the right class stands above its decoys, in logits."""
     decoy_height: Positive = 8.0
     """decoy: how far the decoys stand above the other classes, in logits."""
+    fixed_answers: bool = True
+    """decoy with weight keys: keyless answers are the named class's decoy answer itself, so they say no more than the
+    class; false gives the network's own logits, which training only brings near it."""
     decoy_soft_weight: NonNegative = 0.25
     """decoy: weight of the keyless answer's softened part."""
     ce_weight: NonNegative = 1.0

@@ -36,6 +36,8 @@ from sdb.training import (
     train_batches,
 )
 
+# By how much a fixed answer names its class, in logits, where the margin does not.
+LEAD = 1e-3
 # Settings of a method that go on the box's public record; the decoy map itself never does.
 RECORDED = {
     "nasty": ("start", "temperature", "disturbance_weight"),
@@ -47,7 +49,16 @@ RECORDED = {
         "preservation_weight",
         "augmentation_weight",
     ),
-    "decoy": ("start", "forward", "temperature", "num_decoys", "margin", "ce_weight", "wrong_key_rejection"),
+    "decoy": (
+        "start",
+        "forward",
+        "temperature",
+        "num_decoys",
+        "margin",
+        "ce_weight",
+        "wrong_key_rejection",
+        "fixed_answers",
+    ),
 }
 
 
@@ -91,7 +102,7 @@ def wrap(
         teachers = [frozen(each, device) for each in (teacher, *more_teachers)]
         network = start_network(teachers[0], settings).to(device)
         validation = evaluation_batches(data.validation, device)
-        private, secret_record = None, {}
+        private, answers, secret_record = None, None, {}
         keyed: nn.Module | None
         forward: nn.Module = network
         if settings.method == "nasty":
@@ -102,7 +113,7 @@ def wrap(
             step = sdb_step(teachers[0], random_network(teachers[0], settings), settings)
             keyed = nn.Sequential(embed, network)
         else:
-            step, secret_record = decoy_method(teachers, data, owner, settings, device)
+            step, answers, secret_record = decoy_method(teachers, data, owner, settings, device)
             if keys[0].kind == "weight":
                 whole = settings.private_part == "whole"
                 private = PrivatePart(teachers[0] if whole else network, whole).to(device)
@@ -128,10 +139,17 @@ def wrap(
     if history is not None:
         history.extend(records)
     info = box_info(keys, owner, data, settings)
-    box = Box(network.eval(), info)
+    # A key of the image kind needs the network's own logits: it shows in the image, and so only in them.
+    fixed = answers is not None and private is not None and settings.fixed_answers
+    box = Box(network.eval(), info, answers=named(answers) if fixed else None)
     if owner is None or settings.method != "decoy":
         return box
     return box.lock(private.export() if private is not None else None, secret_record, keys, owner)
+
+
+def named(answers: Tensor) -> Tensor:
+    """Decoy answers (C, C) as a box gives them: a class stands above its decoys even where the margin is 0."""
+    return answers + LEAD * torch.eye(len(answers), device=answers.device)
 
 
 def check_keys(keys: Sequence[Key], owner: Owner | None, settings: WrapSettings) -> None:
@@ -163,8 +181,8 @@ def check_keys(keys: Sequence[Key], owner: Owner | None, settings: WrapSettings)
 
 def decoy_method(
     teachers: Sequence[Classifier], data: Splits, owner: Owner | None, settings: WrapSettings, device: torch.device
-) -> tuple[Step, dict[str, Any]]:
-    """The decoy step, and what the owner must remember: the secret map and what it was chosen from."""
+) -> tuple[Step, Tensor, dict[str, Any]]:
+    """The decoy step, the answers it aims at, and what the owner must remember: the map and what it was chosen from."""
     if owner is None:
         raise ConfigError("method 'decoy' needs an owner or a key: its decoys are the owner's secret")
     classes = data.num_classes
@@ -179,7 +197,8 @@ def decoy_method(
         choices = candidates(confusion.nan_to_num().cpu().numpy(), num_decoys)
     decoys = decoy_map(derive(owner.secret, "decoys"), choices, num_decoys)
     answers = decoy_logits(decoys, settings.decoy_height, settings.margin).to(device)
-    return decoy_step(teachers, answers, data.augment, settings), {"decoys": decoys, "candidates": choices}
+    step = decoy_step(teachers, answers, data.augment, settings)
+    return step, answers, {"decoys": decoys, "candidates": choices}
 
 
 def box_metrics(network: Classifier, keyed: nn.Module | None, validation: Any) -> Callable[[], dict[str, float]]:

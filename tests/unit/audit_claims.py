@@ -80,6 +80,7 @@ def make_claim(
         "alone": per_seed(bar - 0.3),
         "label_smoothing": smoothed,
         "from_teacher": per_seed(bar + 2.2),
+        "own_distance": [0.045] * seeds,
     }
     defences, cells = [], []
     for name, title, strength, cost, partner in DEFENCES:

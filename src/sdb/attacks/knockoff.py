@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -69,6 +70,10 @@ class KnockoffRandom(Attack):
     images: int = 50_000
     temperature: float = 4.0
     passes: int = 8
+
+    def brief(self) -> Self:
+        """With fewer images."""
+        return replace(self, images=min(self.images, 10_000))
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Choose, ask, distil."""

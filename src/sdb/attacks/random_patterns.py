@@ -66,7 +66,7 @@ class RandomPatterns(Attack):
 
     def brief(self) -> RandomPatterns:
         """With fewer queries."""
-        return replace(self, queries=30_000)
+        return replace(self, queries=40_000)
 
     def extended(self) -> RandomPatterns:
         """With ten times the queries."""

@@ -24,6 +24,7 @@ from sdb.auditing.plan import BOX, NONE
 from sdb.data import Batch, Batches
 from sdb.defences.defence import Defence, Defended
 from sdb.errors import CheckpointError, TrainingError
+from sdb.models import Classifier
 from sdb.runtime import derive_seed, write_atomic
 from sdb.training import evaluate, evaluation_batches
 
@@ -102,14 +103,15 @@ def references(ground: Ground) -> dict[str, Any]:
     test = evaluation_batches(ground.data.test, ground.device)
     return {
         "teacher": score(ground.teacher, test),
-        "alone": score(trained_alone(means, 0.0), test),
-        "label_smoothing": score(trained_alone(means, 0.1), test),
+        "alone": score(trained_alone(means, means.new_student(), 0.0), test),
+        "label_smoothing": score(trained_alone(means, means.new_student(), 0.1), test),
         "from_teacher": score(partner(ground.teacher, means), test),
+        "own_distance": distance(ground.teacher, trained_alone(means, means.new_network(), 0.0), test),
     }
 
 
-def trained_alone(means: Means, smoothing: float) -> nn.Module:
-    """A student of the attacker's labels; with smoothing 0.1 it is the bar.
+def trained_alone(means: Means, network: Classifier, smoothing: float) -> Classifier:
+    """A network trained on the attacker's labels; a student with smoothing 0.1 is the bar.
 
     Source: the bar is CMIM's (arXiv 2507.00012).
     """
@@ -117,7 +119,7 @@ def trained_alone(means: Means, smoothing: float) -> nn.Module:
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"cross_entropy": losses.cross_entropy(logits, batch.labels, smoothing)}
 
-    return means.learn(means.new_student(), means.transfer(), loss)
+    return means.learn(network, means.transfer(), loss)
 
 
 def partner(module: nn.Module, means: Means) -> nn.Module:
@@ -190,20 +192,21 @@ def cell(ground: Ground, task: Task, attack: Attack, defences: dict[str, Defence
         return {"status": "not_applicable", "reason": str(error)}
     except TrainingError as error:
         return {"status": "failed", "reason": str(error)}
+    # What follows is the judge's, not the attacker's: a recovered module may ask the victim for its answers.
+    queries, victim.budget = victim.queries, None
     test = evaluation_batches(ground.data.test, ground.device)
     student = stolen.student.eval()
     closed = None
     if stolen.recovered is not None and task.kind == "cell":
-        before = distance(ground.teacher, defended.keyless, test)
-        after = distance(ground.teacher, stolen.recovered.eval(), test)
-        closed = 1 - after / before if before > 0 else None
+        own = read(Task("reference", task.seed), ground.folder.parent)["own_distance"]
+        closed = 1 - distance(ground.teacher, stolen.recovered.eval(), test) / own
     return {
         "status": "done",
         "reason": "",
         "accuracy": score(student, test),
         "validation": means.score(student),
         "agreement": agreement(student, defended.keyless, test),
-        "queries": victim.queries,
+        "queries": queries,
         "gap_closed": closed,
         "details": stolen.details,
     }

@@ -74,7 +74,7 @@ def make_claim(
         "settings": settings.fit(seeds[0], settings.epochs).model_dump(mode="json"),
         "references": {
             key: [results[Task("reference", seed)][key] for seed in seeds]
-            for key in ("teacher", "alone", "label_smoothing", "from_teacher")
+            for key in ("teacher", "alone", "label_smoothing", "from_teacher", "own_distance")
         },
         "defences": [_defence(column, ground, defences, results, seeds) for column in columns],
         "attacks": [_attack(attack) for attack in attacks.values()],

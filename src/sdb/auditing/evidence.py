@@ -49,8 +49,8 @@ def traces(ground: Ground, owner_file: Path | None) -> list[dict[str, Any]]:
     students = {
         "thief by plain distillation": Distil().run(ground.victim(defended, Distil()), means).student,
         "thief by top-1 answers": Labels().run(ground.victim(defended, Labels()), means).student,
-        "innocent: trained alone": trained_alone(means, 0.0),
-        "innocent: label smoothing": trained_alone(means, 0.1),
+        "innocent: trained alone": trained_alone(means, means.new_student(), 0.0),
+        "innocent: label smoothing": trained_alone(means, means.new_student(), 0.1),
         "innocent: student of the teacher": partner(ground.teacher, means),
     }
     rows = []

@@ -55,7 +55,7 @@ class KeySwitch(Defence):
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         wrap_settings, device = WrapSettings(**fitted), choose_device(settings.device)
         owner = owner_of({"settings": fitted})
-        _, chosen = decoy_method([frozen(teacher, device)], data, owner, wrap_settings, device)
+        _, _, chosen = decoy_method([frozen(teacher, device)], data, owner, wrap_settings, device)
         answers = decoy_logits(chosen["decoys"], wrap_settings.decoy_height, wrap_settings.margin)
         write_tensors(folder / ANSWERS, {"answers": answers}, {"defence": self.name})
 

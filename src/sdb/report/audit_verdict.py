@@ -9,9 +9,9 @@ smoothing, of the same seed, on the same images. Per attack and defence, d is th
     d >= h      gain: theft works
 
 An attack whose controls failed, or were not run, is not trusted: what it does not achieve shows nothing. What it
-does achieve counts. An attack that returns a module which closes more than half of the distance between keyless
-answers and the teacher's has recovered the teacher, whatever its student's accuracy: on easy data a student gains
-nothing from any teacher, and elsewhere it would.
+does achieve counts. An attack that returns a module which closes more than half of the distance between a network of
+the thief's own, trained on its labels, and the teacher has recovered the teacher, whatever its student's accuracy: on
+easy data a student gains nothing from any teacher, and elsewhere it would.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from statistics import fmean
 from sdb.report.claim import AttackRow, Cell, Claim, Threat
 from sdb.report.intervals import Difference, difference, half_width
 
-# Share of the distance to the teacher's soft outputs that counts as having the teacher.
+# Share of the distance from a network of one's own to the teacher's soft outputs that counts as having the teacher.
 RECOVERED_SHARE = 0.5
 # What a box may cost its users, as a fraction.
 ACCURACY_BUDGET = 0.005
@@ -59,7 +59,8 @@ class CellVerdict:
         trusted: Whether the attack's controls passed.
         accuracy: The student's mean test accuracy and half-width, a fraction; None where nothing was measured.
         gap: Against the label-smoothing student of the same seeds.
-        gap_closed: Mean share of the distance to the teacher that a recovered module closes.
+        gap_closed: Mean share of the distance from the thief's own network to the teacher that a recovered module
+            closes; below 0 it is farther from the teacher than that.
         agreement: Mean share of test images on which student and victim name the same class.
         queries: Mean number of images asked.
         seconds: Mean time.

@@ -98,7 +98,10 @@ def _breaks(breaks: tuple[CellVerdict, ...]) -> str:
     if rebuilt:
         best = max(rebuilt, key=lambda cell: cell.gap_closed or 0.0)
         share = percent(best.gap_closed or 0.0, 0)
-        parts.append(f"{best.attack.name} rebuilt the teacher, closing {share} of the distance to it")
+        parts.append(
+            f"{best.attack.name} rebuilt the teacher, closing {share} of the distance to it from a network of the "
+            "thief's own"
+        )
     return "; ".join(parts)
 
 

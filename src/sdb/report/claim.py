@@ -61,12 +61,13 @@ class Network(_Part):
 
 
 class References(_Part):
-    """Test accuracies, per seed, of the teacher and of the students that need no attack."""
+    """What needs no attack, per seed: test accuracies, and the distance of the thief's own network from the teacher."""
 
     teacher: list[Fraction]
     alone: list[Fraction]
     label_smoothing: list[Fraction]
     from_teacher: list[Fraction]
+    own_distance: list[Distance]
 
 
 class DefenceRow(_Part):

@@ -79,6 +79,7 @@ def _caption(claim: Claim) -> str:
         f"{claim.student.parameters:,} parameters. Answers: {claim.interface.replace('_', '-')}, {budget}; the thief "
         f"has {claim.data.train:,} labelled images. The bar, the same student trained alone with label smoothing: "
         f"{bar}. Teacher {teacher}; its student {taught}. Bold: above the bar beyond chance. †: the attack's positive "
-        "control failed or was not run. ‡: a recovered network closes more than half of the distance to the teacher."
+        "control failed or was not run. ‡: a recovered network closes more than half of the distance from the "
+        "thief's own to the teacher."
     )
     return text

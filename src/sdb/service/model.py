@@ -74,7 +74,7 @@ def load_model(
         source = Box.load(source) if is_box(Path(source)) else load_classifier(Path(source))
     classifier = source.classifier if isinstance(source, Box) else source
     place = choose_device(device)
-    modules = {KEYLESS: classifier} | _unlocked(source, partner_keys)
+    modules: dict[str, nn.Module] = {KEYLESS: source} | _unlocked(source, partner_keys)
     for module in modules.values():
         module.eval().requires_grad_(False).to(place)
         check(module, classifier.image_shape, classifier.num_classes, place)
