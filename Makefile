@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo test test-all lint format results bench-data clean
+.PHONY: demo test test-all lint format results bench-data bench-serve clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
@@ -25,6 +25,9 @@ format:
 
 results:  ## docs/results.md and the README's table from docs/results/*.json
 	$(RUN) test -- python benchmarks/protection.py --write
+
+bench-serve:  ## latency and throughput of sdb serve beside bare ONNX Runtime
+	$(RUN) test -- python benchmarks/serving.py $(ARGS)
 
 bench-data:  ## decoding speed and the data path's share of a training step
 	$(RUN) test -- python benchmarks/data_path.py $(ARGS)

@@ -63,6 +63,7 @@ MAIN = {
     "sdb": ("image", {"method": "sdb", "disturbance_weight": 0.1}, "the paper's method, joint forward"),
     "nasty": (None, {"method": "nasty", "disturbance_weight": 0.04}, "the parent method"),
 }
+# What training does shows in the network's own logits only: fixed answers would hide it.
 ABLATION = {
     "decoy, weight key": ("weight", {}, "the default"),
     "no blended images": ("weight", {"mixed_share": 0.0}, "no mixup of teacher-labelled blends"),
@@ -98,8 +99,8 @@ GRID = [(alpha, temperature) for alpha in (0.5, 0.9, 1.0) for temperature in (1.
 class Experiment:
     """One seed: data, teacher, and how to make boxes and students."""
 
-    def __init__(self, dataset: str, root: Path | None, preset: Preset, seed: int) -> None:
-        self.preset, self.seed = preset, seed
+    def __init__(self, dataset: str, root: Path | None, preset: Preset, seed: int, base: dict) -> None:
+        self.preset, self.seed, self.base = preset, seed, base
         self.data: Splits = sdb.load_data(dataset, root=root, seed=seed, subset_percent=preset.subset)
         self.common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed}
         self.teacher = self.model(preset.model, preset.teacher_args, "teacher")
@@ -180,7 +181,7 @@ class Experiment:
         key = owner.partner("partner", kind, 0.5) if kind else None
         rate = self.preset.learning_rate * self.preset.box_rate
         fitted = {**self.common, "learning_rate": rate, "epochs": self.preset.box_epochs}
-        settings = WrapSettings(**{"method": "decoy", **fitted, **changes})
+        settings = WrapSettings(**{"method": "decoy", **fitted, **self.base, **changes})
         box = wrap(self.teacher, key, self.data, settings, owner=owner if kind else None)
         device = next(box.parameters()).device
         result: dict[str, object] = {"seconds": time.perf_counter() - started, "keyless": self.score(box)}
@@ -210,7 +211,8 @@ def run_seed(
 ) -> dict:
     """All variants of one seed."""
     torch.set_num_threads(threads)
-    experiment = Experiment(dataset, root, PRESETS[preset], seed)
+    base = {"fixed_answers": False} if names == "ablation" else {}
+    experiment = Experiment(dataset, root, PRESETS[preset], seed, base)
     record: dict = {"seed": seed, "reference": experiment.reference(), "variants": {}}
     for name, (kind, changes, _) in {"main": MAIN, "ablation": ABLATION}[names].items():
         record["variants"][name] = experiment.variant(kind, changes, full)

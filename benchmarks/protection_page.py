@@ -85,6 +85,34 @@ def section(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def audit_section(claim: dict[str, Any]) -> str:
+    """One audit, from its claim."""
+    from sdb.report.audit_verdict import judge
+    from sdb.report.audit_words import findings, headline
+    from sdb.report.claim import read_claim
+    from sdb.report.markdown import markdown_table
+
+    found = read_claim(claim)
+    verdict = judge(found)
+    what = f"box {claim['box']['id'][:8]}" if claim["box"] else "boxes made here"
+    lines = [
+        f"## audit: {claim['data']['name']}, {what}, preset {claim['preset']}, {len(claim['seeds'])} seeds",
+        "",
+        headline(found, verdict),
+        "",
+        *(f"- {each.title}: {each.status}. {each.sentence}" for each in findings(found, verdict)),
+        "",
+        f"    {claim['command']}",
+        "",
+        f"{claim['seconds']:.0f} s with {claim['workers']} processes; torch {claim['environment']['torch']}, "
+        f"{claim['environment']['platform']}, {claim['environment']['cores']} cores, commit "
+        f"{claim['environment']['commit']}.",
+        "",
+        markdown_table(found),
+    ]
+    return "\n".join(lines)
+
+
 def _calibration(records: list[dict[str, float] | None]) -> str:
     found = [record for record in records if record is not None]
     if not found:
@@ -125,6 +153,7 @@ def write_page() -> None:
         "What the columns mean: docs/method.md. What they do not show: docs/threat-model.md.\n"
     )
     body = "\n\n".join(section(part) for part in parts if "experiment" in part)
+    audits = "\n\n".join(audit_section(part) for part in parts if part.get("kind") == "audit")
     extra = "\n\n".join(part["markdown"] for part in parts if "markdown" in part)
     main = next((part for part in parts if part.get("experiment") == "main" and part["data"] == "digits"), None)
     if main is not None:
@@ -132,4 +161,4 @@ def write_page() -> None:
         before, _, rest = readme.partition(OPENING)
         _, _, after = rest.partition(CLOSING)
         (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(main)}\n{CLOSING}{after}")
-    (ROOT / "docs" / "results.md").write_text("\n".join(filter(None, [intro, body, "", extra])) + "\n")
+    (ROOT / "docs" / "results.md").write_text("\n".join(filter(None, [intro, body, audits, extra])) + "\n")

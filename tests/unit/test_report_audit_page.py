@@ -158,7 +158,7 @@ def test_what_is_not_known_is_said():
 
 def test_a_recovered_teacher_is_shown_and_explained():
     text = read(render(read_claim(make_claim(threat="shipped")))).text
-    assert "retrain_public rebuilt the teacher, closing 93 % of the distance to it" in text
+    assert "retrain_public rebuilt the teacher, closing 93 % of the distance to it from a network" in text
     assert "even where the copy’s accuracy does not show it" in text
 
 

@@ -51,7 +51,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(1, 30, 25, 8, False, "brief"),
+    "quick": Preset(1, 20, 20, 8, False, "brief"),
     "standard": Preset(3, 60, 40, 16, True, "usual"),
     "full": Preset(5, 100, 60, 32, True, "extended"),
 }

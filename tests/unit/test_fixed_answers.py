@@ -1,0 +1,116 @@
+"""A weight-key box's answers say no more than the class that it names."""
+
+import pytest
+import torch
+
+from sdb.box import Box, BoxInfo
+from sdb.config import TrainSettings, WrapSettings
+from sdb.decoys import decoy_logits
+from sdb.errors import CheckpointError, ModelError
+from sdb.keys import Owner
+from sdb.training import train
+from sdb.wrapping import named, wrap
+
+SHORT = {"epochs": 2, "batch_size": 32, "learning_rate": 0.005}
+OWNER = Owner(bytes(range(32)))
+IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def teacher(digits, make_net):
+    made = make_net(digits)
+    train(made, digits, TrainSettings(epochs=8, batch_size=32, learning_rate=0.005))
+    return made
+
+
+def boxed(teacher, digits, kind="weight", **changes):
+    key = OWNER.partner("a", kind, 0.5)
+    return wrap(teacher, key, digits, WrapSettings(**SHORT | changes), owner=OWNER), key
+
+
+@pytest.fixture(scope="module")
+def made(teacher, digits):
+    return boxed(teacher, digits)
+
+
+def test_the_answer_is_a_function_of_the_named_class(made):
+    box, _ = made
+    with torch.no_grad():
+        answers, own = box(IMAGES), box.classifier(IMAGES)
+    assert torch.equal(answers.argmax(dim=1), own.argmax(dim=1))
+    for label in answers.argmax(dim=1).unique():
+        rows = answers[answers.argmax(dim=1) == label]
+        assert (rows == rows[0]).all()
+
+
+def test_the_rows_are_the_owners_decoys_and_nothing_of_the_teacher(made):
+    box, _ = made
+    decoys = box.owner_record(OWNER)["decoys"]
+    assert torch.equal(box.answers, named(decoy_logits(decoys, 8.0, 1.0)))
+
+
+def test_the_key_opens_past_them(made):
+    box, key = made
+    with torch.no_grad():
+        knowledge = box.unlock(key)(IMAGES)
+    named_as = knowledge.argmax(dim=1)
+    assert any(
+        not torch.equal(rows, rows[:1].expand_as(rows))
+        for rows in (knowledge[named_as == label] for label in named_as.unique())
+    )
+
+
+@pytest.mark.parametrize("name", ["model.box", "model.zip"])
+def test_they_travel_with_the_box_and_with_a_new_partner(made, tmp_path, name):
+    box, _ = made
+    box.save(tmp_path / name)
+    loaded = Box.load(tmp_path / name)
+    assert torch.equal(loaded.answers, box.answers)
+    more = loaded.add_partner(OWNER.partner("b"), OWNER)
+    with torch.no_grad():
+        assert torch.equal(more(IMAGES), box(IMAGES))
+
+
+def test_switched_off_the_networks_own_logits_come_out(teacher, digits):
+    box, _ = boxed(teacher, digits, fixed_answers=False)
+    assert box.answers is None
+    with torch.no_grad():
+        assert torch.equal(box(IMAGES), box.classifier(IMAGES))
+
+
+def test_training_is_the_same_with_and_without(teacher, digits, made, weights_of, same_weights):
+    off, _ = boxed(teacher, digits, fixed_answers=False)
+    assert same_weights(weights_of(off.classifier), weights_of(made[0].classifier))
+
+
+def test_an_image_key_needs_the_networks_own_logits(teacher, digits):
+    box, key = boxed(teacher, digits, kind="image")
+    assert box.answers is None
+    with torch.no_grad():
+        assert not torch.equal(box.unlock(key)(IMAGES), box(IMAGES))
+
+
+def test_a_margin_of_nothing_still_names_the_class(teacher, digits):
+    box, _ = boxed(teacher, digits, margin=0.0)
+    with torch.no_grad():
+        assert torch.equal(box(IMAGES).argmax(dim=1), box.classifier(IMAGES).argmax(dim=1))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [torch.zeros(10, 10), torch.eye(9), torch.eye(10).roll(1, 0), torch.eye(10) * torch.inf, torch.eye(10)[None]],
+)
+def test_answers_that_would_not_name_the_class_are_refused(digits, make_net, answers):
+    with pytest.raises(ModelError, match="row c is highest at c"):
+        Box(make_net(digits), BoxInfo("decoy", {}, digits.class_names), answers=answers)
+
+
+def test_altered_answers_are_refused(made, tmp_path):
+    box, _ = made
+    box.save(tmp_path / "model.box")
+    path = tmp_path / "model.box" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError):
+        Box.load(tmp_path / "model.box")
