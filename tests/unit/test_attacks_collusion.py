@@ -40,7 +40,7 @@ def test_positive_control_two_boxes_say_more_than_one(
     both = TwoBoxes().run(victim, means_of(digits, epochs=20, width=8, colluder=other))
     alone = TwoBoxes().run(victim, means_of(digits, epochs=20, width=8, colluder=victim))
     assert distance_of(small_teacher, both.student) < 0.7 * distance_of(small_teacher, alone.student)
-    assert both.details["chosen"] == "minimum"
+    assert both.details["chosen"] in ("mean", "minimum")
     assert same_weights(weights_of(small_teacher), before)
 
 

@@ -221,7 +221,10 @@ def test_partners_networks_are_of_the_same_make(guarded):
     variants = app.state.service.model.variants
     keyless, keyed = (variant.__closure__ for variant in variants.values())
     layers = [
-        [(name, tuple(tensor.shape)) for name, tensor in cell.cell_contents.state_dict().items()]
+        [
+            (name.removeprefix("classifier."), tuple(tensor.shape))
+            for name, tensor in cell.cell_contents.state_dict().items()
+        ]
         for closure in (keyless, keyed)
         for cell in closure
         if isinstance(cell.cell_contents, torch.nn.Module)
