@@ -106,11 +106,14 @@ class Box(nn.Module):
         if len(info.class_names) != classes:
             raise ModelError(f"{len(info.class_names)} class names for {classes} classes")
         if answers is not None and (
-            answers.shape != (classes, classes)
+            answers.dtype != torch.float32
+            or answers.shape != (classes, classes)
             or not torch.equal(answers.argmax(dim=1).cpu(), torch.arange(classes))
             or not bool(answers.isfinite().all())
         ):
-            raise ModelError(f"answers are not finite logits ({classes}, {classes}) whose row c is highest at c")
+            raise ModelError(
+                f"answers are not finite float32 logits ({classes}, {classes}) whose row c is highest at c"
+            )
         self.answers: Tensor | None
         self.register_buffer("answers", answers, persistent=False)
         self.classifier = classifier

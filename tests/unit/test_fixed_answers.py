@@ -98,7 +98,15 @@ def test_a_margin_of_nothing_still_names_the_class(teacher, digits):
 
 @pytest.mark.parametrize(
     "answers",
-    [torch.zeros(10, 10), torch.eye(9), torch.eye(10).roll(1, 0), torch.eye(10) * torch.inf, torch.eye(10)[None]],
+    [
+        torch.zeros(10, 10),
+        torch.eye(9),
+        torch.eye(10).roll(1, 0),
+        torch.eye(10) * torch.inf,
+        torch.eye(10)[None],
+        torch.eye(10).double(),
+        torch.eye(10).bool(),
+    ],
 )
 def test_answers_that_would_not_name_the_class_are_refused(digits, make_net, answers):
     with pytest.raises(ModelError, match="row c is highest at c"):
