@@ -52,6 +52,7 @@ def section(content: dict[str, Any]) -> str:
         f"{DATA_NOTES.get(content['data'], content['data'])}. Preset `{content['preset']}`. Accuracies in per cent on "
         "test images, last epoch, mean over seeds ± half the 95 % t-interval.",
         "",
+        *([content["note"], ""] if "note" in content else []),
         f"    {content['command']}",
         "",
         f"torch {environment['torch']}, {environment['platform']}, {environment['cores']} cores, "
