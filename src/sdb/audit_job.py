@@ -13,7 +13,7 @@ from sdb.auditing.claim import make_claim
 from sdb.auditing.evidence import traces, unlock_curve
 from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import AuditSettings, attacks_of, defences_of
-from sdb.auditing.runner import CLAIM, Told, run_tasks, take
+from sdb.auditing.runner import CLAIM, REPORT, Told, run_tasks, take
 from sdb.box import Box, is_box
 from sdb.checkpoint import write_tensors
 from sdb.data import Splits
@@ -24,8 +24,6 @@ from sdb.models import Classifier
 from sdb.report.audit_page import write_audit_report
 from sdb.report.claim import read_claim
 from sdb.runtime import folder_lock, write_atomic
-
-REPORT = "report.html"
 
 
 def audit_job(
@@ -93,6 +91,8 @@ def find_subject(
         if key is not None:
             raise ConfigError("--key: there is no box to open; name the box, or leave --key out")
         return Subject(teacher=teacher), settings
+    if key is not None and without_key:
+        raise ConfigError("--key and --without-key contradict each other; give one")
     place = path if is_box(path) else path / BOX
     if not is_box(place):
         raise CheckpointError(f"{path}: no box is there; name a box, or the folder of the `sdb wrap` that made it")
@@ -112,8 +112,10 @@ def find_subject(
         update["dataset"] = stored["dataset"]
     if settings.data_root is None and stored.get("data_root"):
         update["data_root"] = Path(stored["data_root"])
-    if teacher is None and stored.get("teacher") and Path(stored["teacher"]).exists():
+    if teacher is None and stored.get("teacher"):
         teacher = Path(stored["teacher"])
+        if not teacher.exists():
+            raise ConfigError(f"{path}: its teacher, {teacher}, is not there: give --teacher PATH")
     if owner is None and box.record is not None and (around / OWNER).exists():
         owner = around / OWNER
     subject = Subject(

@@ -232,6 +232,7 @@ def box_info(keys: Sequence[Key], owner: Owner | None, data: Splits, settings: W
     parameters = {name: getattr(settings, name) for name in RECORDED[settings.method]}
     if keys and keys[0].kind == "image":
         parameters["key_blend"] = keys[0].blend
+        parameters.pop("fixed_answers", None)
     if settings.private_part == "whole":
         parameters["private_part"] = settings.private_part
     return BoxInfo(

@@ -47,7 +47,7 @@ def test_the_half_width_is_the_larger_of_images_and_seeds():
     one = difference([0.9], [0.95], 500)
     assert one.half == pytest.approx(1.96 * math.sqrt((0.09 + 0.0475) / 500), rel=1e-4)
     equal = difference([0.9] * 4, [0.95] * 4, 500)
-    assert equal.half == pytest.approx(one.half / 2)
+    assert equal.half == pytest.approx(one.half), "four seeds are tested on the same images"
     spread = difference([0.80, 0.90, 1.00], [0.95] * 3, 500)
     assert spread.half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert t_half([0.1, 0.9]) == 0
@@ -69,7 +69,7 @@ def test_the_seeds_are_compared_one_by_one():
         ([0.918], False, True),
         ([0.920], False, False),
         # Every seed gains, but one so much more that the spread alone would hide it.
-        ([0.966, 0.966, 0.998], True, False),
+        ([0.976, 0.976, 0.999], True, False),
         ([0.940, 0.950, 0.990], False, False),
     ],
 )
@@ -201,7 +201,11 @@ def test_a_partner_must_get_what_the_teacher_gives():
 
 def test_one_seed_and_dull_data_are_said():
     claim, verdict = verdict_of(seeds=1)
-    assert [lead for lead, _ in words.caveats(claim, verdict)][:2] == ["Little to steal.", "One seed."]
+    assert "One seed." in [lead for lead, _ in words.caveats(claim, verdict)]
+    dull = make_claim(seeds=3)
+    dull["references"]["from_teacher"] = dull["references"]["label_smoothing"]
+    found = read_claim(dull)
+    assert "Little to steal." in [lead for lead, _ in words.caveats(found, judge(found))]
     claim, verdict = verdict_of(seeds=3)
     assert [lead for lead, _ in words.caveats(claim, verdict)] == ["Not for shipped files."]
 

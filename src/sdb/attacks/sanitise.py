@@ -16,7 +16,7 @@ from sdb.attacks.attack import Attack, Stolen
 from sdb.attacks.budget import affordable
 from sdb.attacks.distil import Recipe, distilled
 from sdb.attacks.means import Means
-from sdb.attacks.victim import SMALLEST, Interface, Victim
+from sdb.attacks.victim import SMALLEST, Interface, InterfaceError, Victim
 from sdb.data import Batch
 from sdb.errors import ConfigError
 
@@ -119,7 +119,7 @@ class SecondPeakRemoved(Sanitised):
     def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Remove."""
         if not 1 <= self.peaks <= scores.shape[1] - 2:
-            raise ConfigError(
+            raise InterfaceError(
                 f"peaks: {self.peaks}; of {scores.shape[1]} classes 1 to {scores.shape[1] - 2} can go"
             )
         return peaks_removed(scores, self.peaks)

@@ -83,8 +83,8 @@ class Pruned(Attack):
     summary = "The smallest weights of every layer set to zero, the rest trained further on labels, then distilled"
     source = "Liu et al., RAID 2018 (arXiv 1805.12185), by magnitude in place of activity"
 
-    share: float = 0.6
-    steps: int = 200
+    share: float = 0.5
+    steps: int = 400
     learning_rate: float = 1e-3
 
     def run(self, victim: Victim, means: Means) -> Stolen:

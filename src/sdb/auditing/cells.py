@@ -6,6 +6,7 @@ A task whose file is there is done; so an audit that was stopped goes on, and se
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from sdb.auditing.ground import Ground, Shuffled, shuffled_labels
 from sdb.auditing.plan import BOX, NONE
 from sdb.data import Batch, Batches
 from sdb.defences.defence import Defence, Defended
-from sdb.errors import CheckpointError, TrainingError
+from sdb.errors import CheckpointError, ConfigError, TrainingError
 from sdb.models import Classifier
 from sdb.runtime import derive_seed, write_atomic
 from sdb.training import evaluate, evaluation_batches
@@ -190,7 +191,7 @@ def cell(ground: Ground, task: Task, attack: Attack, defences: dict[str, Defence
             stolen = attack.run(victim, means)
     except (InterfaceError, QueryBudgetError) as error:
         return {"status": "not_applicable", "reason": str(error)}
-    except TrainingError as error:
+    except (ConfigError, TrainingError) as error:
         return {"status": "failed", "reason": str(error)}
     # What follows is the judge's, not the attacker's: a recovered module may ask the victim for its answers.
     queries, victim.budget = victim.queries, None
@@ -199,7 +200,10 @@ def cell(ground: Ground, task: Task, attack: Attack, defences: dict[str, Defence
     closed = None
     if stolen.recovered is not None and task.kind == "cell":
         own = read(Task("reference", task.seed), ground.folder.parent)["own_distance"]
-        closed = 1 - distance(ground.teacher, stolen.recovered.eval(), test) / own
+        try:
+            closed = 1 - distance(ground.teacher, stolen.recovered.eval(), test) / own if own > 0 else None
+        except TrainingError as error:
+            return {"status": "failed", "reason": str(error)}
     return {
         "status": "done",
         "reason": "",
@@ -237,6 +241,8 @@ def distance(teacher: nn.Module, model: nn.Module, batches: Batches) -> float:
     for batch in batches.epoch(0):
         total += float(losses.kl(teacher(batch.images), model(batch.images), TEMPERATURE)) * len(batch.labels)
         count += len(batch.labels)
+    if not math.isfinite(total):
+        raise TrainingError("answers are not finite, so they have no distance from the teacher's")
     return max(0.0, total / count)
 
 

@@ -19,6 +19,8 @@ from sdb.runtime import choose_device, command_line, environment
 
 # A negative control's student may come to be right by luck this many times as often as chance.
 LUCK = 3.0
+# Share of the distance from its own network to the teacher that an attack must close when the victim is the teacher.
+OPENED = 0.5
 
 
 def make_claim(
@@ -163,13 +165,17 @@ def _controls(
     best = [results[Task("reference", seed)]["from_teacher"] for seed in seeds]
     against = "against the unprotected teacher" if column == NONE else f"against the {column} box"
     needed = chance + attack.control * (sum(best) / len(best) - chance)
+    # Who is handed the plain teacher and returns something farther from it than its own network recovers nothing.
+    shares = [found["gap_closed"] for found in reached if found.get("gap_closed") is not None]
+    opens = column != NONE or not shares or sum(shares) / len(shares) > OPENED
+    limit = min(LUCK * chance, (1 + chance) / 2)
     return {
-        "positive": _control(reached, lambda mean: mean >= needed, against, needed, "needed"),
+        "positive": _control(reached, lambda mean: mean >= needed and opens, against, needed, "needed"),
         "negative": _control(
             [results[Task("negative", seeds[0], column, attack.name)]],
-            lambda mean: mean <= LUCK * chance,
+            lambda mean: mean <= limit,
             "against shuffled answers and labels",
-            LUCK * chance,
+            limit,
             "limit",
         ),
     }

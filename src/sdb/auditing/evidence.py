@@ -7,9 +7,11 @@ from typing import Any
 
 from sdb.attacks.distil import Distil, Labels
 from sdb.attacks.similar_keys import SimilarKeys
+from sdb.attacks.victim import InterfaceError, QueryBudgetError
 from sdb.auditing.cells import distance, partner, trained_alone
 from sdb.auditing.ground import Ground
 from sdb.auditing.plan import BOX
+from sdb.errors import TrainingError
 from sdb.keys import Key, Owner
 from sdb.tracing import trace
 from sdb.training import evaluation_batches
@@ -47,14 +49,18 @@ def traces(ground: Ground, owner_file: Path | None) -> list[dict[str, Any]]:
     owner, means = Owner.load(owner_file), ground.means()
     defended = ground.defended(BOX, {})
     students = {
-        "thief by plain distillation": Distil().run(ground.victim(defended, Distil()), means).student,
-        "thief by top-1 answers": Labels().run(ground.victim(defended, Labels()), means).student,
-        "innocent: trained alone": trained_alone(means, means.new_student(), 0.0),
-        "innocent: label smoothing": trained_alone(means, means.new_student(), 0.1),
-        "innocent: student of the teacher": partner(ground.teacher, means),
+        "thief by plain distillation": lambda: Distil().run(ground.victim(defended, Distil()), means).student,
+        "thief by top-1 answers": lambda: Labels().run(ground.victim(defended, Labels()), means).student,
+        "innocent: trained alone": lambda: trained_alone(means, means.new_student(), 0.0),
+        "innocent: label smoothing": lambda: trained_alone(means, means.new_student(), 0.1),
+        "innocent: student of the teacher": lambda: partner(ground.teacher, means),
     }
     rows = []
-    for label, student in students.items():
+    for label, make in students.items():
+        try:
+            student = make()
+        except (InterfaceError, QueryBudgetError, TrainingError):
+            continue  # this thief cannot be had through this interface
         found = trace(student, box, owner, ground.data)
         facts = {"found": found.found, "total": found.total, "log10_p": min(0.0, found.log10_p)}
         rows.append({"label": label, **facts, "marked": found.marked})

@@ -22,7 +22,7 @@ from sdb.auditing.plan import BOX, NONE, AuditSettings
 from sdb.auditing.proxy import letters
 from sdb.box import Box
 from sdb.checkpoint import check_fits, load_classifier
-from sdb.config import TrainSettings
+from sdb.config import TrainSettings, WrapSettings
 from sdb.data import ImageSet, Splits
 from sdb.defences import DEFENCES, boxed
 from sdb.defences.defence import Defence, Defended
@@ -183,7 +183,14 @@ class Ground:
         kind = (info.method, info.key_kind) if info is not None else ("", "")
         if kind not in MAKERS:
             raise ConfigError(f"the box's method, {kind[0]!r}, is none that an audit can make again")
-        return DEFENCES[MAKERS[kind]]
+        if self.box is None or info is None:
+            return DEFENCES[MAKERS[kind]]
+        # Others' boxes and shadows are made by the recipe that this box says of itself.
+        public = {name: value for name, value in info.parameters.items() if name in WrapSettings.model_fields}
+        if kind == ("decoy", "weight"):
+            public["fixed_answers"] = self.box.answers is not None
+        blend = {"key_blend": info.parameters["key_blend"]} if info.key_kind == "image" else {}
+        return replace(DEFENCES[MAKERS[kind]], public=tuple(sorted(public.items())), **blend)
 
     def make(self, name: str, defences: dict[str, Defence], *, colluder: bool = False) -> None:
         """Build a defence around the teacher, or another customer's copy of it."""
@@ -231,7 +238,7 @@ class Ground:
         means = Means(
             train=own.train,
             validation=own.validation,
-            proxy=self.proxy(PROXY_SHARE * len(own.train)),
+            proxy=self.proxy(PROXY_SHARE * len(own.train) if "proxy" in uses else 1),
             augment=self.data.augment,
             new_student=self.student,
             new_network=lambda purpose="attacker": self.network(("attacker", purpose)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +150,11 @@ def chosen(names: tuple[str, ...], known: Mapping[str, Any], what: str) -> dict[
 
 def _imported(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # an installed script does not look there
     try:
         value = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(f"{what}: {name!r} cannot be imported: {error}") from error
     value = value() if isinstance(value, type) else value
     if not isinstance(value, Attack | Defence):

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from sdb.auditing.cells import OURS, Task, do, stages
 from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere
 from sdb.boxfile import read_box_files
+from sdb.checkpoint import load_classifier
 from sdb.config import read_json
 from sdb.data import Splits
 from sdb.defences import DEFENCES
-from sdb.errors import ConfigError, RunExistsError
-from sdb.runtime import write_atomic
+from sdb.defences.defence import digest_of
+from sdb.errors import ConfigError, RunExistsError, TrainingError
+from sdb.keys import Key
+from sdb.runtime import environment, write_atomic
 
-RESOLVED, WORK, CLAIM = "params.resolved.json", "work", "claim.json"
+RESOLVED, WORK, CLAIM, REPORT = "params.resolved.json", "work", "claim.json", "report.html"
 
 # Tells how many tasks of how many are done, and which was the last.
 Told = Callable[[int, int, str], None]
@@ -66,8 +70,18 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         RunExistsError: an audit is there and neither flag is set.
         ConfigError: there is none to resume, or it was begun with other settings.
     """
-    parameters = {"settings": settings.model_dump(mode="json"), "subject": identity(subject)}
+    made = {**attacks_of(settings), **defences_of(settings)}
+    parameters = {
+        "settings": settings.model_dump(mode="json"),
+        "subject": identity(subject),
+        "code": {name: environment()[name] for name in ("sdb", "commit")},
+        "made": {name: each.parameters() for name, each in made.items()},
+    }
     path = folder / RESOLVED
+    if path.exists() and "subject" not in read_json(path):
+        raise RunExistsError(f"{folder} holds a run of another kind; use another folder")
+    if not path.exists() and any((folder / name).exists() for name in (WORK, CLAIM)):
+        raise RunExistsError(f"{folder} holds {WORK} or {CLAIM} that no audit made; use another folder")
     if path.exists() and not (resume or overwrite):
         raise RunExistsError(
             f"{folder} already holds an audit: add --resume to go on with it, --overwrite to discard it, or use "
@@ -79,15 +93,23 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         _check_same(folder, read_json(path), parameters)
     else:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-        (folder / CLAIM).unlink(missing_ok=True)
+        # An old verdict must not stand beside new work.
+        for name in (CLAIM, REPORT):
+            (folder / name).unlink(missing_ok=True)
     write_atomic(path, json.dumps(parameters, indent=1).encode() + b"\n")
     return folder / WORK
 
 
 def identity(subject: Subject) -> dict[str, Any]:
     """What a subject is, for telling it from another: no secret, no path."""
-    box = None if subject.box is None else read_box_files(subject.box)[0]["id"]
-    return {"box": box, "with_key": subject.key is not None, "with_teacher": subject.teacher is not None}
+    manifest = None if subject.box is None else read_box_files(subject.box)[0]
+    return {
+        "box": None if manifest is None else manifest["id"],
+        "files": None if manifest is None else manifest["files"],
+        "key": None if subject.key is None else Key.load(subject.key).id,
+        "teacher": None if subject.teacher is None else digest_of(load_classifier(subject.teacher)),
+        "split": [subject.split_seed, subject.validation_fraction],
+    }
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -121,6 +143,8 @@ def run_tasks(
         raise ConfigError(f"workers: {workers}; at least one is needed")
     if data is not None and workers > 1:
         raise ConfigError(f"workers: {workers} processes cannot share data that has no name; use workers=1")
+    _ground.cache_clear()  # files may have changed since
+    torch.set_num_threads(1)  # as in workers: results do not depend on how many there are
     todo = plan(settings, subject)
     total, done = sum(len(stage) for stage in todo), 0
     pool = None
@@ -141,7 +165,12 @@ def run_tasks(
             while waiting:
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    future.result()
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        raise TrainingError(
+                            "a worker process ended, perhaps for lack of memory: fewer --workers, and --resume"
+                        ) from None
                     done += 1
                     told(done, total, str(waiting.pop(future)))
     except BaseException:

@@ -47,7 +47,7 @@ def audit(
 ) -> None:
     """Attack a box and the known defences; one report.
 
-    Writes OUT/claim.json and OUT/report.html. Exits with 1 where a declared bar fails.
+    Writes OUT/claim.json and OUT/report.html. Exits with 1 where a declared bar fails or is not established.
     """
     from sdb.audit_job import audit_job, find_subject
     from sdb.auditing.plan import AuditSettings

@@ -40,7 +40,13 @@ def boxed(box: Box, key: Key | None, owner: Owner | None = None, seconds: float 
 
 @dataclass(frozen=True, kw_only=True)
 class _Wrapped(Defence):
-    """A box of a method, made for one partner whose key follows from the seed."""
+    """A box of a method, made for one partner whose key follows from the seed.
+
+    Attributes:
+        public: settings in place of the defence's own: what a given box says of how it was made.
+    """
+
+    public: tuple[tuple[str, Any], ...] = ()
 
     def changes(self, data: Splits) -> dict[str, Any]:
         """The method and its settings."""
@@ -56,7 +62,13 @@ class _Wrapped(Defence):
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         owner = owner_of({"settings": fitted})
         key = self.key(owner)
-        box = wrap(teacher, key, data, WrapSettings(**fitted | self.changes(data)), owner=owner if key else None)
+        box = wrap(
+            teacher,
+            key,
+            data,
+            WrapSettings(**fitted | self.changes(data) | dict(self.public)),
+            owner=owner if key else None,
+        )
         box.cpu().save(folder / BOX, overwrite=True)
 
     def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:

@@ -28,6 +28,7 @@ MARKS = {
     Outcome.NO_GAIN: "=",
     Outcome.GAIN: "✕",
     Outcome.RECOVERED: "◆",
+    Outcome.NEARER: "◇",
     Outcome.NOT_TRUSTED: "?",
     Outcome.FAILED: "!",
     Outcome.NOT_APPLICABLE: "–",

@@ -11,7 +11,8 @@ smoothing, of the same seed, on the same images. Per attack and defence, d is th
 An attack whose controls failed, or were not run, is not trusted: what it does not achieve shows nothing. What it
 does achieve counts. An attack that returns a module which closes more than half of the distance between a network of
 the thief's own, trained on its labels, and the teacher has recovered the teacher, whatever its student's accuracy: on
-easy data a student gains nothing from any teacher, and elsewhere it would.
+easy data a student gains nothing from any teacher, and elsewhere it would. One that closes more than a tenth of it is
+nearer the teacher than the thief could get alone: no break, but no box is said to hold against it.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from sdb.report.intervals import Difference, difference, half_width
 
 # Share of the distance from a network of one's own to the teacher's soft outputs that counts as having the teacher.
 RECOVERED_SHARE = 0.5
+# A share of it above which a box is not said to hold, though the teacher was not recovered.
+NEARER_SHARE = 0.1
 # What a box may cost its users, as a fraction.
 ACCURACY_BUDGET = 0.005
 # How often a comparison of two equals looks like a gain.
@@ -36,6 +39,7 @@ class Outcome(StrEnum):
     NO_GAIN = "no gain"
     GAIN = "gain"
     RECOVERED = "teacher recovered"
+    NEARER = "nearer the teacher"
     NOT_TRUSTED = "not trusted"
     FAILED = "failed"
     NOT_APPLICABLE = "not applicable"
@@ -44,8 +48,8 @@ class Outcome(StrEnum):
 
 BREAKS = frozenset({Outcome.GAIN, Outcome.RECOVERED})
 # What keeps an audit from saying that a box holds.
-UNKNOWN = frozenset({Outcome.NOT_TRUSTED, Outcome.FAILED})
-COMPARED = frozenset({Outcome.STOPPED, Outcome.NO_GAIN, Outcome.GAIN, Outcome.RECOVERED})
+UNKNOWN = frozenset({Outcome.NOT_TRUSTED, Outcome.FAILED, Outcome.NEARER})
+COMPARED = frozenset({Outcome.STOPPED, Outcome.NO_GAIN, Outcome.GAIN, Outcome.RECOVERED, Outcome.NEARER})
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def judge_cell(claim: Claim, defence: str, attack: AttackRow) -> CellVerdict:
     """Apply the rule of this module to one attack on one defence."""
     control = claim.controls.get(attack.name)
     # Who is right where nothing can be learned has cheated: it proves no more than who learns nothing anywhere.
-    trusted = control is not None and control.positive.passed is True and control.negative.passed is not False
+    trusted = control is not None and control.positive.passed is True and control.negative.passed is True
     cell = claim.cell(defence, attack.name)
     if cell is None:
         return CellVerdict(attack, defence, Outcome.NOT_RUN, trusted)
@@ -195,6 +199,8 @@ def _outcome(gap: Difference, share: float | None, trusted: bool) -> Outcome:
         return Outcome.GAIN
     if not trusted:
         return Outcome.NOT_TRUSTED
+    if share is not None and share > NEARER_SHARE:
+        return Outcome.NEARER
     return Outcome.STOPPED if gap.below else Outcome.NO_GAIN
 
 
@@ -205,7 +211,8 @@ def _distrust(cell: Cell, claim: Claim) -> str:
     elif control.positive.passed is False:
         why, where = "its positive control failed", control.positive.reason
     else:
-        why, where = "its negative control failed", control.negative.reason
+        failed = "failed" if control.negative.passed is False else "was not run"
+        why, where = f"its negative control {failed}", control.negative.reason
     return f"{why}: {where}" if where else why
 
 

@@ -75,14 +75,27 @@ def threat_finding(threat: ThreatVerdict, declared: bool) -> Finding:
     if threat.passed is None:
         if not count:
             return Finding(title, "Not established", Tone.OPEN, "No attack of this kind applied.", declared)
-        sentence = (
-            f"{len(unknown)} of {_attacks(count)} failed or cannot be trusted ({among(unknown)}), so nothing is "
-            f"shown. The other {count - len(unknown)} gained nothing.{bar}"
-        )
+        nearer = tuple(cell for cell in unknown if cell.outcome is Outcome.NEARER)
+        others = tuple(cell for cell in unknown if cell.outcome is not Outcome.NEARER)
+        parts = []
+        if nearer:
+            most = max(cell.gap_closed or 0.0 for cell in nearer)
+            parts.append(
+                f"{_attacks(len(nearer))} ({among(nearer)}) came nearer the teacher than a thief gets alone, by up to "
+                f"{percent(most, 0)} of the way."
+            )
+        if others:
+            parts.append(f"{len(others)} of {_attacks(count)} failed or cannot be trusted ({among(others)}).")
+        sentence = f"{' '.join(parts)} The other {count - len(unknown)} gained nothing clear.{bar}"
         return Finding(title, "Not established", Tone.OPEN, sentence, declared)
+    if best and best.gap and best.gap.value >= NOTABLE_LOSS:
+        sentence = (
+            f"Perhaps not: the best copy, {best.attack.name}, is at {against(best.gap)}; the test is too small."
+        )
+        return Finding(title, "Not settled", Tone.OPEN, sentence, declared)
     stopped = len(threat.having(frozenset({Outcome.STOPPED})))
     sentence = (
-        f"None of {_attacks(count)} made a copy better than the same small network trained alone; "
+        f"None of {_attacks(count)} made a copy clearly better than the same small network trained alone; "
         f"{stopped} did clearly worse.{bar}"
     )
     return Finding(title, "Gains nothing", Tone.KEPT, sentence, declared)

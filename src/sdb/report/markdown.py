@@ -78,8 +78,8 @@ def _caption(claim: Claim) -> str:
         f"{images:,} test images, {seeds}. Student: {escaped(claim.student.model)}, "
         f"{claim.student.parameters:,} parameters. Answers: {claim.interface.replace('_', '-')}, {budget}; the thief "
         f"has {claim.data.train:,} labelled images. The bar, the same student trained alone with label smoothing: "
-        f"{bar}. Teacher {teacher}; its student {taught}. Bold: above the bar beyond chance. †: the attack's positive "
-        "control failed or was not run. ‡: a recovered network closes more than half of the distance from the "
+        f"{bar}. Teacher {teacher}; its student {taught}. Bold: above the bar beyond chance. †: one of the attack's "
+        "controls failed or was not run. ‡: a recovered network closes more than half of the distance from the "
         "thief's own to the teacher."
     )
     return text
