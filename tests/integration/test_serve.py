@@ -1,6 +1,7 @@
 """`sdb serve` as users have it: a process, the usual client, curl, a stop; and clients that do not behave."""
 
 import http.client
+import io
 import json
 import shutil
 import signal
@@ -25,7 +26,7 @@ from sdb.box import Box
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.service import create_app
-from sdb.service.limits import Limits
+from sdb.service.limits import MAX_READING, Limits
 from sdb.service.run import protocol_class
 from sdb.service.watch import TokenFile
 from sdb.wrapping import wrap
@@ -40,7 +41,9 @@ def place(few, make_net, tmp_path_factory):
     key = Key.generate(kind="weight")
     key.save(folder / "partner.key")
     settings = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
-    wrap(make_net(few), key, few, settings).save(folder / "model.box")
+    box = wrap(make_net(few), key, few, settings)
+    assert box.answers is not None
+    box.save(folder / "model.box")
     file = TokenFile(folder / "tokens.db", create=True)
     tokens = {"partner": file.add("partner", partner=key.id), "guest": file.add("guest", answers="top_k")}
     (folder / "tokens.json").write_text(json.dumps(tokens))
@@ -232,27 +235,31 @@ def test_a_stop_answers_what_was_accepted(place, sdb_command, images):
             socket.create_connection(("127.0.0.1", port))
 
 
-def export(module, path):
-    """An ONNX file as `sdb export` names its input and output."""
+def export(module, path, box_id):
+    """An ONNX file with the input, output and box id of `sdb export`."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    torch.onnx.export(
+    program = torch.onnx.export(
         module,
         (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)),),
-        path,
         dynamo=True,
         input_names=["image"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "id", box_id
+    path.write_bytes(model.SerializeToString())
 
 
 @pytest.fixture(scope="module")
 def onnx(place):
     box = Box.load(place / "model.box")
-    export(box, place / "keyless.onnx")
-    export(box.unlock(Key.load(place / "partner.key")), place / "keyed.onnx")
+    export(box, place / "keyless.onnx", box.info.id)
+    export(box.unlock(Key.load(place / "partner.key")), place / "keyed.onnx", box.info.id)
+    export(box, place / "other.onnx", "0" * 32)
     return place / "keyless.onnx", place / "keyed.onnx"
 
 
@@ -279,6 +286,8 @@ def test_onnx_files_are_matched_with_keys_by_their_answers(place, onnx, images, 
         create_app(box, onnx=onnx[:1], partner_keys=[key])
     with pytest.raises(ConfigError, match="does not answer as this box does"):
         create_app(box, onnx=onnx)
+    with pytest.raises(ConfigError, match="is of another box"):
+        create_app(box, onnx=[place / "other.onnx"])
     with pytest.raises(ModelError):
         create_app(box, onnx=[place / "tokens.db"])
     with pytest.raises(ModelError, match="no such file"):
@@ -373,6 +382,42 @@ def test_an_idle_connection_is_kept_for_a_while(place):
             connection.request("GET", "/v2/health/live")
             assert connection.getresponse().read()
             time.sleep(0.4)
+
+
+def test_pictures_are_decoded_beside_the_event_loop_and_few_wait(place):
+    """A small file that is a large picture holds up nobody but other pictures."""
+    app = create_app(place / "model.box")
+    large = io.BytesIO()
+    Image.new("P", (4096, 4096)).save(large, "PNG")
+    assert len(large.getvalue()) < 2**16
+    begun, free = threading.Event(), threading.Event()
+
+    def occupy():
+        begun.set()
+        free.wait(20)
+
+    def ask(port, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET" if body is None else "POST", path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.getheader("retry-after"), json.loads(answer.read())
+
+    with local(app, 10) as port, ThreadPoolExecutor(MAX_READING + 4) as pool:
+        assert ask(port, "/predict", large.getvalue())[0] == 200
+        app.state.service._reader.submit(occupy)
+        assert begun.wait(10)
+        small = io.BytesIO()
+        Image.new("L", (8, 8)).save(small, "PNG")
+        asked = [pool.submit(ask, port, "/predict", small.getvalue()) for _ in range(MAX_READING + 4)]
+        while sum(one.done() for one in asked) < 4:
+            time.sleep(0.005)
+        assert ask(port, "/v2/health/live")[0] == 200
+        free.set()
+        results = [one.result() for one in asked]
+        assert ask(port, "/predict", small.getvalue())[0] == 200
+    refused = [result for result in results if result[0] == 503]
+    assert refused == [(503, "1", {"error": "too many bodies wait to be read"})] * 4
+    assert sum(status == 200 for status, _, _ in results) == MAX_READING
 
 
 def test_a_flood_is_refused_in_part_and_the_rest_is_answered(place, images):

@@ -83,7 +83,6 @@ def test_a_profile_is_made_of_a_box_and_used(quick_sdb, write_params, tmp_path):
     assert "thresholds" in made.stderr and profile.coverage_images == 1_167
     assert set(Detector(profile).thresholds) == {
         "input",
-        "answers",
         "distances",
         "coverage",
         "near_duplicates",

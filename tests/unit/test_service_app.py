@@ -17,9 +17,11 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
+from sdb.box import Box
 from sdb.config import WrapSettings
 from sdb.errors import CheckpointError, ConfigError, KeyFileError
 from sdb.keys import Key
+from sdb.runs import RunFolder
 from sdb.service import create_app
 from sdb.service.limits import Limits
 from sdb.service.watch import Limits as Allowed
@@ -92,7 +94,9 @@ def key():
 
 @pytest.fixture(scope="module")
 def box(few, make_net, key):
-    return wrap(make_net(few), key, few, WrapSettings(epochs=1, batch_size=16, learning_rate=0.01))
+    box = wrap(make_net(few), key, few, WrapSettings(epochs=1, batch_size=16, learning_rate=0.01))
+    assert box.answers is not None
+    return box
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +246,10 @@ def test_a_principals_own_policy_and_budget(guarded, images):
     assert spent.status == 429
     assert int(spent.headers["retry-after"]) >= 1
     assert "error" in spent.json
-    assert "sdb_watch_requests_refused 1.0" in ask(app, "/metrics").body.decode()
+    text = ask(app, "/metrics").body.decode()
+    assert "sdb_watch_requests_refused 1.0" in text
+    # What the watch noticed, or missed, is not for whoever asks.
+    assert not re.search("alerts|not_observed|detector", text)
 
 
 def test_nothing_secret_is_logged(guarded, images, caplog):
@@ -376,6 +383,20 @@ def test_a_checkpoint_is_served_too(few, make_net, images):
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(ask(app, INFER, question(images)).tensor(), expected, atol=1e-5)
+
+
+def test_a_run_folder_that_holds_a_box_is_that_box(few, make_net, key, images, tmp_path):
+    """And never the network beside it, which gives what the box's fixed answers keep."""
+    recipe = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
+    wrap(make_net(few), key, few, recipe, run=RunFolder(tmp_path, {}, resume=False)).save(tmp_path / "box")
+    assert (tmp_path / "last.safetensors").is_file()
+    box = Box.load(tmp_path / "box")
+    assert box.answers is not None
+    with torch.no_grad():
+        expected, own = box(torch.from_numpy(images)).numpy(), box.classifier(torch.from_numpy(images)).numpy()
+    given = ask(create_app(tmp_path), INFER, question(images)).tensor()
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    assert np.abs(given - own).max() > 1e-2
 
 
 def test_what_does_not_fit_is_said_at_the_start(box, few, make_net, key, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("fastapi")
 
 from sdb.service.answers import ANSWERS, answer, outputs, softmax
-from sdb.service.limits import Refusal
+from sdb.service.limits import MAX_JSON, Refusal
 from sdb.service.protocol import check_wanted, read_request, write_response
 from sdb.service.tensors import INPUT_TYPES
 
@@ -206,3 +206,14 @@ def test_only_what_is_given_can_be_asked_for():
     check_wanted(request, outputs("logits", 7))
     with pytest.raises(Refusal, match="probabilities"):
         check_wanted(request, outputs("probabilities", 7))
+
+
+def test_long_json_is_refused_before_it_is_parsed():
+    with pytest.raises(Refusal, match="binary tensors") as refusal:
+        asked(b" " * (MAX_JSON + 1))
+    assert refusal.value.status == 413
+    entry, data = of_bytes(PIXELS, "FP32")
+    text = json.dumps({"inputs": [entry]}).encode()
+    # What follows the JSON does not count.
+    with pytest.raises(Refusal, match="binary_data_size"):
+        read_request(text + data + bytes(MAX_JSON), str(len(text)), SHAPE, max_images=4)

@@ -8,9 +8,11 @@ import pytest
 
 import sdb.data
 import sdb.service.watch.detector as detector_module
+from sdb.decoys import decoy_logits
 from sdb.errors import ConfigError, DataError
 from sdb.service.watch.detector import Detector, fit_profile
 from sdb.service.watch.profile import Profile
+from sdb.wrapping import named
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,22 @@ def test_asking_for_a_training_set_is_told_once_it_covers_the_classes(world):
     one_class = test[box(test).argmax(axis=1) == 3]
     assert told(profile, box, np.tile(one_class, (10, 1, 1, 1))) == set()
     assert "coverage" not in told(profile, box, np.tile(test[:100], (10, 1, 1, 1)))  # repeats are no new images
+
+
+def test_what_can_never_be_told_is_not_judged(world):
+    """A weight-key box's fixed answers have one confidence for everything."""
+    held, _, box = world
+    rows = named(decoy_logits([[(label + step) % 10 for step in (1, 2, 3)] for label in range(10)], 8.0, 1.0))
+
+    def fixed(images):
+        return rows.numpy()[box(images).argmax(axis=1)]
+
+    profile = fit_profile(held, fixed(held))
+    assert profile.thresholds.keys() == {"input", "distances"}
+    assert all(threshold < 1 for threshold in profile.thresholds.values())
+    noise = np.random.default_rng(6).random((200, 1, 8, 8), dtype=np.float32)
+    assert "input" in told(profile, fixed, noise)
+    assert "answers" in fit_profile(held, box(held)).thresholds
 
 
 def test_principals_are_told_apart(world, profile):

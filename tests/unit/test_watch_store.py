@@ -73,3 +73,15 @@ def test_without_a_place_counts_live_in_memory():
     store.close()
     with pytest.raises(StorageError):
         store.counts(10)
+
+
+@pytest.mark.parametrize(
+    "place", ["postgres://me:secret@host/0", "unix://:secret@/redis.sock", "Redis://:secret@host/0"]
+)
+def test_a_url_that_is_no_redis_is_no_file_and_keeps_its_password(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="redis://") as error:
+        open_store(place)
+    assert place.partition(":")[0] in str(error.value)
+    assert "secret" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []

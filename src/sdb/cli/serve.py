@@ -12,7 +12,10 @@ from sdb.errors import ConfigError, MissingExtraError
 
 
 def serve(
-    box: Annotated[Path, typer.Argument(metavar="BOX", help="Box, or run folder or checkpoint of a classifier.")],
+    box: Annotated[
+        Path,
+        typer.Argument(metavar="BOX", help="Box, run folder that holds one, or a checkpoint of a classifier."),
+    ],
     onnx: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Answer by this file of sdb export; again for each partner's."),

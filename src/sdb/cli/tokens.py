@@ -29,11 +29,12 @@ def token_new(
     images_day: Annotated[int | None, typer.Option(help="Images answered at most in a day (UTC).")] = None,
     rate: Annotated[float | None, typer.Option(help="Images a second, on average.")] = None,
     burst: Annotated[int | None, typer.Option(help="Images at once.")] = None,
-    no_limits: Annotated[bool, typer.Option("--no-limits", help="None but those given here.")] = False,
+    no_limits: Annotated[bool, typer.Option("--no-limits", help="No limits but those given here.")] = False,
 ) -> None:
     """Make a token and print it, once.
 
-    Only its hash is kept. Limits that are not given are the server's.
+    Only its hash is kept. With none of the options for limits the server's limits apply. With one, the others are
+    the defaults of docs/aisvs.md, whatever --budgets says.
     """
     from dataclasses import replace
 

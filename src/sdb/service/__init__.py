@@ -40,7 +40,7 @@ def create_app(
     """Make the server's ASGI application, with its model loaded and tried once.
 
     Args:
-        box: a box or classifier, or the path of a box, run folder or checkpoint.
+        box: a box or classifier, or the path of a box, of a run folder that holds one, or of a classifier's checkpoint.
         name: of the model, in its URLs.
         onnx: files that `sdb export` made of this box; they then answer, by ONNX Runtime. One for the keyless network
             and one for each partner.

@@ -162,7 +162,9 @@ def _add_rest(app: FastAPI, service: Service) -> None:
         """The class of one picture."""
         content_type = request.headers.get("content-type", "")
         images, changes = await service.read(
-            request, lambda body: read_picture(upload(body, content_type), service.model.image_shape)
+            request,
+            lambda body: read_picture(upload(body, content_type), service.model.image_shape),
+            aside=True,  # a small file may be a large picture
         )
         asker = service.asker(request)
         logits = await service.logits(asker, images)

@@ -12,7 +12,7 @@ from python_multipart.multipart import File, FormParser, parse_options_header
 from sdb.service.limits import Refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow knows more, some of which run other programs
-MAX_PIXELS = 2**25  # of a picture, from its header: 33 million, about 100 MB in memory
+MAX_PIXELS = 2**24  # of a picture, from its header; 16 million take up to 320 MB while they are converted
 MAX_PARTS = 16  # of a form
 GREY, COLOUR = "L", "RGB"
 

@@ -10,6 +10,8 @@ from sdb.errors import ConfigError, SDBError
 MIN_BODY, MAX_BODY = 8 * 2**20, 128 * 2**20  # bytes: a photograph fits; nothing larger is ever read
 BYTES_A_PIXEL = 8  # FP64, or a number with six digits in JSON
 MAX_INTAKE = 512 * 2**20  # bytes of all bodies that are being received
+MAX_READING = 16  # bodies that wait for the one thread that decodes pictures and parses what is large
+MAX_JSON = 16 * 2**20  # bytes of text, which may take 20 times as many once it is parsed
 MAX_HEAD = 32 * 2**10  # bytes of a request's first line and headers
 
 

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# What the watch has noticed or missed is the owner's to know (`sdb token alerts`): anyone may read the metrics.
+OWNERS = {"alerts", "alerts_waiting", "alerts_dropped", "images_not_observed", "detector_errors"}
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -43,11 +45,12 @@ class Metrics:
 
 
 class _Watched:
-    """Hands on what the watch counts, as gauges named sdb_watch_*."""
+    """Hands on what the watch counts and anyone may know, as gauges named sdb_watch_*."""
 
     def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
         self.read = read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for name, value in self.read().items():
-            yield GaugeMetricFamily(f"sdb_watch_{name}", "See docs/aisvs.md.", value=value)
+            if name not in OWNERS:
+                yield GaugeMetricFamily(f"sdb_watch_{name}", "See docs/aisvs.md.", value=value)

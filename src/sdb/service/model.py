@@ -1,7 +1,8 @@
 """What answers: the networks of one box, as functions from images to logits, by torch or by ONNX Runtime.
 
-Variant "" is the keyless network. Each partner whose key the server holds has one more, named by the key's id: the
-same architecture with the private part in place, so it takes the same time.
+Variant "" is the keyless box. Each partner whose key the server holds has one more, named by the key's id. Time: no
+token, a wrong one and a revoked one run the same code. A partner's network has the same layers; the keyless box looks
+up a row besides, which takes microseconds.
 """
 
 from __future__ import annotations
@@ -71,25 +72,34 @@ def load_model(
     if not name or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
         raise ConfigError(f"name is {name!r}: it is part of a URL; use letters, digits, '.', '_' and '-'")
     if not isinstance(source, (Box, Classifier)):
-        source = Box.load(source) if is_box(Path(source)) else load_classifier(Path(source))
+        source = _load(Path(source))
     classifier = source.classifier if isinstance(source, Box) else source
     place = choose_device(device)
     modules: dict[str, nn.Module] = {KEYLESS: source} | _unlocked(source, partner_keys)
     for module in modules.values():
         module.eval().requires_grad_(False).to(place)
         check(module, classifier.image_shape, classifier.num_classes, place)
+    is_named = isinstance(source, Box)
+    box_id = source.info.id if is_named else ""
     variants = {variant: _by_torch(module, place) for variant, module in modules.items()}
     if onnx:
-        variants = _by_files(variants, onnx, classifier.image_shape)
-    is_named = isinstance(source, Box)
+        variants = _by_files(variants, onnx, classifier.image_shape, box_id)
     return Model(
         name=name,
         image_shape=classifier.image_shape,
         class_names=source.info.class_names if is_named else tuple(map(str, range(classifier.num_classes))),
         variants=variants,
         platform="onnxruntime_onnx" if onnx else "pytorch_safetensors",
-        box_id=source.info.id if is_named else "",
+        box_id=box_id,
     )
+
+
+def _load(path: Path) -> Box | Classifier:
+    """The box at a path; a run folder that holds one is that box, not the network that was trained for it."""
+    for candidate in (path, path / "box"):
+        if is_box(candidate):
+            return Box.load(candidate)
+    return load_classifier(path)
 
 
 def _unlocked(source: Box | Classifier, files: Sequence[Path | str]) -> dict[str, nn.Module]:
@@ -114,14 +124,18 @@ def _by_torch(module: nn.Module, device: torch.device) -> Forward:
 
 
 def _by_files(
-    expected: Mapping[str, Forward], files: Sequence[Path | str], image_shape: tuple[int, int, int]
+    expected: Mapping[str, Forward], files: Sequence[Path | str], image_shape: tuple[int, int, int], box_id: str
 ) -> dict[str, Forward]:
     """By variant, the file that answers as the box itself does; which is whose is found by asking both."""
     probes = np.random.default_rng(0).random((PROBES, *image_shape), dtype=np.float32)
     wanted = {variant: forward(probes) for variant, forward in expected.items()}
     found: dict[str, Forward] = {}
     for file in files:
-        forward = _by_onnx(_session(Path(file)))
+        session = _session(Path(file))
+        # Boxes of one owner may have the same fixed answers, and so answer random images alike.
+        if session.get_modelmeta().custom_metadata_map.get("id", "") != box_id:
+            raise ConfigError(f"{file}: is of another box: export it from this one")
+        forward = _by_onnx(session)
         try:
             given = forward(probes)
         except Exception as error:  # ONNX Runtime has no common base for its errors

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sdb.service.limits import Refusal
+from sdb.service.limits import MAX_JSON, Refusal
 from sdb.service.tensors import INPUT, read_images, write_tensor
 
 HEADER = "inference-header-content-length"
@@ -54,6 +54,8 @@ def read_request(
         Refusal: 400 or 413, saying what is wrong.
     """
     text, binary = _split(body, json_size)
+    if len(text) > MAX_JSON:
+        raise Refusal(413, "more than 16 MiB of JSON: send binary tensors")
     try:
         request = json.loads(text)
     except (ValueError, RecursionError):

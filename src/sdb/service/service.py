@@ -14,7 +14,7 @@ from fastapi import Request
 from sdb.service.answers import check_answers
 from sdb.service.batching import Batcher
 from sdb.service.bodies import Intake, decompress
-from sdb.service.limits import Limits, Refusal
+from sdb.service.limits import MAX_READING, Limits, Refusal
 from sdb.service.metrics import Metrics
 from sdb.service.model import KEYLESS, Model
 
@@ -47,6 +47,7 @@ class Service:
         self.metrics = Metrics(lambda: self.batcher.waiting, watch.metrics if watch else None)
         self.batcher.on_batch = self.metrics.batches.observe
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._reading = 0
 
     def asker(self, request: Request) -> Asker:
         """Who sent a request; unknown and wrong tokens are nobody's, like none."""
@@ -57,17 +58,32 @@ class Service:
         variant = principal.partner if principal.partner in self.model.variants else KEYLESS
         return Asker(principal, variant, principal.answers or self.answers)
 
-    async def read(self, request: Request, reader: Callable[[bytes], T]) -> T:
-        """What a reader makes of the request's body, which is received and decompressed within the limits."""
+    async def read(self, request: Request, reader: Callable[[bytes], T], aside: bool = False) -> T:
+        """What a reader makes of the request's body, which is received and decompressed within the limits.
+
+        Args:
+            request: whose body it is.
+            reader: bytes to what is wanted.
+            aside: that even a small body takes long to read, so never on the event loop.
+
+        Raises:
+            Refusal: by the reader or the limits; 503 where too many bodies wait for the reader.
+        """
         encoding = request.headers.get("content-encoding", "")
 
         def work(body: bytes) -> T:
             return reader(decompress(body, encoding, self.max_body))
 
         async with self.intake.body(request) as body:
-            if len(body) < LARGE and not encoding:
+            if len(body) < LARGE and not encoding and not aside:
                 return work(body)
-            return await asyncio.get_running_loop().run_in_executor(self._reader, work, body)
+            if self._reading >= MAX_READING:
+                raise Refusal(503, "too many bodies wait to be read", 1.0, "reading")
+            self._reading += 1
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._reader, work, body)
+            finally:
+                self._reading -= 1
 
     async def logits(self, asker: Asker, images: np.ndarray) -> np.ndarray:
         """Logits (N, K) for who asks.

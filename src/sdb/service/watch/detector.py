@@ -138,7 +138,8 @@ def fit_profile(
             for kind, value in sketch.statistics(coverage_images).items():
                 largest[kind] = max(largest.get(kind, 0.0), value)
     thresholds = {k: largest[k] * times + plus for k, (times, plus) in ROOM.items() if k in largest}
-    return replace(profile, thresholds=thresholds)
+    # No statistic exceeds 1: what ordinary use brings near it tells nothing, as `answers` of a box with one confidence.
+    return replace(profile, thresholds={kind: value for kind, value in thresholds.items() if value < 1})
 
 
 def _ordinary_order(predicted: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:

@@ -156,7 +156,7 @@ def open_store(place: Path | str | None) -> Store:
     """A store by its place: a path, a redis:// or rediss:// URL, or None for this process's memory.
 
     Raises:
-        StorageError: it cannot be reached or written.
+        StorageError: it cannot be reached or written, or is a URL of another kind.
         MissingExtraError: a URL is given and the extra `redis` is not installed.
     """
     if place is None:
@@ -165,6 +165,11 @@ def open_store(place: Path | str | None) -> Store:
         from sdb.service.watch.redis_store import RedisStore
 
         return RedisStore(str(place))
+    scheme, is_url, _ = str(place).partition("://")
+    if is_url:  # only the scheme is said: the rest may hold a password
+        raise StorageError(
+            f"{scheme}:// is no store: give the path of a SQLite file, or a redis:// or rediss:// URL"
+        )
     return SqliteStore(place)
 
 
