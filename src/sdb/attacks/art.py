@@ -9,6 +9,7 @@ the top-1 answers (`use_probability` is off by default); both are kept.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -26,31 +27,38 @@ from sdb.errors import MissingExtraError
 BATCH = 512
 
 
+def part_of_art(module: str, name: str) -> Any:
+    """A class of ART's.
+
+    Raises:
+        MissingExtraError: ART is not installed.
+    """
+    try:
+        return getattr(importlib.import_module(f"art.{module}"), name)
+    except ImportError:
+        raise MissingExtraError("adversarial-robustness-toolbox", "art", "this attack") from None
+
+
 def behind(victim: Victim, device: torch.device) -> Any:
     """A victim as ART's `BlackBoxClassifier`: numpy images (N, C, H, W) in [0, 1] to scores (N, K), counted as queries.
 
     Raises:
         MissingExtraError: ART is not installed.
     """
-    try:
-        from art.estimators.classification import BlackBoxClassifier
-    except ImportError:
-        raise MissingExtraError("adversarial-robustness-toolbox", "art", "this attack") from None
+    classifier = part_of_art("estimators.classification", "BlackBoxClassifier")
 
     def predict(images: np.ndarray) -> np.ndarray:
         asked = torch.from_numpy(np.asarray(images, np.float32)).to(device)
         return victim.ask(asked).scores().cpu().numpy()
 
-    return BlackBoxClassifier(predict, victim.image_shape, victim.num_classes, clip_values=(0.0, 1.0))
+    return classifier(predict, victim.image_shape, victim.num_classes, clip_values=(0.0, 1.0))
 
 
 def thief(student: nn.Module, victim: Victim, means: Means) -> Any:
     """A student as ART's `PyTorchClassifier`, with ART's own training loop."""
-    from art.estimators.classification import PyTorchClassifier
-
     optimizer = torch.optim.Adam(student.parameters(), lr=means.settings.learning_rate)
     kind = "gpu" if means.device.type == "cuda" else "cpu"
-    return PyTorchClassifier(
+    return part_of_art("estimators.classification", "PyTorchClassifier")(
         student.to(means.device),
         nn.CrossEntropyLoss(),
         victim.image_shape,
@@ -110,11 +118,8 @@ class Knockoff(Attack):
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask about proxy images, learn their labels."""
-        try:
-            from art.attacks.extraction import KnockoffNets
-        except ImportError:
-            raise MissingExtraError("adversarial-robustness-toolbox", "art", "this attack") from None
-        return extracted(KnockoffNets, victim, means, means.proxy, sampling_strategy="random", verbose=False)
+        attack = part_of_art("attacks.extraction", "KnockoffNets")
+        return extracted(attack, victim, means, means.proxy, sampling_strategy="random", verbose=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +133,5 @@ class Copycat(Attack):
 
     def run(self, victim: Victim, means: Means) -> Stolen:
         """Ask about the attacker's own images, learn their labels."""
-        try:
-            from art.attacks.extraction import CopycatCNN
-        except ImportError:
-            raise MissingExtraError("adversarial-robustness-toolbox", "art", "this attack") from None
-        return extracted(CopycatCNN, victim, means, means.train)
+        attack = part_of_art("attacks.extraction", "CopycatCNN")
+        return extracted(attack, victim, means, means.train)
