@@ -13,7 +13,7 @@ from sdb.auditing.claim import make_claim
 from sdb.auditing.evidence import traces, unlock_curve
 from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import AuditSettings, attacks_of, defences_of
-from sdb.auditing.runner import CLAIM, REPORT, Told, run_tasks, take
+from sdb.auditing.runner import CLAIM, REPORT, WORK, Told, run_tasks, take
 from sdb.box import Box, is_box
 from sdb.checkpoint import write_tensors
 from sdb.data import Splits
@@ -60,8 +60,7 @@ def audit_job(
     settings = settings.filled()
     attacks_of(settings), defences_of(settings)  # unknown names are refused before anything is written
     with folder_lock(folder):
-        work = folder / "work"
-        ground = Ground(settings, subject, settings.seed, work, data)
+        ground = Ground(settings, subject, settings.seed, folder / WORK, data)
         ground.check()
         work = take(folder, settings, subject, resume=resume, overwrite=overwrite)
         run_tasks(settings, subject, work, workers=workers, told=told, data=data)

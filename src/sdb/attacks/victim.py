@@ -6,7 +6,6 @@ is not: logits that went through a softmax twice have made defences look strong 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -169,16 +168,3 @@ class Victim:
             best = shares.topk(min(self.top_k, self.num_classes), dim=1)
             shares = torch.zeros_like(shares).scatter(1, best.indices, best.values)
         return Answers(Interface(kind), shares, self.num_classes)
-
-
-def wrapped(victim: Victim, change: Callable[[nn.Module], nn.Module]) -> Victim:
-    """The same interface and budget with another module behind it; for controls, never for attacks."""
-    return Victim(
-        change(victim._module),
-        victim.interface,
-        num_classes=victim.num_classes,
-        image_shape=victim.image_shape,
-        top_k=victim.top_k,
-        budget=victim.budget,
-        network=victim._network,
-    )

@@ -71,10 +71,11 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         ConfigError: there is none to resume, or it was begun with other settings.
     """
     made = {**attacks_of(settings), **defences_of(settings)}
+    code = environment()
     parameters = {
         "settings": settings.model_dump(mode="json"),
         "subject": identity(subject),
-        "code": {name: environment()[name] for name in ("sdb", "commit")},
+        "code": {name: code[name] for name in ("sdb", "commit")},
         "made": {name: each.parameters() for name, each in made.items()},
     }
     path = folder / RESOLVED
