@@ -10,7 +10,7 @@ from typing import Any
 from sdb.attacks.attack import Attack
 from sdb.auditing.cells import Task, control_column, read
 from sdb.auditing.ground import Ground, Subject
-from sdb.auditing.plan import NONE, AuditSettings, defences_of, threat_of
+from sdb.auditing.plan import BOX, NONE, AuditSettings, defences_of, threat_of
 from sdb.auditing.proxy import NAME as PROXY
 from sdb.auditing.runner import columns_of, plan, rows_of
 from sdb.box import Box
@@ -110,13 +110,13 @@ def _defence(
     rows = [results[Task("defence", seed, column)] for seed in seeds]
     maker = ground.maker(column, defences)
     measured = {key: [row[key] for row in rows] for key in ("keyless", "keyed", "partner", "distance", "seconds")}
-    title = "the audited box" if column not in defences else maker.title
+    title = "the audited box" if column == BOX else maker.title
     return {
         "name": column,
         "title": title,
         "summary": maker.summary,
         "source": maker.source,
-        "parameters": {} if column not in defences else maker.parameters(),
+        "parameters": {} if column == BOX else maker.parameters(),
         "threat_note": maker.threat_note,
         **measured,
     }

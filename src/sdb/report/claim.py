@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdb.errors import ConfigError
+from sdb.report.record import faults_of
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -287,10 +288,7 @@ def read_claim(claim: dict[str, Any]) -> Claim:
     try:
         return Claim.model_validate(claim)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc']) or 'claim'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
+        faults = faults_of(error, "claim")
         raise ConfigError(
             f"this claim cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
             "Expected an audit's claim of schema 1, as `sdb audit` writes it; run it again."

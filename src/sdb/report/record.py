@@ -177,6 +177,14 @@ class Record(_Part):
         return next((row for row in self.rows if row.id == row_id), None)
 
 
+def faults_of(error: ValidationError, top: str) -> list[str]:
+    """Every fault with its path, `top` for the whole; never the input itself: it may hold soft outputs."""
+    return [
+        f"{'.'.join(str(part) for part in fault['loc']) or top}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+
+
 def read_record(record: dict[str, Any]) -> Record:
     """Check a record and return it typed.
 
@@ -192,11 +200,7 @@ def read_record(record: dict[str, Any]) -> Record:
     try:
         return Record.model_validate(record)
     except ValidationError as error:
-        # The input itself is left out of the message: it may hold soft outputs.
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc']) or 'record'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
+        faults = faults_of(error, "record")
         raise ConfigError(
             f"this record cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
             "Expected a demo record of schema 1, as `sdb demo` writes it; run it again."
