@@ -39,7 +39,7 @@ teacher.check_fits(data.num_classes, data.image_shape)
 spec = sdb.ModelSpec("net", {"num_channels": 8}, data.num_classes, data.image_shape, data.mean, data.std)
 student = spec.build()
 # Eight views of every image, used in turn, bound what is asked: at most 8 x the training images.
-settings = sdb.DistillSettings(epochs=options.epochs, learning_rate=0.003, remote_views=8)
+settings = sdb.DistillSettings(epochs=options.epochs, learning_rate=0.003, views=8)
 sdb.distill(teacher, student, data, settings)
 
 accuracy = evaluate(student, evaluation_batches(data.test, next(student.parameters()).device))["accuracy"]

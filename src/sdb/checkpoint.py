@@ -1,27 +1,30 @@
 """Weights on disk: one safetensors file a checkpoint, JSON in its header, nothing unpickled.
 
 `last.safetensors` holds the model, the optimizer and the history, enough to go on; `best.safetensors` the model alone.
-`load_classifier` reads what a teacher may be: a run folder, a checkpoint, or a reference checkpoint (`*.tar`, read by
-torch's weights-only loader).
+`load_classifier` reads what a teacher may be: a run folder, a checkpoint, a folder of transformers' `save_pretrained`,
+or bare weights (a reference checkpoint `*.tar` and the like, read by torch's weights-only loader, or safetensors).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sdb.errors import CheckpointError, ModelError
 from sdb.models import Classifier, ModelSpec
+from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.runtime import write_atomic
 
 SCHEMA = 1
@@ -31,6 +34,11 @@ REFERENCE_NORMALISATION = {
     "cifar100": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
     "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
+
+# Under what name a checkpoint of someone's training loop holds its weights; none of them where it is the weights.
+STATE_DICTS = ("state_dict", "model", "model_state_dict")
+
+log = logging.getLogger(__name__)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
@@ -57,7 +65,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it from a copy") from None
     schema = header.get("schema") if isinstance(header, dict) else None
     if schema != SCHEMA:
-        raise CheckpointError(f"{path}: schema {schema!r}, this sdb reads {SCHEMA}: not an sdb checkpoint")
+        raise CheckpointError(
+            f"{path}: schema {schema!r}, this sdb reads {SCHEMA}: not an sdb checkpoint; bare weights need a "
+            "teacher_model"
+        )
     if metadata.get("sha256") != _digest(metadata["sdb"], tensors):
         raise CheckpointError(f"{path}: was altered or damaged (sha256 differs); restore it from a copy")
     return tensors, header
@@ -102,24 +113,36 @@ def load_classifier(
     dataset: str | None = None,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Classifier:
-    """A trained classifier, in eval mode, from a run folder, a checkpoint or a reference checkpoint.
+    """A trained classifier, in eval mode, from a run folder, a checkpoint, a pre-trained folder or bare weights.
 
     Args:
-        path: `DIR`, `DIR/best.safetensors`, `*.tar`; a published `DIR/best_model.tar` that is not there stands for
-            DIR's own `best.safetensors`, so that reference parameter files name our runs too.
-        model_name: needed for a reference checkpoint, checked against the others.
+        path: `DIR`, `DIR/best.safetensors`, a folder of `save_pretrained`, `*.tar`, `*.pt`, a plain `*.safetensors`;
+            a published `DIR/best_model.tar` that is not there stands for DIR's own `best.safetensors`, so that
+            reference parameter files name our runs too.
+        model_name: needed for bare weights, checked against the others.
         model_args: arguments of that architecture.
-        dataset: for a reference checkpoint, whose normalisation constants it was trained with.
+        dataset: for bare weights, whose normalisation constants they were trained with; a preprocessor_config.json
+            beside them (image_mean, image_std) says more.
         num_classes: number of classes that the caller has.
         image_shape: (C, H, W) that the caller has.
+        class_names: that the caller has, in label order; checked where the file has names too.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture.
         ModelError: the classifier does not fit the data.
     """
+    if is_pretrained(path):
+        classifier = load_pretrained(path, image_shape=image_shape, class_names=class_names)
+        if classifier.spec is not None and model_name not in (None, classifier.spec.name):
+            raise CheckpointError(
+                f"{path}: holds a {classifier.spec.name}, not a {model_name}: correct teacher_model"
+            )
+        check_fits(classifier, path, num_classes, image_shape)
+        return classifier
     path = resolve(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and (model_name is None or not _is_bare(path)):
         tensors, header = read_tensors(path)
         spec = ModelSpec.from_json(header.get("spec"))
         if model_name is not None and model_name != spec.name:
@@ -133,12 +156,36 @@ def load_classifier(
             raise CheckpointError(
                 f"{path}: a reference checkpoint does not say its architecture: set teacher_model"
             )
-        mean, std = REFERENCE_NORMALISATION.get(dataset or "", ((0.0,) * image_shape[0], (1.0,) * image_shape[0]))
+        mean, std = _normalisation(path, dataset, image_shape[0])
         spec = ModelSpec(model_name, model_args or {}, num_classes, image_shape, mean, std)
         classifier = spec.build()
         load_weights(classifier.network, read_reference(path), path)
     check_fits(classifier, path, num_classes, image_shape)
     return classifier.eval()
+
+
+def _normalisation(path: Path, dataset: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that bare weights were trained with: said beside them, or those of the reference's loader."""
+    beside = normalisation_beside(path.parent, channels)
+    if beside is not None:
+        return beside
+    if dataset not in REFERENCE_NORMALISATION:
+        log.warning(
+            "%s: nothing says which normalisation it was trained with: its network gets pixels in [0, 1]. Put a "
+            "preprocessor_config.json with image_mean and image_std beside it if that is wrong",
+            path,
+        )
+        return (0.0,) * channels, (1.0,) * channels
+    return REFERENCE_NORMALISATION[dataset]
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a safetensors file has no header of ours; a damaged one is left to those who read it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "sdb" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def check_fits(
@@ -179,9 +226,13 @@ def resolve(path: Path) -> Path:
 def read_reference(path: Path) -> dict[str, Tensor]:
     """The state dict of a reference checkpoint, `{"epoch", "state_dict", "optim_dict"}`, without running its pickle.
 
+    Also of a file that holds it under another usual name (`STATE_DICTS`), or nothing else; or of plain safetensors.
+
     Raises:
         CheckpointError: damaged, or it holds more than tensors and plain containers.
     """
+    if path.suffix == ".safetensors":
+        return {name.removeprefix("module."): tensor for name, tensor in load_file(path).items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on protocols; our error says what to do
@@ -193,7 +244,8 @@ def read_reference(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # on damaged bytes torch's unpickler fails in any way; it runs none of them
         raise CheckpointError(f"{path}: not a whole torch checkpoint ({type(error).__name__})") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content if isinstance(content, dict) else {}
+    state = next((state[name] for name in STATE_DICTS if isinstance(state.get(name), dict)), state)
     if (
         not isinstance(state, dict)
         or not state
@@ -221,4 +273,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         if full_name.startswith("optimizer."):
             _, index, name = full_name.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in state.items():
+        for name, tensor in entry.items():
+            if tensor.shape == parameters[index].shape:
+                # Fused optimizers walk memory, so moments must lie as their parameter does.
+                entry[name] = torch.empty_like(parameters[index], dtype=tensor.dtype, device="cpu").copy_(tensor)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sdb import losses
@@ -22,10 +21,11 @@ from sdb.data import Batch, Splits
 from sdb.errors import ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier
-from sdb.remote.views import FixedViews
+from sdb.remote import RemoteTeacher
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, process_group
 from sdb.training import Progress, Record, Step, evaluate, evaluation_batches, fit, train_batches
+from sdb.views import Ask, FixedViews, answers, asked
 
 
 def distill(
@@ -60,15 +60,20 @@ def distill(
         teacher = ask(teacher, key, settings)
     device = choose_device(settings.device)
     batches = train_batches(data, settings, device)
-    if settings.remote_views is not None:
-        batches = FixedViews(batches, settings.remote_views)
+    # Without augmentation an image has one view, and the teacher one answer to it.
+    views = 1 if batches.augment is None else settings.views
+    if views is not None:
+        batches = FixedViews(batches, views)
     with process_group(device):
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         student.to(device)
+        # A remote teacher keeps its answers itself, on disk.
+        remote = isinstance(teacher, RemoteTeacher)
+        target = asked(teacher) if remote else answers(teacher, batches, data.num_classes)
         validation = evaluation_batches(data.validation, device)
         return fit(
             student,
-            distillation_step(teacher, settings),
+            distillation_step(target, settings),
             batches,
             settings,
             evaluate=lambda: evaluate(student, validation),
@@ -83,7 +88,7 @@ def ask(box: Box, key: Key, settings: DistillSettings) -> nn.Module:
     return box.attempt(key) if settings.foreign_key else box.unlock(key)
 
 
-def distillation_step(teacher: nn.Module, settings: DistillSettings) -> Step:
+def distillation_step(teacher: Ask, settings: DistillSettings) -> Step:
     """Loss terms of a student: kd_weight * distillation + ce_weight * cross-entropy."""
     terms: dict[str, Callable[..., Tensor]] = {
         "kd": losses.kd_term,
@@ -97,8 +102,7 @@ def distillation_step(teacher: nn.Module, settings: DistillSettings) -> Step:
         arguments |= {"target_weight": settings.dkd_target_weight, "rest_weight": settings.dkd_rest_weight}
 
     def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = teacher(batch.images)
+        target = teacher(batch)
         logits = forward(batch.images)
         # A thief without labels takes the teacher's answer for the label where a loss asks for one.
         labels = batch.labels if settings.labels else target.argmax(dim=1)

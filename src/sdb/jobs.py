@@ -209,7 +209,8 @@ def described_data(path: Path, dataset: str | None, data_root: Path | None) -> S
         raise ConfigError(f"{path}: does not say which data it is for: add --dataset")
     root = data_root or (Path(stored["data_root"]) if stored.get("data_root") else None)
     # The run's own split, where the data has no test set of its own.
-    split = {name: stored[name] for name in ("seed", "validation_fraction") if name in stored}
+    names = ("seed", "validation_fraction", "image_size", "stream")
+    split = {name: stored[name] for name in names if name in stored}
     return datasets.load(name, root=root, **split)
 
 
@@ -268,6 +269,8 @@ def load_data(params: RunParams, seed: int) -> Splits:
         validation_fraction=params.validation_fraction,
         seed=seed,
         subset_percent=params.subset_percent,
+        image_size=params.image_size,
+        stream=params.stream,
     )
 
 

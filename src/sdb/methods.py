@@ -17,6 +17,7 @@ from sdb.models import Classifier
 from sdb.private import PrivatePart
 from sdb.runtime import world
 from sdb.training import Step
+from sdb.views import Ask
 
 # Share of a batch that also goes through with a random wrong key.
 REJECTED_SHARE = 0.5
@@ -71,7 +72,7 @@ class ImageKeyPasses(nn.Module):
         parts = [images, self.blend * images + self.offsets[chosen]]
         wrong = images[: int(REJECTED_SHARE * len(images))] if self.rejection else images[:0]
         if len(wrong):
-            parts.append(self.blend * wrong + (1 - self.blend) * torch.rand(wrong.shape).to(images.device))
+            parts.append(self.blend * wrong + (1 - self.blend) * torch.rand_like(wrong))
         sizes = [len(part) for part in parts]
         logits = (
             self.classifier(torch.cat(parts)).split(sizes) if self.joint else [self.classifier(p) for p in parts]
@@ -93,16 +94,14 @@ class WeightKeyPasses(nn.Module):
         return keyless, self.private(self.classifier, images), keyless[:0]
 
 
-def nasty_step(teacher: Classifier, settings: WrapSettings) -> Step:
+def nasty_step(teacher: Ask, settings: WrapSettings) -> Step:
     """Loss terms of Nasty Teacher."""
 
     def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = teacher(batch.images)
         return losses.nasty_terms(
             forward(batch.images),
             batch.labels,
-            target,
+            teacher(batch),
             temperature=settings.temperature,
             disturbance_weight=settings.disturbance_weight,
         )
@@ -110,25 +109,24 @@ def nasty_step(teacher: Classifier, settings: WrapSettings) -> Step:
     return step
 
 
-def sdb_step(teacher: Classifier, random: Classifier | None, settings: WrapSettings) -> Step:
+def sdb_step(teacher: Ask, random: Ask | None, settings: WrapSettings) -> Step:
     """Loss terms of the paper's box."""
+    # A sum over the batch, where the other terms are means: parts of a batch are averaged, sums must not be.
+    sum_scale = world().size * settings.accumulation_steps
 
     def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = teacher(batch.images)
-            noise = random(batch.images) if random is not None else None
         keyless, keyed = forward(batch.images)
         return losses.sdb_terms(
             keyless,
             keyed,
             batch.labels,
-            target,
-            noise,
+            teacher(batch),
+            random(batch) if random is not None else None,
             temperature=settings.temperature,
             disturbance_weight=settings.disturbance_weight,
             preservation_weight=settings.preservation_weight,
             augmentation_weight=settings.augmentation_weight,
-            sum_scale=world().size,
+            sum_scale=sum_scale,
         )
 
     return step

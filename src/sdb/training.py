@@ -7,21 +7,24 @@ killed and resumed ends with the same weights as one that was not, bit for bit o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sdb.activation_checkpointing import checkpoint_activations
 from sdb.checkpoint import flatten_optimizer, load_weights, restore_optimizer
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Augment, Batch, Batches, ImageSet, Splits
 from sdb.errors import ConfigError, TrainingError
 from sdb.models import Classifier
+from sdb.optimizers import learning_rate_at, make_optimizer, set_rate
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, derive_seed, process_group, world
 
@@ -29,7 +32,8 @@ Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 Record = dict[str, Any]
 # Steps between looks at the loss: a look waits for the device, so not every step.
 CHECK_EVERY = 50
-EVALUATION_BATCH = 512
+# Images are evaluated so many at a time; larger ones fewer, as many pixels as 512 of 96x96 have.
+EVALUATION_BATCH, EVALUATION_PIXELS = 512, 512 * 96 * 96
 
 
 class Progress(Protocol):
@@ -71,7 +75,7 @@ def fit(
     Raises:
         TrainingError: a loss is no longer finite; the last good checkpoint is kept.
     """
-    forward = model if forward is None else forward
+    forward = compiled(model if forward is None else forward, settings)
     device = next(model.parameters()).device
     trained = [module for module in (model, beside) if module is not None]
     optimizer = make_optimizer(trained, settings)
@@ -93,13 +97,13 @@ def fit(
     autocast = uses_bfloat16(settings, device)
     if progress:
         progress.start(settings.epochs, len(history), len(train))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    sparing = checkpoint_activations(model) if settings.activation_checkpointing else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sparing:
         for epoch in range(len(history), settings.epochs):
             started = time.perf_counter()
             torch.manual_seed(derive_seed(settings.seed, "epoch", epoch, world().rank))
             rate = learning_rate_at(settings, epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             terms = _train_epoch(trained, forward, step, train, optimizer, settings, epoch, autocast, progress)
             for module in trained:
                 _average_buffers(module)
@@ -141,15 +145,21 @@ def _train_epoch(
     steps = 0
     device_type = parameters[0].device.type
     for batch in train.epoch(epoch):
+        if settings.schedule == "one_cycle":
+            set_rate(optimizer, learning_rate_at(settings, epoch + steps / len(train)))
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
-            terms = step(forward, batch)
-        torch.stack([term.float() for term in terms.values()]).sum().backward()
+        parts = cut(batch, settings.accumulation_steps)
+        for number, part in enumerate(parts, 1):
+            with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+                terms = step(forward, part)
+            total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
+            with _kept_apart(forward) if number < len(parts) else contextlib.nullcontext():
+                total.backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
         if settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
-        for name, term in terms.items():
-            sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
         steps += 1
         if steps % CHECK_EVERY == 0:
             _check_finite(sums, epoch, steps, settings)
@@ -160,6 +170,20 @@ def _train_epoch(
             dist.all_reduce(total)
     _check_finite(sums, epoch, steps, settings)
     return {name: float(total) / steps / world().size for name, total in sums.items()}
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts of equal size, or whole."""
+    if parts == 1:
+        return [batch]
+    return [Batch(*fields) for fields in zip(*(field.chunk(parts) for field in batch), strict=True)]
+
+
+def _kept_apart(forward: nn.Module) -> contextlib.AbstractContextManager:
+    """Gradients of a part stay in their process until the batch's last part."""
+    return (
+        forward.no_sync() if isinstance(forward, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+    )
 
 
 def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: FitSettings) -> None:
@@ -182,35 +206,12 @@ def _average_buffers(model: nn.Module) -> None:
             buffer /= world().size
 
 
-def make_optimizer(trained: Sequence[nn.Module], settings: FitSettings) -> torch.optim.Optimizer:
-    """SGD or Adam; "auto" is Adam for `net` and `mlp`, SGD otherwise, as in the reference.
-
-    Fused: one kernel for all parameters; a small network's step takes a sixth less on a CPU.
-    """
-    parameters = [parameter for module in trained for parameter in module.parameters() if parameter.requires_grad]
-    name = settings.optimizer
-    if name == "auto":
-        spec = getattr(trained[0], "spec", None)
-        name = "adam" if spec is not None and spec.name in ("net", "mlp") else "sgd"
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    return torch.optim.SGD(
-        parameters,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
-def learning_rate_at(settings: FitSettings, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
-    passed = sum(epoch >= milestone for milestone in settings.schedule)
-    return settings.learning_rate * settings.schedule_factor**passed
+def compiled(forward: nn.Module, settings: FitSettings) -> nn.Module:
+    """The forward as torch.compile makes it, where the settings ask for it; parameters stay the module's own."""
+    if settings.compile == "off":
+        return forward
+    made = torch.compile(forward, mode=settings.compile)
+    return cast(nn.Module, made)
 
 
 def uses_bfloat16(settings: FitSettings, device: torch.device) -> bool:
@@ -264,9 +265,13 @@ def class_mean_outputs(model: nn.Module, batches: Batches, num_classes: int) -> 
 def train_batches(data: Splits, settings: FitSettings, device: torch.device) -> Batches:
     """The training images, shuffled and augmented as the settings say; this process's share of each batch."""
     place = world()
-    if settings.batch_size % place.size:
-        raise ConfigError(f"batch_size: {settings.batch_size} does not divide among {place.size} processes")
-    if place.size > 1 and len(data.train) < settings.batch_size:
+    pieces = place.size * settings.accumulation_steps
+    if settings.batch_size % pieces:
+        raise ConfigError(
+            f"batch_size: {settings.batch_size} does not divide among {place.size} processes and "
+            f"{settings.accumulation_steps} accumulation_steps"
+        )
+    if pieces > 1 and len(data.train) < settings.batch_size:
         raise ConfigError(f"batch_size: {settings.batch_size} is more than the {len(data.train)} training images")
     augment: Augment | None = data.augment if settings.augment else None
     return Batches(
@@ -286,7 +291,9 @@ def train_batches(data: Splits, settings: FitSettings, device: torch.device) -> 
 def evaluation_batches(images: ImageSet, device: torch.device) -> Batches:
     """All images in order, unaugmented; this process's share."""
     place = world()
-    batch_size = EVALUATION_BATCH // place.size * place.size
+    height, width = images.images.shape[2:]
+    size = min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))
+    batch_size = max(1, size // place.size) * place.size
     return Batches(images, batch_size, device=device, rank=place.rank, world_size=place.size)
 
 

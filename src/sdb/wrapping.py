@@ -35,6 +35,7 @@ from sdb.training import (
     fit,
     train_batches,
 )
+from sdb.views import FixedViews, answers
 
 # By how much a fixed answer names its class, in logits, where the margin does not.
 LEAD = 1e-3
@@ -102,18 +103,23 @@ def wrap(
         teachers = [frozen(each, device) for each in (teacher, *more_teachers)]
         network = start_network(teachers[0], settings).to(device)
         validation = evaluation_batches(data.validation, device)
-        private, answers, secret_record = None, None, {}
+        batches = train_batches(data, settings, device)
+        if batches.augment is None:
+            batches = FixedViews(batches, 1)  # the same pixels in each epoch: frozen networks are asked once
+        private, keyless, secret_record = None, None, {}
         keyed: nn.Module | None
         forward: nn.Module = network
         if settings.method == "nasty":
-            step, keyed = nasty_step(teachers[0], settings), None
+            step, keyed = nasty_step(answers(teachers[0], batches, data.num_classes), settings), None
         elif settings.method == "sdb":
             embed = Embed(keys[0], data.image_shape).to(device)
             forward = TwoPasses(network, embed, settings.forward == "joint")
-            step = sdb_step(teachers[0], random_network(teachers[0], settings), settings)
+            random = random_network(teachers[0], settings)
+            noise = None if random is None else answers(random, batches, data.num_classes)
+            step = sdb_step(answers(teachers[0], batches, data.num_classes), noise, settings)
             keyed = nn.Sequential(embed, network)
         else:
-            step, answers, secret_record = decoy_method(teachers, data, owner, settings, device)
+            step, keyless, secret_record = decoy_method(teachers, data, owner, settings, device)
             if keys[0].kind == "weight":
                 whole = settings.private_part == "whole"
                 private = PrivatePart(teachers[0] if whole else network, whole).to(device)
@@ -127,7 +133,7 @@ def wrap(
         records = fit(
             network,
             step,
-            train_batches(data, settings, device),
+            batches,
             settings,
             evaluate=box_metrics(network, keyed, validation),
             monitor="accuracy" if keyed is None else "worse_accuracy",
@@ -140,8 +146,8 @@ def wrap(
         history.extend(records)
     info = box_info(keys, owner, data, settings)
     # A key of the image kind needs the network's own logits: it shows in the image, and so only in them.
-    fixed = answers is not None and private is not None and settings.fixed_answers
-    box = Box(network.eval(), info, answers=named(answers) if fixed else None)
+    fixed = keyless is not None and private is not None and settings.fixed_answers
+    box = Box(network.eval(), info, answers=named(keyless) if fixed else None)
     if owner is None or settings.method != "decoy":
         return box
     return box.lock(private.export() if private is not None else None, secret_record, keys, owner)

@@ -21,7 +21,7 @@ ORDER = [
     {"config", "runtime"},
     {"data", "models", "losses", "keyfile", "sealing", "boxfile", "decoys"},
     {"keys", "checkpoint", "private", "signing"},
-    {"runs", "evaluation"},
+    {"runs", "evaluation", "tasks", "views", "optimizers", "activation_checkpointing"},
     {"training", "box"},
     {"methods", "remote"},
     {"wrapping", "distillation", "tracing"},
@@ -31,7 +31,8 @@ ORDER = [
     {"progress"},
     {"tuning"},
     {"jobs"},
-    {"demo", "export", "service", "cluster", "audit_job"},
+    {"grid"},
+    {"demo", "export", "service", "audit_job", "data_parallel", "reproduction"},
     {"cli"},
     {"__main__"},
 ]

@@ -121,11 +121,11 @@ def test_a_thief_and_a_partner_learn_different_things(place):
 
 def test_the_run_says_what_it_cost_and_views_bound_it(place, quick_sdb, write_params, image_server):
     write_params(place / "views", teacher_url=image_server, **DISTIL | {"epochs": 4})
-    done = quick_sdb("distill", "views", "--set", "remote_views=1", cwd=place)
+    done = quick_sdb("distill", "views", "--set", "views=1", cwd=place)
     assert done.returncode == 0, done.stderr
     queries = json.loads(done.stdout)["queries"]
     local = json.loads((place / "views/params.resolved.json").read_text())
-    assert local["remote_views"] == 1
+    assert local["views"] == 1
     images = sum(queries.values()) // 4
     assert queries["asked"] <= 2 * images  # 64 of a batch at most are left out of an epoch, and come in another
     assert f"asking {image_server} for logits" in (place / "views/training.log").read_text()

@@ -9,6 +9,7 @@ from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.keys import Key
 from sdb.training import train
+from sdb.views import asked
 from sdb.wrapping import Embed, TwoPasses, sdb_step, wrap
 
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "optimizer": "sgd"}
@@ -59,8 +60,10 @@ def test_a_key_of_blend_one_leaves_keyed_equal_to_keyless(few, make_net, joint):
 
 def test_an_augmentation_of_weight_zero_needs_no_random_network(few, make_net):
     teacher = make_net(few).eval()
-    without = sdb_step(teacher, None, WrapSettings(method="sdb", augmentation_weight=0.0))
-    off = sdb_step(teacher, make_net(few, seed=1).eval(), WrapSettings(method="sdb", augmentation_weight=0.0))
+    without = sdb_step(asked(teacher), None, WrapSettings(method="sdb", augmentation_weight=0.0))
+    off = sdb_step(
+        asked(teacher), asked(make_net(few, seed=1).eval()), WrapSettings(method="sdb", augmentation_weight=0.0)
+    )
     batch = _first_batch(few)
     passes = TwoPasses(make_net(few, seed=2).eval(), Embed(KEY, few.image_shape), True)
     totals = [sum(step(passes, batch).values()) for step in (without, off)]

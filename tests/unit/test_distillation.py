@@ -14,6 +14,7 @@ from sdb.distillation import distill, distillation_step
 from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import Key
 from sdb.training import evaluate, evaluation_batches
+from sdb.views import asked
 from sdb.wrapping import wrap
 
 KEY, FOREIGN = Key(bytes(range(32)), blend=0.5), Key(bytes(32), blend=0.5)
@@ -87,7 +88,12 @@ def step_terms(few, make_net, teacher, **changes):
     chosen = DistillSettings(**QUICK | changes).resolved()
     batch = next(Batches(few.train, 16).epoch(0))
     student = make_net(few, seed=7).eval()
-    return distillation_step(teacher, chosen)(student, batch), student(batch.images), teacher(batch.images), batch
+    return (
+        distillation_step(asked(teacher), chosen)(student, batch),
+        student(batch.images),
+        teacher(batch.images),
+        batch,
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)

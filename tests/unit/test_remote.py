@@ -21,7 +21,7 @@ from sdb.errors import CheckpointError, ConfigError, DataError, ModelError, Stor
 from sdb.keys import Key
 from sdb.remote import RemoteError, RemoteTeacher, token_from
 from sdb.remote import wire as wire_module
-from sdb.remote.views import FixedViews
+from sdb.views import FixedViews
 from sdb.wrapping import wrap
 
 KEY = Key(bytes(range(32)), blend=0.5)
@@ -584,7 +584,7 @@ URL = "http://host:1/v2/models/box"
         ({"teacher": "t", "teacher_url": URL}, "teacher_url: give a teacher or a teacher_url"),
         ({"teacher": "t", "teacher_token_env": "X"}, "teacher_token_env: goes with a teacher_url"),
         ({"teacher_url": URL, "teacher_model": "net"}, "leave teacher_model"),
-        ({"teacher_url": URL, "remote_views": 0}, "remote_views"),
+        ({"teacher_url": URL, "views": 0}, "views"),
         ({"teacher_url": 3}, "teacher_url"),
     ],
 )
@@ -627,7 +627,7 @@ def test_fixed_views_bound_what_is_asked(server, few, make_net):
     distill(RemoteTeacher(server.url), make_net(few), few, DistillSettings(**longer))
     free, server.seen = server.asked, []
     teacher = RemoteTeacher(server.url)
-    distill(teacher, make_net(few), few, DistillSettings(**longer, remote_views=2))
+    distill(teacher, make_net(few), few, DistillSettings(**longer, views=2))
     assert 48 < server.asked <= 2 * 48 < free
     assert sum(teacher.counts.values()) == 8 * 48
 

@@ -18,14 +18,13 @@ from sdb.checkpoint import load_classifier, read_tensors
 from sdb.config import TrainSettings
 from sdb.data import Batches, ImageSet
 from sdb.errors import ConfigError, TrainingError
+from sdb.optimizers import learning_rate_at, make_optimizer
 from sdb.runs import LAST, METRICS, open_run
 from sdb.training import (
     best_epoch,
     evaluate,
     evaluation_batches,
     fit,
-    learning_rate_at,
-    make_optimizer,
     train,
     train_batches,
     uses_bfloat16,

@@ -10,13 +10,18 @@ from pathlib import Path
 from sdb.data import listing
 from sdb.data.pixels import channels_of
 from sdb.data.places import folders, not_found
-from sdb.data.source import Source
+from sdb.data.source import NO_AUGMENT, PHOTOGRAPHS, Source
 
 _VALIDATION = ("validation", "valid", "val")
 
 
-def folder(root: Path | None) -> Source:
-    """Images sorted into folders by class: uint8 (N, 3, H, W), or (N, 1, H, W) where all images are grey."""
+def folder(root: Path | None, size: int | None = None) -> Source:
+    """Images sorted into folders by class: uint8 (N, 3, H, W), or (N, 1, H, W) where all images are grey.
+
+    Args:
+        root: the folder.
+        size: side to bring the images to; they are then taken for photographs, see `PHOTOGRAPHS`.
+    """
     base = folders(root, ())[0]
     train = base / "train" if (base / "train").is_dir() else base
     classes = tuple(child.name for child in listing.class_folders(train))
@@ -36,14 +41,16 @@ def folder(root: Path | None) -> Source:
                 given["validation"] = held[0]
         elif held:
             given["test"] = held[0]
-    listings = {role: listing.labelled(place, classes) for role, place in given.items()}
-    channels = channels_of((file.read_bytes(), str(file)) for file, _ in listings["train"])
-    parts = {role: listing.part(base, files, channels) for role, files in listings.items()}
+    listings = {role: listing.labelled(base, place, classes) for role, place in given.items()}
+    train_files = listings["train"]
+    channels = channels_of(train_files.read(number) for number in range(len(train_files)))
+    parts = {role: listing.part(files, channels, size) for role, files in listings.items()}
     return Source(
         name=f"folder-{base.absolute().name}",
         train=parts["train"],
         test=parts.get("test"),
         class_names=classes,
+        augment=NO_AUGMENT if size is None else PHOTOGRAPHS,
         note=f"images of the folder {base.absolute().name}",
         validation=parts.get("validation"),
     )

@@ -1,11 +1,16 @@
 """Data sets of the Hugging Face library `datasets`: by name from the hub, or as objects."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from sdb.data.parquet import table_rows
 from sdb.data.pixels import CHUNK, channels_of, decode_all
-from sdb.data.source import Decoding, Part, Source
+from sdb.data.source import NO_AUGMENT, PHOTOGRAPHS, Decoding, Part, Source
+from sdb.data.splits import ImageSet
+from sdb.data.streamed import Streamed
 from sdb.errors import DataError, DataNotFoundError, MissingExtraError
 
 _TRAIN = ("train",)
@@ -17,11 +22,12 @@ _TEST = (
 )  # without test, validation is the only labelled set to report on
 
 
-def read(name: str) -> Source:
+def read(name: str, size: int | None = None) -> Source:
     """Get a data set from the hub, or from the hub's own cache on this machine.
 
     Args:
         name: owner/name.
+        size: side to bring the images to; None leaves them as they are.
 
     Raises:
         MissingExtraError: `datasets` is not installed.
@@ -39,16 +45,17 @@ def read(name: str) -> Source:
             "and the connection, log in if it is restricted, or put it into the hub's cache beforehand "
             "(HF_HUB_OFFLINE=1 reads only from there), or use from_dataset(...) or a folder"
         ) from error
-    return source(content, None, f"hub-{name}")
+    return source(content, None, f"hub-{name}", size)
 
 
-def source(train: Any, test: Any, name: str) -> Source:
+def source(train: Any, test: Any, name: str, size: int | None = None) -> Source:
     """Find images and labels in `datasets` objects.
 
     Args:
         train: a Dataset, or a DatasetDict that has train and, unless `test` is given, test or validation.
         test: a Dataset, or None.
         name: for records.
+        size: as in `read`.
 
     Raises:
         DataError: there is no image or no class column.
@@ -70,19 +77,62 @@ def source(train: Any, test: Any, name: str) -> Source:
     def part(dataset: Any, role: str) -> Part:
         def decode() -> Decoding:
             rows = _rows(dataset, image, label, len(classes), f"{name} {role} row")
-            return Decoding(len(dataset), decode_all(rows, channels))
+            return Decoding(len(dataset), decode_all(rows, channels, size))
+
+        def stream() -> ImageSet:
+            table = _Table(dataset, image, label, len(classes), f"{name} {role} row")
+            return ImageSet(Streamed(table, channels, size), table.labels())
 
         fingerprint = dataset._fingerprint  # the library's hash of the content and of all that was done to it
-        return Part((), f"datasets {fingerprint} {image} {label} channels={channels}", decode)
+        settings = f"datasets {fingerprint} {image} {label} channels={channels}"
+        return Part((), settings if size is None else f"{settings} size={size}", decode, stream)
 
     return Source(
         name=name,
         train=part(train, "train"),
         test=None if test is None else part(test, "test"),
         class_names=classes,
+        augment=NO_AUGMENT if size is None else PHOTOGRAPHS,
         note=f"{name}, read with the library datasets",
         validation=None if validation is None else part(validation, "validation"),
     )
+
+
+class _Table:
+    """The encoded images of a `datasets` object, by number."""
+
+    def __init__(self, dataset: Any, image: str, label: str, classes: int, where: str) -> None:
+        self.columns, self.classes, self.where = (image, label), classes, where
+        self.rows = dataset.select_columns([image, label]).with_format("arrow")
+        self.fingerprint = dataset._fingerprint
+        self.lock = threading.Lock()  # the library does not say that several threads may read at once
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, number: int) -> tuple[bytes, str]:
+        """An image, and which row it is."""
+        with self.lock:
+            table = self.rows[number : number + 1]
+        data, _, where = next(table_rows(table, *self.columns, self.classes, self.where, number))
+        return data, where
+
+    def stamp(self, number: int) -> str:
+        """The library's hash of the whole."""
+        return f"{self.fingerprint} {number}"
+
+    def labels(self) -> np.ndarray:
+        """All labels, int64 (N,).
+
+        Raises:
+            DataError: one is missing or out of range.
+        """
+        column = self.rows.select_columns([self.columns[1]])[:].column(0)
+        labels = column.fill_null(-1).to_numpy().astype(np.int64)
+        bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
+        if len(bad):
+            raise DataError(f"{self.where} {bad[0]}: no label in 0..{self.classes - 1} ({self.classes} classes)")
+        return labels
 
 
 def _first(parts: Mapping[str, Any], names: tuple[str, ...], title: str) -> Any:

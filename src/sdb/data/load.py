@@ -26,6 +26,9 @@ DATASETS: dict[str, Callable[[Path | None], Source]] = {
     "folder": folder,
 }
 HUB = "hub:"  # before owner/name
+# Those whose images lie each in a file of its own: they can be brought to another size, and streamed.
+SINGLE_FILES = {"tiny_imagenet": tiny_imagenet, "folder": folder}
+STREAM_BYTES = 16 * 2**30  # a set that takes more when decoded is streamed unless something else is said
 
 
 def load(
@@ -36,6 +39,8 @@ def load(
     seed: int = 0,
     subset_percent: float = 1.0,
     cache: str | Path | None = None,
+    image_size: int | None = None,
+    stream: bool | None = None,
 ) -> Splits:
     """Load a data set by name.
 
@@ -47,18 +52,32 @@ def load(
         seed: chooses the validation images (and, where a data set has none, the test images).
         subset_percent: part of the training images, after validation, to train on, as a fraction in (0, 1].
         cache: folder for decoded images; by default the folder named by SDB_CACHE, else ~/.cache/sdb.
+        image_size: of folder, tiny_imagenet and hub: the side in pixels to which every image is brought; its short
+            side is resized, and the square in the middle is cut out. None leaves them as they are.
+        stream: of the same: decode an image when a batch needs it, in place of all of them once into the cache. None
+            streams a set that takes more than `STREAM_BYTES` when decoded. The batches are the same, bit for bit; the
+            channels' mean and deviation are those of a sample (`sdb.data.stats`).
 
     Raises:
-        ConfigError: an unknown name, or a value out of range.
+        ConfigError: an unknown name, or a value out of range, or that the data set does not have.
         DataNotFoundError: the data set is not where it was looked for.
         DataError: it is damaged or inconsistent.
         MissingExtraError: its format needs an optional dependency.
     """
     check(validation_fraction, seed, subset_percent)
     where = None if root is None else Path(root).expanduser()
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image_size {image_size}: expected 1 or more")
     if name.startswith(HUB):
-        source = hub.read(name.removeprefix(HUB))
+        source = hub.read(name.removeprefix(HUB), image_size)
+    elif name in SINGLE_FILES:
+        source = SINGLE_FILES[name](where, image_size)
     elif name in DATASETS:
+        if image_size is not None or stream:
+            raise ConfigError(
+                f"{'stream' if image_size is None else 'image_size'}: the images of {name} have one size and do not "
+                f"lie in files of their own: leave it out, or take {', '.join(SINGLE_FILES)} or hub:owner/name"
+            )
         source = DATASETS[name](where)
     else:
         near = difflib.get_close_matches(name, DATASETS, 1)
@@ -67,7 +86,12 @@ def load(
             f"expected one of {', '.join(DATASETS)}, or hub:owner/name"
         )
     return split(
-        source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=cache
+        source,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        subset_percent=subset_percent,
+        cache=cache,
+        stream=stream,
     )
 
 
@@ -86,13 +110,26 @@ def check(validation_fraction: float, seed: int, subset_percent: float) -> None:
 
 
 def split(
-    source: Source, *, validation_fraction: float, seed: int, subset_percent: float, cache: str | Path | None
+    source: Source,
+    *,
+    validation_fraction: float,
+    seed: int,
+    subset_percent: float,
+    cache: str | Path | None,
+    stream: bool | None = None,
 ) -> Splits:
-    """Decode what is not decoded yet, carve off what the source lacks, and measure the training pixels."""
+    """Decode or stream what is not decoded yet, carve off what the source lacks, and measure the training pixels."""
     store = Store(cache)
-    train = _decoded(source, "train", source.train, store)
-    test = None if source.test is None else _decoded(source, "test", source.test, store)
-    validation = None if source.validation is None else _decoded(source, "validation", source.validation, store)
+    given = {"train": source.train, "test": source.test, "validation": source.validation}
+    present = {role: part for role, part in given.items() if part is not None}
+    streamed = _streamed(present) if stream is None or stream else None
+    if streamed is not None and (
+        stream or sum(images.images.nbytes for images in streamed.values()) > STREAM_BYTES
+    ):
+        sets = streamed
+    else:
+        sets = {role: _decoded(source, role, part, store) for role, part in present.items()}
+    train, test, validation = sets["train"], sets.get("test"), sets.get("validation")
     note = source.note
     if test is None:
         keep, held = carve.stratified(train.labels, TEST_FRACTION, seed=seed)
@@ -108,6 +145,16 @@ def split(
             raise DataError(f"{source.name}: no {part} images are left: give more images or larger fractions")
     mean, std = store.stats(train)
     return Splits(source.name, train, validation, test, source.class_names, mean, std, source.augment, note)
+
+
+def _streamed(parts: dict[str, Part | ImageSet]) -> dict[str, ImageSet] | None:
+    """The parts as sets that decode when they are indexed; None where one of them cannot be one."""
+    sets = {}
+    for role, part in parts.items():
+        if isinstance(part, ImageSet) or part.stream is None:
+            return None
+        sets[role] = part.stream()
+    return sets
 
 
 def _decoded(source: Source, role: str, part: Part | ImageSet, store: Store) -> ImageSet:

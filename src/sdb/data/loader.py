@@ -1,24 +1,27 @@
 """Batches of images, a pure function of (seed, epoch, batch number).
 
 Images stay uint8 until a batch is made. A set that fits stays on the device; a larger one is read from its
-memory map one batch ahead, in a thread. Order and augmentation come from generators of this module's own, on
-the CPU, so that runs on different devices, resumed runs and runs on several processes see the same pixels.
+memory map, and a streamed one decoded, `AHEAD` batches ahead in threads. Order and augmentation come from
+generators of this module's own, on the CPU, so that runs on different devices, resumed runs and runs on several
+processes see the same pixels.
 """
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sdb.data import augment as augmentation
-from sdb.data.rows import select
+from sdb.data.rows import select, streamed
 from sdb.data.splits import Augment, ImageSet
 from sdb.errors import ConfigError
 
 RESIDENT_BYTES = 2 * 2**30  # a larger uint8 set is not kept on the device
 RESIDENT_SHARE = 0.25  # of the free memory of a CUDA device
+AHEAD = 2  # batches that are read at once: while the last image of one is decoded, the next has begun
 
 _ORDER, _AUGMENT = 1, 2  # independent streams of random numbers
 
@@ -55,7 +58,7 @@ class Batches:
         drop_last: leave out the last batch when it is not full.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
-        resident: keep the set on the device; None decides by its size.
+        resident: keep the set on the device; None decides by its size, and never keeps a streamed one.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -116,13 +119,19 @@ class Batches:
                 index = self._share(order, batch)
                 yield self._finish(number, batch, index, self._pixels.index_select(0, index))
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="sdb-read") as reader:
-            ahead = None
-            for batch in numbers:
-                index, pixels = (ahead or reader.submit(self._read, order, batch)).result()
-                ahead = reader.submit(self._read, order, batch + 1) if batch + 1 < len(self) else None
-                where = index.to(self.device, non_blocking=True)
-                yield self._finish(number, batch, where, pixels.to(self.device, non_blocking=True))
+        reading: deque[Future[tuple[torch.Tensor, torch.Tensor]]] = deque()
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="sdb-read") as reader:
+            try:
+                reading.extend(reader.submit(self._read, order, batch) for batch in numbers[:AHEAD])
+                for batch in numbers:
+                    index, pixels = reading.popleft().result()
+                    if batch + AHEAD < len(self):
+                        reading.append(reader.submit(self._read, order, batch + AHEAD))
+                    where = index.to(self.device, non_blocking=True)
+                    yield self._finish(number, batch, where, pixels.to(self.device, non_blocking=True))
+            finally:
+                for later in reading:
+                    later.cancel()
 
     def _order(self, epoch: int) -> torch.Tensor:
         size = len(self.images)
@@ -159,6 +168,8 @@ def _generator(*entropy: int) -> torch.Generator:
 
 
 def _fits(images: ImageSet, device: torch.device) -> bool:
+    if streamed(images.images):
+        return False
     limit = RESIDENT_BYTES
     if device.type == "cuda":
         limit = min(limit, int(torch.cuda.mem_get_info(device)[0] * RESIDENT_SHARE))

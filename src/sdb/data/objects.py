@@ -75,6 +75,8 @@ def from_dataset(
     seed: int = 0,
     subset_percent: float = 1.0,
     cache: str | Path | None = None,
+    image_size: int | None = None,
+    stream: bool | None = None,
 ) -> Splits:
     """Make a data set of `datasets` objects that have an Image and a ClassLabel column.
 
@@ -87,15 +89,22 @@ def from_dataset(
         seed: as in `load`.
         subset_percent: as in `load`.
         cache: as in `load`.
+        image_size: as in `load`.
+        stream: as in `load`.
 
     Raises:
         DataError: there is no image or class column, or an image or label is damaged.
         ConfigError: a value out of range.
     """
     check(validation_fraction, seed, subset_percent)
-    source = hub.source(train, test, name)
+    source = hub.source(train, test, name, image_size)
     return split(
-        source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=cache
+        source,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        subset_percent=subset_percent,
+        cache=cache,
+        stream=stream,
     )
 
 

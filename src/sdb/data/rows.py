@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from sdb.data.streamed import Streamed
+
 
 class Rows:
     """A read-only selection of rows of an array, in a given order.
@@ -13,13 +15,13 @@ class Rows:
     first axis, `np.asarray`) and reads only the rows that are indexed.
 
     Attributes:
-        source: the array, (M, ...).
+        source: the array, (M, ...), or images that are decoded when they are indexed.
         rows: int64 (N,), each in [0, M).
     """
 
     __slots__ = ("rows", "source")
 
-    def __init__(self, source: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, source: np.ndarray | Streamed, rows: np.ndarray) -> None:
         self.source = source
         self.rows = rows
 
@@ -41,7 +43,7 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes that a copy would take."""
-        return len(self.rows) * int(np.prod(self.source.shape[1:])) * self.source.itemsize
+        return len(self.rows) * int(np.prod(self.source.shape[1:])) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,16 +64,21 @@ class Rows:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def select(images: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
-    """Choose rows; a memory map is never copied, an array in memory is.
+def select(images: np.ndarray | Rows | Streamed, rows: np.ndarray) -> np.ndarray | Rows:
+    """Choose rows; a memory map is never copied, streamed images are not decoded, an array in memory is copied.
 
     Args:
         images: (M, ...).
         rows: int64 (N,), each in [0, M).
 
     Returns:
-        (N, ...): `Rows` where `images` is a memory map or `Rows`, else an array.
+        (N, ...): `Rows` where `images` is a memory map, streamed or `Rows`, else an array.
     """
     if isinstance(images, Rows):
         return Rows(images.source, images.rows[rows])
-    return Rows(images, rows) if isinstance(images, np.memmap) else images[rows]
+    return Rows(images, rows) if isinstance(images, (np.memmap, Streamed)) else images[rows]
+
+
+def streamed(images: np.ndarray | Rows | Streamed) -> bool:
+    """Whether the images are decoded when they are indexed."""
+    return isinstance(images.source if isinstance(images, Rows) else images, Streamed)

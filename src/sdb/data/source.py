@@ -1,6 +1,6 @@
 """What a format's reader hands over, before validation images are carved off."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,9 @@ class Decoding(NamedTuple):
 
 
 NO_AUGMENT = Augment()
+# What images that are brought to one size get. A box starts from its teacher, so windows need not be as small as the
+# 0.08 that training from scratch uses.
+PHOTOGRAPHS = Augment(flip=True, resized_crop=(0.35, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,13 @@ class Part:
         files: everything that decoding reads; their contents are part of the cache's key.
         settings: how they are decoded, in words that change when the result would.
         decode: starts reading.
+        stream: gives the same images as a set that decodes them when they are indexed; None where that cannot be.
     """
 
-    files: tuple[Path, ...]
+    files: Sequence[Path]
     settings: str
     decode: Callable[[], Decoding]
+    stream: Callable[[], ImageSet] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

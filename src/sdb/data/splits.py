@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdb.data.rows import Rows, select
-from sdb.errors import DataError
+from sdb.data.streamed import Streamed
+from sdb.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,24 +18,34 @@ class Augment:
             off.
         flip: whether half the images are mirrored left to right.
         rotation: images are turned by a random angle in [-rotation, rotation] degrees; 0 is off.
+        resized_crop: least and largest share of the area that a random window has, which is then brought to the full
+            size; None is off. The window's aspect ratio is between 3/4 and 4/3.
+
+    Raises:
+        ConfigError: `resized_crop` is out of range.
     """
 
     crop_padding: int = 0
     flip: bool = False
     rotation: float = 0.0
+    resized_crop: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise ConfigError(f"resized_crop {self.resized_crop}: expected 0 < least <= largest <= 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSet:
-    """Images and labels, decoded once.
+    """Images and labels, decoded once, or each time where they are streamed.
 
     Attributes:
-        images: uint8 (N, C, H, W): an array, a memory map larger than memory, or `Rows` of one. All three
+        images: uint8 (N, C, H, W): an array, a memory map larger than memory, `Streamed`, or `Rows` of one. All
             have `shape`, `len` and indexing along the first axis; `np.asarray` makes an array of any of them.
         labels: int64 (N,), each in [0, number of classes).
     """
 
-    images: np.ndarray | Rows
+    images: np.ndarray | Rows | Streamed
     labels: np.ndarray
 
     def __post_init__(self) -> None:

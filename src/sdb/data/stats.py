@@ -5,6 +5,8 @@ import numpy as np
 from sdb.data.splits import ImageSet
 
 CHUNK_BYTES = 64 * 2**20
+SAMPLE = 2048  # streamed images that are measured: where their own means spread by 0.15, the result errs by 0.003
+SAMPLE_SEED = 230
 
 
 def channel_stats(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -32,3 +34,10 @@ def channel_stats(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...
     variance = counts @ values**2 / total - mean**2
     std = np.sqrt(np.maximum(variance, 0)) / 255
     return tuple((mean / 255).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+def sample_of(size: int) -> np.ndarray:
+    """Positions of the images that stand for all `size` of a streamed set: int64, ascending, always the same."""
+    if size <= SAMPLE:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(SAMPLE_SEED).permutation(size)[:SAMPLE])

@@ -21,7 +21,8 @@ import numpy as np
 from sdb.data.rows import Rows
 from sdb.data.source import Decoding, Part
 from sdb.data.splits import ImageSet
-from sdb.data.stats import channel_stats
+from sdb.data.stats import channel_stats, sample_of
+from sdb.data.streamed import Streamed
 from sdb.errors import DataError, StorageError
 
 LAYOUT_VERSION = 1
@@ -74,14 +75,23 @@ class Store:
             return self._in_memory(part)
 
     def stats(self, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """`channel_stats`, kept beside the images when these are rows of a cached part."""
+        """`channel_stats`, kept in the cache for rows of a cached part; of streamed images, those of a sample."""
+        source = train.images.source if isinstance(train.images, Rows) else train.images
+        if isinstance(source, Streamed):
+            sample = sample_of(len(train))
+            rows = train.images.rows[sample] if isinstance(train.images, Rows) else sample
+            return self._kept(f"streamed-{source.stamp(rows)}.stats.json", train.take(sample))
         if not isinstance(train.images, Rows) or not isinstance(train.images.source, np.memmap):
             return channel_stats(train)
         images = Path(str(train.images.source.filename)).resolve()
         if images.parent != self.folder.resolve():  # a memory map of the user's own, which may change
             return channel_stats(train)
         rows = hashlib.sha256(train.images.rows.tobytes()).hexdigest()[:16]
-        file = self.folder / f"{images.name.partition('.')[0]}.{rows}.stats.json"
+        return self._kept(f"{images.name.partition('.')[0]}.{rows}.stats.json", train)
+
+    def _kept(self, name: str, images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """`channel_stats` of images, kept in a file of the cache."""
+        file = self.folder / name
         try:
             kept = json.loads(file.read_text())
             return tuple(map(float, kept["mean"])), tuple(map(float, kept["std"]))
@@ -89,8 +99,9 @@ class Store:
             pass
         except DAMAGE as error:
             log.warning("cached %s is damaged (%s): measuring again", file, error)
-        mean, std = channel_stats(train)
+        mean, std = channel_stats(images)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-") as work:
                 _publish(Path(work), file, json.dumps({"mean": mean, "std": std}))
         except OSError as error:
@@ -150,7 +161,7 @@ class Store:
         if size > memory * MEMORY_SHARE:
             raise StorageError(
                 f"decoded images take {size / 2**30:.1f} GiB, too much for memory, and the cache folder "
-                f"{self.folder} cannot be written: name another one with SDB_CACHE or cache="
+                f"{self.folder} cannot be written: name another one with SDB_CACHE or cache=, or stream the images"
             )
 
 
@@ -159,7 +170,9 @@ def _checked(decoding: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     done, shape = 0, None
     for images, labels in decoding.chunks:
         if shape not in (None, images.shape[1:]):
-            raise DataError(f"images of {images.shape[1:]} follow images of {shape} (C, H, W): resize them first")
+            raise DataError(
+                f"images of {images.shape[1:]} follow images of {shape} (C, H, W): set image_size, or resize"
+            )
         done, shape = done + len(images), images.shape[1:]
         yield images, labels
     if done != decoding.count or not done:

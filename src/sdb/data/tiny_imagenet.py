@@ -9,6 +9,8 @@ Source: Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from sdb.data import listing
 from sdb.data.places import folders, not_found
 from sdb.data.source import Source
@@ -19,8 +21,8 @@ AUGMENT = Augment(flip=True, rotation=20.0)
 _FOLDERS = ("tiny-imagenet-200", "tiny_imagenet", "tiny-imagenet", "data-tiny-imagenet")
 
 
-def tiny_imagenet(root: Path | None) -> Source:
-    """Tiny ImageNet: uint8 (N, 3, 64, 64), 100,000 and 10,000 images, 200 classes by wnid."""
+def tiny_imagenet(root: Path | None, size: int | None = None) -> Source:
+    """Tiny ImageNet: uint8 (N, 3, 64, 64) or another size, 100,000 and 10,000 images, 200 classes by wnid."""
     looked = folders(root, _FOLDERS)
     base = next(
         (folder for folder in looked if (folder / "wnids.txt").is_file() and (folder / "val").is_dir()), None
@@ -33,24 +35,24 @@ def tiny_imagenet(root: Path | None) -> Source:
             "Get and unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip.",
         )
     wnids = tuple(sorted((base / "wnids.txt").read_text().split()))
-    test = _annotated(base / "val", wnids)
     return Source(
         name="tiny_imagenet",
-        train=listing.part(base, listing.labelled(base / "train", wnids), 3),
-        test=listing.part(base, test, 3),
+        train=listing.part(listing.labelled(base, base / "train", wnids), 3, size),
+        test=listing.part(_annotated(base, wnids), 3, size),
         class_names=_names(base, wnids),
         augment=AUGMENT,
         note="Tiny ImageNet; test is the distributed validation set",
     )
 
 
-def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _annotated(base: Path, wnids: tuple[str, ...]) -> listing.Listing:
     """Files and labels of the validation folder, as distributed or sorted into class folders."""
+    val = base / "val"
     annotations = val / "val_annotations.txt"
     if not annotations.is_file():
-        return listing.labelled(val, wnids)
+        return listing.labelled(base, val, wnids)
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
-    found = []
+    names, labels = [], []
     for number, line in enumerate(annotations.read_text().splitlines(), 1):
         name, wnid, *_ = [*line.split("\t"), ""]
         file = val / "images" / Path(name).name
@@ -58,8 +60,9 @@ def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
             raise DataError(f"{annotations} line {number}: class {wnid!r} is not in wnids.txt")
         if not file.is_file():
             raise DataError(f"{annotations} line {number}: {file} is missing")
-        found.append((file, numbers[wnid]))
-    return found
+        names.append(file.relative_to(base).as_posix())
+        labels.append(numbers[wnid])
+    return listing.Listing(base, names, np.array(labels, np.int64))
 
 
 def _names(base: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:

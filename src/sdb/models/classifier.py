@@ -50,7 +50,8 @@ class Classifier(nn.Module):
         super().__init__()
         check_sizes(num_classes, image_shape)
         check_normalisation(mean, std, channels=image_shape[0])
-        self.network = network
+        # Channels-last kernels write no transposed copies and pool whole vectors; outputs follow the weights' layout.
+        self.network = network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.num_classes = int(num_classes)

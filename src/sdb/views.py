@@ -1,0 +1,111 @@
+"""A fixed number of augmented views of every image, and a frozen module that is asked about each of them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sdb.data import Batch, Batches
+from sdb.data import augment as augmentation
+from sdb.runtime import derive_seed, world
+
+# What a frozen module answers to a batch: logits (B, classes).
+Ask = Callable[[Batch], Tensor]
+# More answers than this are not kept: the module is asked again.
+ANSWER_BYTES = 2**30
+ASKED_AT_ONCE = 512
+
+
+class FixedViews(Batches):
+    """The same batches as those given, but in epoch e every image comes in its view number e % views.
+
+    A view of an image depends on the seed, the view's number and the image alone. The order is new each epoch, as ever.
+
+    Args:
+        batches: of training images, augmented or not.
+        views: how many views of an image there are.
+
+    Attributes:
+        current: the view that the epoch under way shows.
+    """
+
+    def __init__(self, batches: Batches, views: int) -> None:
+        super().__init__(
+            batches.images,
+            batches.batch_size,
+            device=batches.device,
+            seed=batches.seed,
+            shuffle=batches.shuffle,
+            drop_last=batches.drop_last,
+            rank=batches.rank,
+            world_size=batches.world_size,
+        )
+        self.views = views
+        self.looks = batches.augment
+        self.current = 0
+
+    def epoch(self, number: int = 0, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, see `Batches.epoch`."""
+        self.current = number % self.views
+        if self.looks is None:
+            yield from super().epoch(number, start=start)
+            return
+        view = torch.Generator().manual_seed(derive_seed(self.seed, "view", self.current))
+        draws = augmentation.draw(self.looks, len(self.images), view)
+        for batch in super().epoch(number, start=start):
+            rows = batch.index.cpu()
+            own = augmentation.Draws(*(drawn[rows] for drawn in draws))
+            pixels = augmentation.apply(self.looks, batch.images.mul(255).round().to(torch.uint8), own)
+            yield batch._replace(images=pixels.float().div_(255))
+
+
+class Remembered:
+    """What a frozen module answers to the batches of a `FixedViews`; about each view it is asked once, all at a time.
+
+    Args:
+        module: from images (N, C, H, W) to logits (N, classes), on the batches' device.
+        batches: what will be asked about.
+    """
+
+    def __init__(self, module: nn.Module, batches: FixedViews) -> None:
+        self.module, self.batches = module, batches
+        everything = Batches(
+            batches.images, ASKED_AT_ONCE, device=batches.device, seed=batches.seed, augment=batches.looks
+        )
+        self._all = FixedViews(everything, batches.views)
+        self._known: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits (B, classes) of a batch of the epoch under way."""
+        view = self.batches.current
+        if view not in self._known:
+            shown = self._all.epoch(view)
+            self._known[view] = torch.cat([self.module(each.images) for each in shown])
+        return self._known[view][batch.index]
+
+
+def answers(module: nn.Module, batches: Batches, num_classes: int) -> Ask:
+    """How a frozen module is asked about batches: once for each view where these are fixed, else batch by batch.
+
+    Args:
+        module: from images (N, C, H, W) to logits (N, num_classes), on the batches' device, in eval mode.
+        batches: of training images.
+        num_classes: number of logits.
+    """
+    if not isinstance(batches, FixedViews) or world().size > 1:
+        return asked(module)
+    size = 4 * batches.views * len(batches.images) * num_classes
+    return Remembered(module, batches) if size <= ANSWER_BYTES else asked(module)
+
+
+def asked(module: nn.Module) -> Ask:
+    """A frozen module that is asked about each batch as it comes."""
+
+    @torch.no_grad()
+    def ask(batch: Batch) -> Tensor:
+        return module(batch.images)
+
+    return ask
