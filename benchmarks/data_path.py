@@ -1,8 +1,8 @@
 """What the data path costs beside the training step that it feeds, and beside a loop over single images.
 
-    python benchmarks/data_path.py [--device cpu] [--threads 1] [--batch-size 128] [--steps 20] [--root DIR]
+    python benchmarks/data_path.py [--device cpu] [--threads 1] [--batch-size 128] [--steps 20] [--out FILE]
 
-Prints one JSON object. Each round takes one batch from `Batches` (crop 4, mirror; resident and streamed from
+Writes one JSON object. Each round takes one batch from `Batches` (crop 4, mirror; resident and streamed from
 a memory map), makes one training step of preresnet20 on it, and makes the same batch image by image, as a
 data set class with Pillow transforms does. Times are medians over the rounds, after a warm-up; the ratio is
 of medians. With --root (a folder that holds CIFAR-10) it also times decoding all of it into an empty cache
@@ -11,8 +11,8 @@ and mapping it again. On a machine that others use, --threads 1: OpenMP waits fo
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
+from training_step import processor
 
 from sdb.data import Augment, Batch, Batches, ImageSet, load
 from sdb.models import build
+from sdb.runtime import environment, write_atomic
 
 AUGMENT = Augment(crop_padding=4, flip=True)
 WARM_UP = 3
@@ -39,10 +41,6 @@ def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begin, result
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def forever(batches: Batches) -> Generator[Batch]:
@@ -125,24 +123,26 @@ def main() -> None:
     parser.add_argument("--steps", default=20, type=int)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = {
-            "device": str(options.device),
-            "name": torch.cuda.get_device_name(options.device)
-            if options.device.type == "cuda"
-            else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "what": "data path",
+            "command": "python benchmarks/data_path.py " + " ".join(sys.argv[1:]),
+            "environment": environment(options.device) | {"processor": processor()},
             "batch_size": options.batch_size,
             "rounds": options.steps,
             **steps(options.device, options.batch_size, options.steps, Path(folder)),
         }
         if options.root is not None:
             result["cifar10"] = decoding(options.root, Path(folder))
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=1) + "\n"
+    if options.out is None:
+        print(text)
+    else:
+        write_atomic(options.out, text.encode())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sdb.box import Box
 from sdb.checkpoint import load_classifier
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
+from sdb.inputs import BOX, KEY, OWNER, load_data
 from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.progress import ShowProgress
@@ -137,7 +138,7 @@ def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path |
         Stage("student_label_smoothing", "train", student | {"label_smoothing": 0.1}),
         Stage("from_teacher", "distill", student | {"teacher": str(out / "teacher")}),
         Stage("thief", "distill", student | box),
-        Stage("partner", "distill", student | box | {"key": str(out / "box" / jobs.KEY)}),
+        Stage("partner", "distill", student | box | {"key": str(out / "box" / KEY)}),
         Stage("wrong_key", "distill", student | box | {"key": str(out / "wrong_key.json"), "foreign_key": True}),
         Stage("nasty", "wrap", wrapped | {"method": "nasty", "disturbance_weight": 0.04}),
         # For the unlock curve: how the paper's kind of key opens. Short, since nobody distils it.
@@ -183,7 +184,7 @@ def run_demo(
         Key.generate(0.5, kind).save(out / "wrong_key.json", overwrite=True)
         # Keys of a demo before go with its boxes: another method needs another kind.
         for place in ("box", "image_box"):
-            for name in (jobs.KEY, jobs.OWNER):
+            for name in (KEY, OWNER):
                 (out / place / name).unlink(missing_ok=True)
         for number, stage in enumerate(plan, start=1):
             started = time.monotonic()
@@ -195,7 +196,7 @@ def run_demo(
                 folder, params, resume=False, overwrite=overwrite, progress=ShowProgress(label)
             )
             seconds[stage.name] = time.monotonic() - started
-        data = jobs.load_data(config.load(out / "teacher", "train"), seed)
+        data = load_data(config.load(out / "teacher", "train"), seed)
         total = time.monotonic() - began
         record = make_record(out, plan, results, seconds, data, seed=seed, method=method, total=total)
         write_atomic(out / "record.json", json.dumps(record, indent=1).encode() + b"\n")
@@ -280,7 +281,7 @@ def _curve(out: Path, row: Row) -> dict[str, Any]:
 
 def _traces(out: Path, data: Splits) -> list[dict[str, Any]]:
     """Whether the thief carries the owner's mark, and whether students that are innocent do not."""
-    box, owner = Box.load(out / "box" / jobs.BOX), Owner.load(out / "box" / jobs.OWNER)
+    box, owner = Box.load(out / "box" / BOX), Owner.load(out / "box" / OWNER)
     rows = []
     for row in ROWS:
         if row.id in ("students.thief", "students.alone", "students.label_smoothing", "students.from_teacher"):
@@ -302,7 +303,7 @@ def _unlock(out: Path, data: Splits) -> list[dict[str, Any]]:
 
     rows = []
     for place in ("box", "image_box"):
-        box, key = Box.load(out / place / jobs.BOX), Key.load(out / place / jobs.KEY)
+        box, key = Box.load(out / place / BOX), Key.load(out / place / KEY)
         kind = f"{key.kind} key"
         rows += [row(f"{kind}: nothing", box), row(f"{kind}: the key", box.unlock(key), 1.0)]
         if key.kind == "weight":
@@ -327,11 +328,11 @@ def _examples(out: Path, data: Splits) -> list[dict[str, Any]]:
     positions = [int(np.flatnonzero(labels == label)[0]) for label in range(min(EXAMPLES, data.num_classes))]
     pixels = np.stack([data.test.images[position] for position in positions])
     images = torch.from_numpy(pixels).float() / 255
-    box, wrong = Box.load(out / "box" / jobs.BOX), Key.load(out / "wrong_key.json")
+    box, wrong = Box.load(out / "box" / BOX), Key.load(out / "wrong_key.json")
     asked = {
         "teacher": load_classifier(out / "teacher"),
         "keyless": box,
-        "keyed": box.unlock(Key.load(out / "box" / jobs.KEY)),
+        "keyed": box.unlock(Key.load(out / "box" / KEY)),
         "wrong_key": box.attempt(wrong),
     }
     soft = {name: (model(images) / EXAMPLE_TEMPERATURE).softmax(dim=1).tolist() for name, model in asked.items()}

@@ -30,6 +30,7 @@ ORDER = [
     {"report"},
     {"progress"},
     {"tuning"},
+    {"inputs"},
     {"jobs"},
     {"grid"},
     {"demo", "export", "service", "audit_job", "data_parallel", "reproduction"},

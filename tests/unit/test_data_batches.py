@@ -167,7 +167,7 @@ def test_augmentation_equals_a_loop_over_pixels(padding, flip, rotation, size, s
     images = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
     draws = augmentation.draw(augment, len(images), torch.Generator().manual_seed(seed))
     got = augmentation.apply(augment, torch.from_numpy(images), draws)
-    rows = zip(images, *(drawn.tolist() for drawn in draws), strict=True)
+    rows = zip(images, *(drawn.tolist() for drawn in draws[:4]), strict=True)
     np.testing.assert_array_equal(got.numpy(), np.stack([slow_augment(augment, *row) for row in rows]))
 
 
@@ -192,6 +192,7 @@ def test_draws_are_spread_as_documented():
 def test_positive_angles_turn_anticlockwise():
     image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
     image[0, 0, 2, 4] = 9  # right of the centre
-    quarter = augmentation.Draws(*(torch.zeros(1, dtype=torch.long) for _ in range(3)), torch.tensor([90.0]))
+    still = (torch.zeros(1, dtype=torch.long) for _ in range(3))
+    quarter = augmentation.Draws(*still, torch.tensor([90.0]), torch.zeros(1, 0))
     turned = augmentation.apply(Augment(rotation=90.0), image, quarter)
     assert turned[0, 0, 0, 2] == 9  # above it
