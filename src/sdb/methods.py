@@ -68,7 +68,8 @@ class ImageKeyPasses(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keyless (N, classes), keyed (N, classes) and wrong-key logits (M, classes), M a share of N from the front."""
-        chosen = torch.randint(len(self.offsets), (len(images),)).to(images.device)
+        # Random numbers are drawn where they are used: a copy from the CPU would wait for all work before it.
+        chosen = torch.randint(len(self.offsets), (len(images),), device=images.device)
         parts = [images, self.blend * images + self.offsets[chosen]]
         wrong = images[: int(REJECTED_SHARE * len(images))] if self.rejection else images[:0]
         if len(wrong):
@@ -175,8 +176,8 @@ def mix(images: Tensor, count: int) -> Tensor:
     if count == 0:
         return images
     kept, last = images[:-count], images[-count:]
-    share = torch.rand(count, 1, 1, 1).to(images)
-    partner = images[torch.randint(len(images), (count,)).to(images.device)]
+    share = torch.rand(count, 1, 1, 1, device=images.device).to(images.dtype)
+    partner = images[torch.randint(len(images), (count,), device=images.device)]
     return torch.cat([kept, share * last + (1 - share) * partner])
 
 

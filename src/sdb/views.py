@@ -53,10 +53,10 @@ class FixedViews(Batches):
             yield from super().epoch(number, start=start)
             return
         view = torch.Generator().manual_seed(derive_seed(self.seed, "view", self.current))
-        draws = augmentation.draw(self.looks, len(self.images), view)
+        drawn_here = augmentation.draw(self.looks, len(self.images), view)
+        draws = augmentation.Draws(*(drawn.to(self.device) for drawn in drawn_here))
         for batch in super().epoch(number, start=start):
-            rows = batch.index.cpu()
-            own = augmentation.Draws(*(drawn[rows] for drawn in draws))
+            own = augmentation.Draws(*(drawn[batch.index] for drawn in draws))
             pixels = augmentation.apply(self.looks, batch.images.mul(255).round().to(torch.uint8), own)
             yield batch._replace(images=pixels.float().div_(255))
 

@@ -42,7 +42,9 @@ def test_the_layout_of_the_weights_changes_no_result(few, make_net, name):
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels(last))
     first.to(memory_format=torch.contiguous_format)
     assert all(kernel.is_contiguous() for kernel in kernels(first))
-    assert any(last_one.stride() != first_one.stride() for last_one, first_one in zip(*map(kernels, (last, first))))
+    assert any(
+        last_one.stride() != first_one.stride() for last_one, first_one in zip(*map(kernels, (last, first)))
+    )
     # Few and short steps: batch norm over few pixels makes much of a rounding error.
     short = {"epochs": 1, "learning_rate": 0.001}
     torch.testing.assert_close(trained(last, few, **short), trained(first, few, **short), rtol=1e-3, atol=1e-4)
@@ -175,6 +177,40 @@ def test_nesterov_is_passed_on(few, make_net):
     assert not make_optimizer([make_net(few)], TrainSettings(optimizer="sgd")).defaults["nesterov"]
 
 
+# --- nobody waits for the device -------------------------------------------------------------------------------------
+
+
+class Strict:
+    """Progress that forbids waiting for the device between an epoch's first step and its last."""
+
+    def start(self, epochs, first, steps):
+        self.left = steps
+
+    def step(self):
+        self.left -= 1
+        torch.cuda.set_sync_debug_mode("error" if self.left else "default")
+
+    def epoch(self, record):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("method", "kind"), [("sdb", "image"), ("decoy", "image"), ("decoy", "weight")])
+def test_a_step_on_a_gpu_never_waits(few, make_net, method, kind):
+    owner = Owner(bytes(32))
+    chosen = WrapSettings(method=method, device="cuda", clip_norm=1.0, **QUICK | {"epochs": 1})
+    try:
+        wrap(make_net(few, seed=1), owner.partner("a", kind), few, chosen, owner=owner, progress=Strict())
+        distill(
+            make_net(few, seed=1), make_net(few), few, DistillSettings(**QUICK, device="cuda"), progress=Strict()
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # --- answers asked for once ------------------------------------------------------------------------------------------
 
 
@@ -214,7 +250,9 @@ def test_remembered_answers_train_the_same_student(few, make_net, monkeypatch, c
 
 
 @pytest.mark.parametrize("method", ["nasty", "sdb"])
-def test_boxes_on_unchanging_images_are_the_same_when_the_teacher_is_asked_once(few, make_net, monkeypatch, method):
+def test_boxes_on_unchanging_images_are_the_same_when_the_teacher_is_asked_once(
+    few, make_net, monkeypatch, method
+):
     teacher, boxes = make_net(few, seed=1), []
     for limit in (2**30, 0):
         monkeypatch.setattr("sdb.views.ANSWER_BYTES", limit)

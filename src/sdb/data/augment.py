@@ -52,7 +52,7 @@ def apply(augment: Augment, images: torch.Tensor, draws: Draws) -> torch.Tensor:
     Args:
         augment: which of them are on.
         images: uint8 (B, C, H, W) on any device.
-        draws: on the CPU, for the same B images.
+        draws: for the same B images, on the CPU or on the device of `images`.
 
     Returns:
         uint8 (B, C, H, W) on the device of `images`.
@@ -62,6 +62,7 @@ def apply(augment: Augment, images: torch.Tensor, draws: Draws) -> torch.Tensor:
     pixel, black outside, around the centre. Resized crop as its RandomResizedCrop, bilinear; a window is never larger
     than the image that it becomes, so there is nothing for antialiasing to do.
     """
+    draws = Draws(*(moved(drawn, images.device) for drawn in draws))
     if augment.resized_crop:
         _, _, height, width = images.shape
         boxes = windows(augment.resized_crop, draws.window, height, width)
@@ -72,6 +73,13 @@ def apply(augment: Augment, images: torch.Tensor, draws: Draws) -> torch.Tensor:
     if augment.rotation:
         images = _rotate(images, draws.degrees)
     return images
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; from pinned memory, so that nobody waits for what the device does before."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def windows(areas: tuple[float, float], drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -100,7 +108,7 @@ def windows(areas: tuple[float, float], drawn: torch.Tensor, height: int, width:
     fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
     first = fits.long().argmax(dim=1, keepdim=True)
     size = torch.cat([heights.gather(1, first), widths.gather(1, first)], dim=1)
-    room = torch.tensor([height, width]) - size
+    room = torch.stack([height - size[:, 0], width - size[:, 1]], dim=1)
     place = (drawn[:, 2 * TRIES :] * (room + 1)).long()
     return torch.cat([torch.where(first == TRIES, room // 2, place), size], dim=1)
 
@@ -111,9 +119,11 @@ def _enlarge(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
     def places(start: torch.Tensor, length: torch.Tensor, full: int) -> torch.Tensor:
         """Where on an axis the pixels are read, (B, full), in -1..1 from the first pixel to the last."""
-        steps = (torch.arange(full, dtype=torch.float64) + 0.5) * (length / full)[:, None] - 0.5
+        steps = (torch.arange(full, dtype=torch.float64, device=images.device) + 0.5) * (length / full)[
+            :, None
+        ] - 0.5
         inside = torch.minimum(steps.clamp(min=0), (length - 1)[:, None]) + start[:, None]
-        return (2 * inside / max(full - 1, 1) - 1).float().to(images.device)
+        return (2 * inside / max(full - 1, 1) - 1).float()
 
     top, left, high, wide = boxes.double().unbind(dim=1)
     rows, columns = places(top, high, height), places(left, wide, width)
@@ -128,11 +138,11 @@ def _crop_and_mirror(images: torch.Tensor, augment: Augment, draws: Draws) -> to
     """Take from each padded image a window of the original size, backwards where it is mirrored."""
     count, channels, height, width = images.shape
     device, padding = images.device, augment.crop_padding
-    rows = draws.top.to(device)[:, None] + torch.arange(height, device=device)
+    rows = draws.top[:, None] + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(count, width)
     if augment.flip:
-        columns = torch.where(draws.flip.to(device)[:, None], columns.flip(1), columns)
-    columns = columns + draws.left.to(device)[:, None]
+        columns = torch.where(draws.flip[:, None], columns.flip(1), columns)
+    columns = columns + draws.left[:, None]
     places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # in a channel of the padded image
     padded = F.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, places.view(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
@@ -150,7 +160,7 @@ def _rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
             torch.stack([sine * width / height, cosine, zero], dim=1),
         ],
         dim=1,
-    ).to(images.device)
+    )
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     turned = F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return turned.to(torch.uint8)
