@@ -101,7 +101,9 @@ def training_steps(content: dict[str, Any]) -> list[str]:
         lines += table(["", "ms a step", "times the first", "of the floor's rate"], rows)
         if one["kind"] == "box":
             lines += [goal_of_box(one, device), ""]
-    return lines
+    found = content["profile"]
+    lines += [f"**Where the time of a step of the paper's box goes: {found['title']}** (torch's profiler).", ""]
+    return lines + table(["operation", "share"], [[f"`{r['name']}`", f"{r['share']:.0%}"] for r in found["rows"]])
 
 
 def goal_of_box(one: dict[str, Any], device: str) -> str:

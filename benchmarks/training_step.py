@@ -48,6 +48,8 @@ KEYS = {"cpu": ("net", 128, 10), "cuda": ("resnet18", 128, 60)}
 WARM_UP = {"cpu": 2, "cuda": 15}
 LOADER_WORKERS = 2
 QUICK_STEPS = 2
+# Operations of a profile that are shown.
+TOLD = 10
 
 
 class Stopwatch:
@@ -259,6 +261,20 @@ def tables(device: torch.device, rounds: int, quick: bool, peak: dict[str, float
     return found
 
 
+def profile(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Where the time of a step of the paper's box goes, by torch's profiler: the operations that take most."""
+    name, (batch_size, steps) = ("preresnet20", BOXES[device.type]["preresnet20"])
+    bench = Bench(device, batch_size, QUICK_STEPS if quick else steps)
+    teacher, key = bench.classifier(name, 1), Key(bytes(32), blend=0.9)
+    with torch.profiler.profile() as profiler:
+        bench.wrapped(teacher, key, method="sdb")
+    field = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    times = {event.key: getattr(event, field) for event in profiler.key_averages()}
+    most = sorted(times.items(), key=lambda item: -item[1])[:TOLD]
+    total = sum(times.values())
+    return {"title": name, "rows": [{"name": key, "share": value / total} for key, value in most]}
+
+
 def processor() -> str:
     """The name of the CPU."""
     info = Path("/proc/cpuinfo")
@@ -288,6 +304,7 @@ def main() -> None:
         "loader_workers": LOADER_WORKERS,
         "peak": peaks,
         "tables": tables(options.device, options.rounds, options.quick, best),
+        "profile": profile(options.device, options.quick),
     }
     text = json.dumps(result, indent=1) + "\n"
     if options.out is None:
