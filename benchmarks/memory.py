@@ -274,7 +274,9 @@ def main() -> None:
         name, arguments = json.loads(options.one)
         print(json.dumps(MEASURES[name](*arguments)))
         return
-    from sdb.runtime import environment
+    from training_step import processor
+
+    from sdb.runtime import environment, write_atomic
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -286,15 +288,15 @@ def main() -> None:
         for name, arguments in chosen:
             rows += measured(name, arguments, options.threads)
     record = {
-        "what": __doc__.splitlines()[0],
-        "environment": environment(torch.device(options.device)),
+        "what": "memory",
+        "command": "python benchmarks/memory.py " + " ".join(sys.argv[1:]),
+        "environment": environment(torch.device(options.device)) | {"processor": processor()},
         "image_side": {"step": 224, "data": SIDE, "classes": 8},
         "rows": rows,
     }
-    text = json.dumps(record, indent=1)
+    text = json.dumps(record, indent=1) + "\n"
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+        write_atomic(options.out, text.encode())
     else:
         print(text)
 

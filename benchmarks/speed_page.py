@@ -169,12 +169,25 @@ def audit_workers(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def rows_of_values(content: dict[str, Any]) -> list[str]:
-    """A table of labelled values: memory.py."""
+GROUPS = {
+    "step": "A box step at 224x224",
+    "data": "Data on the host",
+    "rate": "Decoding",
+    "classes": "Number of classes",
+}
+
+
+def memory(content: dict[str, Any]) -> list[str]:
+    """The tables of memory.py."""
     lines = ["## Memory", "", *machine(content)]
-    return lines + table(
-        ["", "value", "unit"], [[row["label"], f"{row['value']:,.1f}", row["unit"]] for row in content["rows"]]
-    )
+    for group in dict.fromkeys(row["group"] for row in content["rows"]):
+        rows = [
+            [row["label"], f"{row['value']:,.{0 if row['value'] >= 10 else 2}f}", row["unit"]]
+            for row in content["rows"]
+            if row["group"] == group
+        ]
+        lines += [f"**{GROUPS[group]}**", "", *table(["", "value", "unit"], rows)]
+    return lines
 
 
 def stacking(content: dict[str, Any]) -> list[str]:
@@ -198,7 +211,7 @@ SECTIONS = {
     "training step": training_steps,
     "data path": data_path,
     "audit against workers": audit_workers,
-    "memory": rows_of_values,
+    "memory": memory,
     "stacking": stacking,
 }
 
