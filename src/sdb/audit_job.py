@@ -13,17 +13,18 @@ from sdb.auditing.claim import make_claim
 from sdb.auditing.evidence import traces, unlock_curve
 from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import AuditSettings, attacks_of, defences_of
-from sdb.auditing.runner import CLAIM, REPORT, WORK, Told, run_tasks, take
+from sdb.auditing.runner import CLAIM, REPORT, WORK, run_tasks, take
 from sdb.box import Box, is_box
 from sdb.checkpoint import write_tensors
 from sdb.data import Splits
 from sdb.errors import CheckpointError, ConfigError
-from sdb.jobs import BOX, KEY, OWNER
+from sdb.inputs import BOX, KEY, OWNER
 from sdb.keys import Key
 from sdb.models import Classifier
 from sdb.report.audit_page import write_audit_report
 from sdb.report.claim import read_claim
 from sdb.runtime import folder_lock, write_atomic
+from sdb.tasks import Told, Where, one_thread
 
 
 def audit_job(
@@ -31,7 +32,7 @@ def audit_job(
     settings: AuditSettings,
     subject: Subject,
     *,
-    workers: int,
+    where: Where,
     resume: bool,
     overwrite: bool,
     told: Told,
@@ -43,11 +44,11 @@ def audit_job(
         folder: gets claim.json, report.html and the work that they are made from.
         settings: what to run.
         subject: the box, its key and teacher; see `find_subject`.
-        workers: processes.
+        where: this process, others of this machine, or a cluster.
         resume: go on with the audit that is there.
         overwrite: discard it.
         told: hears of every finished task.
-        data: instead of the data set that the settings name; one worker then.
+        data: instead of the data set that the settings name; for this process alone.
 
     Raises:
         ConfigError: settings that do not exist or contradict each other, or that differ from what is resumed.
@@ -59,13 +60,13 @@ def audit_job(
         raise ConfigError("--resume and --overwrite contradict each other; give one")
     settings = settings.filled()
     attacks_of(settings), defences_of(settings)  # unknown names are refused before anything is written
-    with folder_lock(folder):
+    with folder_lock(folder), one_thread():
         ground = Ground(settings, subject, settings.seed, folder / WORK, data)
         ground.check()
         work = take(folder, settings, subject, resume=resume, overwrite=overwrite)
-        run_tasks(settings, subject, work, workers=workers, told=told, data=data)
+        places = run_tasks(settings, subject, work, where, told, data=data)
         extra = {"unlock": unlock_curve(ground), "traces": traces(ground, subject.owner)}
-        claim = make_claim(settings, subject, work, ground, workers=workers, started=started, extra=extra)
+        claim = make_claim(settings, subject, work, ground, workers=places, started=started, extra=extra)
         read_claim(claim)
         write_atomic(folder / CLAIM, json.dumps(claim, indent=1).encode() + b"\n")
         write_audit_report(claim, folder / REPORT)
@@ -109,6 +110,7 @@ def find_subject(
     update: dict[str, Any] = {}
     if settings.dataset == AuditSettings.model_fields["dataset"].default and "dataset" in stored:
         update["dataset"] = stored["dataset"]
+    update |= {n: stored[n] for n in ("image_size", "stream") if getattr(settings, n) is None and n in stored}
     if settings.data_root is None and stored.get("data_root"):
         update["data_root"] = Path(stored["data_root"])
     if teacher is None and stored.get("teacher"):
@@ -169,7 +171,7 @@ def audit(
             Path(out) if out is not None else place / "audit",
             settings or AuditSettings(),
             subject,
-            workers=1,
+            where=Where(),
             resume=False,
             overwrite=False,
             told=lambda done, total, name: None,

@@ -24,7 +24,7 @@ from sdb.models import Classifier
 from sdb.remote import RemoteTeacher
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, process_group
-from sdb.training import Progress, Record, Step, evaluate, evaluation_batches, fit, train_batches
+from sdb.training import Progress, Record, StudentStep, evaluate, evaluation_batches, fit, train_batches
 from sdb.views import Ask, FixedViews, answers, asked
 
 
@@ -88,7 +88,7 @@ def ask(box: Box, key: Key, settings: DistillSettings) -> nn.Module:
     return box.attempt(key) if settings.foreign_key else box.unlock(key)
 
 
-def distillation_step(teacher: Ask, settings: DistillSettings) -> Step:
+def distillation_step(teacher: Ask, settings: DistillSettings) -> StudentStep:
     """Loss terms of a student: kd_weight * distillation + ce_weight * cross-entropy."""
     terms: dict[str, Callable[..., Tensor]] = {
         "kd": losses.kd_term,
@@ -101,7 +101,7 @@ def distillation_step(teacher: Ask, settings: DistillSettings) -> Step:
     if settings.loss == "dkd":
         arguments |= {"target_weight": settings.dkd_target_weight, "rest_weight": settings.dkd_rest_weight}
 
-    def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def step(forward: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         target = teacher(batch)
         logits = forward(batch.images)
         # A thief without labels takes the teacher's answer for the label where a loss asks for one.

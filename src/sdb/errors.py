@@ -5,6 +5,8 @@ was given, what is expected and what to do. The command line prints it in one li
 not an `SDBError` is a bug and keeps its traceback. No message holds key material or logits.
 """
 
+from typing import Any
+
 
 class SDBError(Exception):
     """Base of all errors that a user can mend."""
@@ -61,3 +63,9 @@ class MissingExtraError(SDBError, ImportError):
         super().__init__(
             f"{purpose} needs {package}, which is not installed: pip install 'safe-distillation-box[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MissingExtraError.__new__, (
+            MissingExtraError,
+            str(self),
+        )  # copies, and crosses processes, by its text

@@ -9,12 +9,12 @@ from typing import Any, TextIO
 LINE_SECONDS = 5.0  # shortest time between plain lines
 
 
-class ShowProgress:
-    """Progress of one `fit`, on stderr.
+class _Shown:
+    """A bar, or lines with the time left.
 
     Args:
-        label: what is being trained.
-        stream: where to write; a bar if it is a terminal.
+        label: what is under way.
+        stream: where to write, stderr by default; a bar if it is a terminal.
     """
 
     def __init__(self, label: str, stream: TextIO | None = None) -> None:
@@ -22,18 +22,40 @@ class ShowProgress:
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._task: Any = None
+        self._began = self._spoke = time.monotonic()
+
+    def _open(self, total: int, completed: int, shown: str) -> None:
+        """Put up a bar, where there is a terminal and no bar."""
+        if self._bar is None and self._stream.isatty():
+            self._bar = _bar(self._stream)
+            self._task = self._bar.add_task(self.label, total=total, completed=completed, shown=shown)
+            self._bar.start()
+
+    def _line(self, shown: str, done: int, first: int, total: int) -> None:
+        """Write a plain line, unless one was written just now; what was done first took no time here."""
+        now = time.monotonic()
+        if done < total and now - self._spoke < LINE_SECONDS:
+            return
+        self._spoke = now
+        left = (now - self._began) / (done - first) * (total - done)
+        self._stream.write(f"{self.label}: {shown}  {now - self._began:.0f} s, {left:.0f} s left\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """All is done, or given up; may be called twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class ShowProgress(_Shown):
+    """Progress of one `fit`."""
 
     def start(self, epochs: int, first: int, steps: int) -> None:
         """Training begins: epochs in all, epochs done before, steps an epoch."""
         self._epochs, self._first, self._steps = epochs, first, steps
         self._began = self._spoke = time.monotonic()
-        if not self._stream.isatty():
-            return
-        self._bar = _bar(self._stream)
-        self._task = self._bar.add_task(
-            self.label, total=epochs * steps, completed=first * steps, shown=f"epoch {first}/{epochs}"
-        )
-        self._bar.start()
+        self._open(epochs * steps, first * steps, f"epoch {first}/{epochs}")
 
     def step(self) -> None:
         """One step is done."""
@@ -46,62 +68,25 @@ class ShowProgress:
         shown = f"epoch {done}/{self._epochs}  {summary(record)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done * self._steps, shown=shown)
-            return
-        now = time.monotonic()
-        if done < self._epochs and now - self._spoke < LINE_SECONDS:
-            return
-        self._spoke = now
-        left = (now - self._began) / (done - self._first) * (self._epochs - done)
-        self._stream.write(f"{self.label}: {shown}  {now - self._began:.0f} s, {left:.0f} s left\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Training has ended, well or not; may be called twice."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        else:
+            self._line(shown, done, self._first, self._epochs)
 
 
-class ShowTasks:
-    """Progress of many tasks, on stderr.
+class ShowTasks(_Shown):
+    """Progress of many pieces of work."""
 
-    Args:
-        label: what they are for.
-        stream: where to write; a bar if it is a terminal.
-    """
-
-    def __init__(self, label: str, stream: TextIO | None = None) -> None:
-        self.label = label
-        self._stream = stream or sys.stderr
-        self._bar: Any = None
-        self._task: Any = None
-        self._began = self._spoke = time.monotonic()
-        self._first: int | None = None
+    _first: int | None = None
 
     def told(self, done: int, total: int, name: str) -> None:
-        """One more task is done."""
-        if self._stream.isatty():
-            if self._bar is None:
-                self._bar = _bar(self._stream)
-                self._task = self._bar.add_task(self.label, total=total, shown="")
-                self._bar.start()
-            self._bar.update(self._task, completed=done, shown=f"{done}/{total} {name}")
-            return
-        now = time.monotonic()
-        if self._first is None:
-            self._first = done - 1  # what an audit before this one had done took no time now
-        if done < total and now - self._spoke < LINE_SECONDS:
-            return
-        self._spoke = now
-        left = (now - self._began) / (done - self._first) * (total - done)
-        self._stream.write(f"{self.label}: {done}/{total} {name}  {now - self._began:.0f} s, {left:.0f} s left\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """All is done, or given up; may be called twice."""
+        """One more is done."""
+        self._open(total, done, "")
+        shown = f"{done}/{total} {name}"
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            self._bar.update(self._task, completed=done, shown=shown)
+            return
+        if self._first is None:
+            self._first = done - 1
+        self._line(shown, done, self._first, total)
 
 
 def _bar(stream: TextIO) -> Any:

@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -27,13 +28,14 @@ from sdb.models import Classifier
 from sdb.optimizers import learning_rate_at, make_optimizer, set_rate
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, derive_seed, process_group, world
+from sdb.views import images_at_once
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
+# A step that asks of its first argument only logits, so that a stack can hand it some that are computed already.
+StudentStep = Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]
 Record = dict[str, Any]
 # Steps between looks at the loss: a look waits for the device, so not every step.
 CHECK_EVERY = 50
-# Images are evaluated so many at a time; larger ones fewer, as many pixels as 512 of 96x96 have.
-EVALUATION_BATCH, EVALUATION_PIXELS = 512, 512 * 96 * 96
 
 
 class Progress(Protocol):
@@ -45,8 +47,19 @@ class Progress(Protocol):
     def close(self) -> None: ...  # noqa: D102
 
 
+class Kept(Protocol):
+    """Where `fit` keeps epochs: a run folder, see sdb.runs, or those of a stack."""
+
+    folder: Path
+
+    def resume_state(self) -> tuple[dict[str, Tensor], list[Record]] | None: ...  # noqa: D102
+    def save_epoch(  # noqa: D102
+        self, model: Any, optimizer: dict[str, Tensor], history: list[Record], improved: bool
+    ) -> None: ...
+
+
 def fit(
-    model: Classifier,
+    model: nn.Module,
     step: Step,
     train: Batches,
     settings: FitSettings,
@@ -55,7 +68,7 @@ def fit(
     monitor: str,
     forward: nn.Module | None = None,
     beside: nn.Module | None = None,
-    run: RunFolder | None = None,
+    run: Kept | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Train `model` in place and return one record an epoch.
@@ -150,10 +163,10 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         parts = cut(batch, settings.accumulation_steps)
         for number, part in enumerate(parts, 1):
-            with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
-                terms = step(forward, part)
-            total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
             with _kept_apart(forward) if number < len(parts) else contextlib.nullcontext():
+                with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+                    terms = step(forward, part)
+                total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
                 total.backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
@@ -291,9 +304,7 @@ def train_batches(data: Splits, settings: FitSettings, device: torch.device) -> 
 def evaluation_batches(images: ImageSet, device: torch.device) -> Batches:
     """All images in order, unaugmented; this process's share."""
     place = world()
-    height, width = images.images.shape[2:]
-    size = min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))
-    batch_size = max(1, size // place.size) * place.size
+    batch_size = max(1, images_at_once(images) // place.size) * place.size
     return Batches(images, batch_size, device=device, rank=place.rank, world_size=place.size)
 
 
@@ -314,20 +325,14 @@ def train(
         run: folder to checkpoint to and resume from.
         progress: is told of every step and epoch.
     """
-    from sdb.losses import cross_entropy
-
     settings = settings or TrainSettings()
     device = choose_device(settings.device)
-
-    def step(forward: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": cross_entropy(forward(batch.images), batch.labels, settings.label_smoothing)}
-
     with process_group(device):
         model.to(device)
         validation = evaluation_batches(data.validation, device)
         return fit(
             model,
-            step,
+            cross_entropy_step(settings),
             train_batches(data, settings, device),
             settings,
             evaluate=lambda: evaluate(model, validation),
@@ -335,6 +340,16 @@ def train(
             run=run,
             progress=progress,
         )
+
+
+def cross_entropy_step(settings: TrainSettings) -> StudentStep:
+    """Loss terms of a classifier that learns from labels."""
+    from sdb.losses import cross_entropy
+
+    def step(forward: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": cross_entropy(forward(batch.images), batch.labels, settings.label_smoothing)}
+
+    return step
 
 
 def best_epoch(history: Sequence[Record], monitor: str) -> Record:

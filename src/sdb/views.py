@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from sdb.data import Batch, Batches
+from sdb.data import Batch, Batches, ImageSet
 from sdb.data import augment as augmentation
 from sdb.runtime import derive_seed, world
 
@@ -15,7 +15,14 @@ from sdb.runtime import derive_seed, world
 Ask = Callable[[Batch], Tensor]
 # More answers than this are not kept: the module is asked again.
 ANSWER_BYTES = 2**30
-ASKED_AT_ONCE = 512
+# Images that go through a network at once without gradients; larger ones fewer, as many pixels as 512 of 96x96 have.
+AT_ONCE, PIXELS_AT_ONCE = 512, 512 * 96 * 96
+
+
+def images_at_once(images: ImageSet) -> int:
+    """How many images of a set go through a network at once without gradients."""
+    height, width = images.images.shape[2:]
+    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 
 
 class FixedViews(Batches):
@@ -71,9 +78,8 @@ class Remembered:
 
     def __init__(self, module: nn.Module, batches: FixedViews) -> None:
         self.module, self.batches = module, batches
-        everything = Batches(
-            batches.images, ASKED_AT_ONCE, device=batches.device, seed=batches.seed, augment=batches.looks
-        )
+        size = images_at_once(batches.images)
+        everything = Batches(batches.images, size, device=batches.device, seed=batches.seed, augment=batches.looks)
         self._all = FixedViews(everything, batches.views)
         self._known: dict[int, Tensor] = {}
 

@@ -18,6 +18,7 @@ from sdb.auditing.proxy import letters
 from sdb.auditing.runner import plan, run_tasks, take
 from sdb.errors import CheckpointError, ConfigError, RunExistsError
 from sdb.report.claim import read_claim
+from sdb.tasks import Where
 from sdb.training import evaluate, evaluation_batches
 
 TINY = {
@@ -53,7 +54,7 @@ def ground(tmp_path_factory):
 def finished(tmp_path_factory):
     """A whole small audit in one process."""
     folder = tmp_path_factory.mktemp("audit")
-    run_tasks(settings(), Subject(), folder / "work", workers=1, told=quiet)
+    run_tasks(settings(), Subject(), folder / "work", Where(1), quiet)
     return folder
 
 
@@ -240,7 +241,7 @@ def test_a_claim_is_whole_and_reads_as_one(finished):
 
 
 def test_the_same_seed_gives_the_same_claim_in_any_number_of_processes(finished, tmp_path):
-    run_tasks(settings(), Subject(), tmp_path / "work", workers=2, told=quiet)
+    run_tasks(settings(), Subject(), tmp_path / "work", Where(2), quiet)
     assert without_times(claim_of(tmp_path)) == without_times(claim_of(finished))
 
 
@@ -248,7 +249,7 @@ def test_what_is_finished_is_not_done_again(finished):
     tasks = [task for stage in plan(settings(), Subject()) for task in stage]
     before = {task: task.file(finished / "work").stat().st_mtime_ns for task in tasks}
     told = []
-    run_tasks(settings(), Subject(), finished / "work", workers=1, told=lambda *each: told.append(each))
+    run_tasks(settings(), Subject(), finished / "work", Where(1), lambda *each: told.append(each))
     assert told == []
     assert before == {task: task.file(finished / "work").stat().st_mtime_ns for task in tasks}
 
@@ -259,7 +260,7 @@ def test_one_missing_cell_is_done_again_and_comes_out_the_same(finished):
     before = json.loads(path.read_text())
     path.unlink()
     told = []
-    run_tasks(settings(), Subject(), finished / "work", workers=1, told=lambda *each: told.append(each))
+    run_tasks(settings(), Subject(), finished / "work", Where(1), lambda *each: told.append(each))
     after = json.loads(path.read_text())
     assert len(told) == 1
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
@@ -293,7 +294,7 @@ def test_nothing_to_resume_is_said(tmp_path):
 @pytest.mark.parametrize(("workers", "data", "match"), [(0, False, "at least one"), (2, True, "workers=1")])
 def test_processes_that_cannot_be(tmp_path, digits, workers, data, match):
     with pytest.raises(ConfigError, match=match):
-        run_tasks(settings(), Subject(), tmp_path, workers=workers, told=quiet, data=digits if data else None)
+        run_tasks(settings(), Subject(), tmp_path, Where(workers), quiet, data=digits if data else None)
 
 
 def test_a_task_is_done_once(ground, tmp_path):

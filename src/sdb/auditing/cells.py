@@ -264,7 +264,7 @@ def control_column(attack: Attack) -> str:
 def stages(
     seeds: list[int], columns: list[str], attacks: dict[str, Attack], everywhere: set[str]
 ) -> list[list[Task]]:
-    """All tasks; a stage needs the one before.
+    """All tasks in the order in which they are best begun; none needs one of a later stage.
 
     Args:
         seeds: of the audit.
@@ -286,6 +286,14 @@ def stages(
         [Task("cell", seed, *place) for seed in seeds for place in [*grid, *extra]]
         + [Task("negative", seeds[0], control_column(attack), name) for name, attack in attacks.items()],
     ]
+
+
+def needs_of(task: Task) -> list[Task]:
+    """What must be finished first: the seed's teacher and references, and the defence that is attacked."""
+    if task.kind == "reference":
+        return []
+    reference = Task("reference", task.seed)
+    return [reference] if task.kind == "defence" else [reference, Task("defence", task.seed, task.defence)]
 
 
 def subject_of(columns: list[str]) -> str:

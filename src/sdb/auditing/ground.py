@@ -99,6 +99,8 @@ class Ground:
             seed=split,
             validation_fraction=self.subject.validation_fraction,
             subset_percent=self.settings.subset_percent,
+            image_size=self.settings.image_size,
+            stream=self.settings.stream,
         )
 
     @functools.cached_property

@@ -107,6 +107,10 @@ class AuditSettings(Settings):
     """Where it lies."""
     subset_percent: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training images that exist for everybody in this audit, a fraction."""
+    image_size: int | None = None
+    """As in a run's parameters; with a box, the box's own."""
+    stream: bool | None = None
+    """As in a run's parameters."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

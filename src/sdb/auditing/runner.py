@@ -1,25 +1,15 @@
-"""Running an audit: its folder, its processes, its progress; what is finished is never done again."""
+"""Running an audit: its folder and its tasks; what is finished is never done again."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdb.attacks.attack import Attack
-from sdb.auditing.cells import OURS, Task, do, stages
+from sdb.auditing.cells import OURS, Task, do, needs_of, stages
 from sdb.auditing.ground import Ground, Subject
 from sdb.auditing.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere
 from sdb.boxfile import read_box_files
@@ -28,14 +18,12 @@ from sdb.config import read_json
 from sdb.data import Splits
 from sdb.defences import DEFENCES
 from sdb.defences.defence import digest_of
-from sdb.errors import ConfigError, RunExistsError, TrainingError
+from sdb.errors import ConfigError, RunExistsError
 from sdb.keys import Key
 from sdb.runtime import environment, write_atomic
+from sdb.tasks import Told, Where, Work, run
 
 RESOLVED, WORK, CLAIM, REPORT = "params.resolved.json", "work", "claim.json", "report.html"
-
-# Tells how many tasks of how many are done, and which was the last.
-Told = Callable[[int, int, str], None]
 
 
 def columns_of(settings: AuditSettings, subject: Subject) -> list[str]:
@@ -57,7 +45,7 @@ def rows_of(settings: AuditSettings, subject: Subject) -> dict[str, Attack]:
 
 
 def plan(settings: AuditSettings, subject: Subject) -> list[list[Task]]:
-    """All tasks of an audit, in stages."""
+    """All tasks of an audit, in stages; a task begins when what it needs is there, see `needs_of`."""
     attacks = rows_of(settings, subject)
     everywhere = {name for name in attacks if runs_everywhere(settings, name)}
     return stages(settings.seed_list(), columns_of(settings, subject), attacks, everywhere)
@@ -130,74 +118,39 @@ def run_tasks(
     settings: AuditSettings,
     subject: Subject,
     work: Path,
-    *,
-    workers: int,
+    where: Where,
     told: Told,
+    *,
     data: Splits | None = None,
-) -> None:
-    """Do all tasks that are not done; in this process for one worker, else in processes of their own.
+) -> int:
+    """Do all tasks that are not done; returns how many could run at once.
+
+    Args:
+        settings: filled, see `AuditSettings.filled`.
+        subject: what is audited.
+        work: the audit's work folder.
+        where: this process, others of this machine, or a cluster.
+        told: hears of every finished task.
+        data: instead of the data set that the settings name.
 
     Raises:
-        ConfigError: several workers were asked for data that only this process has.
+        ConfigError: several processes were asked for data that only this process has.
     """
-    if workers < 1:
-        raise ConfigError(f"workers: {workers}; at least one is needed")
-    if data is not None and workers > 1:
-        raise ConfigError(f"workers: {workers} processes cannot share data that has no name; use workers=1")
+    if data is not None and where != Where():
+        raise ConfigError("other processes cannot share data that has no name: use workers=1 and no cluster")
     _ground.cache_clear()  # files may have changed since
-    torch.set_num_threads(1)  # as in workers: results do not depend on how many there are
-    todo = plan(settings, subject)
-    total, done = sum(len(stage) for stage in todo), 0
-    pool = None
-    if workers > 1:
-        # Spawned, not forked: torch's threads do not survive a fork.
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet)
-    try:
-        for stage in todo:
-            left = [task for task in stage if not task.file(work).exists()]
-            done += len(stage) - len(left)
-            if pool is None:
-                for task in left:
-                    _do(settings, subject, task, work, data)
-                    done += 1
-                    told(done, total, str(task))
-                continue
-            waiting = {pool.submit(_do, settings, subject, task, work, None): task for task in left}
-            while waiting:
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        raise TrainingError(
-                            "a worker process ended, perhaps for lack of memory: fewer --workers, and --resume"
-                        ) from None
-                    done += 1
-                    told(done, total, str(waiting.pop(future)))
-    except BaseException:
-        if pool is not None:
-            # Tasks under way are given up; what they would have written is whole or not there.
-            for process in (pool._processes or {}).values():
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    if pool is not None:
-        pool.shutdown()
+    tasks = [task for stage in plan(settings, subject) for task in stage]
+    done = {task for task in tasks if task.file(work).exists()}
+    works = [
+        Work(str(task), _do, (settings, subject, task, work, data), tuple(str(need) for need in needs_of(task)))
+        for task in tasks
+        if task not in done
+    ]
 
+    def tell(finished: int, _: int, name: str) -> None:
+        told(len(done) + finished, len(tasks), name)
 
-def _quiet() -> None:
-    """A worker leaves Ctrl-C to the process that it works for, and has one thread: always the same results."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End this process when the one that it works for is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+    return run(works, where, tell, folders=[work])
 
 
 @cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sdb.cli import audit, export, judge, keys, report, runs, serve, tokens
+from sdb.cli import audit, export, grid, judge, keys, report, reproduce, runs, serve, tokens
 from sdb.cli.shell import say
 from sdb.errors import SDBError
 
@@ -23,6 +23,8 @@ for command in (runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace
 for command in (export.export, export.sign, export.verify):
     app.command()(command)
 app.command()(audit.audit)
+app.command()(grid.grid)
+app.command()(reproduce.reproduce)
 app.command()(serve.serve)
 app.add_typer(keys.key_app, name="key")
 app.add_typer(tokens.token_app, name="token")

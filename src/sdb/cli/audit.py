@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import KeyOption, Overwrite, Set, say
+from sdb.cli.shell import Cluster, KeyOption, Overwrite, Set, TaskCpus, TaskGpus, Workers, say
 
 
 def audit(
@@ -40,7 +40,10 @@ def audit(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    workers: Workers = 2,
+    cluster: Cluster = None,
+    task_cpus: TaskCpus = 1,
+    task_gpus: TaskGpus = 0,
     sets: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit in OUT.")] = False,
     overwrite: Overwrite = False,
@@ -56,7 +59,9 @@ def audit(
     from sdb.report.audit_verdict import judge
     from sdb.report.audit_words import findings, headline
     from sdb.report.claim import read_claim
+    from sdb.tasks import Where
 
+    where = Where(workers, cluster, task_cpus, task_gpus)
     named: dict[str, Any] = {
         "preset": preset,
         "threat": threat,
@@ -73,7 +78,13 @@ def audit(
     progress = ShowTasks("audit")
     try:
         claim = audit_job(
-            out, settings, subject, workers=workers, resume=resume, overwrite=overwrite, told=progress.told
+            out,
+            settings,
+            subject,
+            where=where,
+            resume=resume,
+            overwrite=overwrite,
+            told=progress.told,
         )
     except KeyboardInterrupt:
         progress.close()

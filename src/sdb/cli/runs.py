@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sdb.cli.shell import (
+    Cluster,
     Folder,
     KeyOption,
     Overwrite,
+    Processes,
     Resume,
     SavePath,
     Set,
@@ -30,9 +32,11 @@ def train(
     sets: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    cluster: Cluster = None,
+    processes: Processes = None,
 ) -> None:
     """Train a teacher, or a student without a teacher, into DIR."""
-    run_command("train", run_folder(folder, save_path), sets or [], resume, overwrite)
+    run_command("train", run_folder(folder, save_path), sets or [], resume, overwrite, cluster, processes)
 
 
 def wrap(
@@ -42,13 +46,15 @@ def wrap(
     key: KeyOption = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    cluster: Cluster = None,
+    processes: Processes = None,
 ) -> None:
     """Wrap a teacher into DIR/box.
 
     The box opens for the keys that are named, else for DIR/key.json, which is made. Method nasty has no key. Paths in
     params.json are relative to the current folder.
     """
-    run_command("wrap", run_folder(folder, save_path), with_key(sets, key), resume, overwrite)
+    run_command("wrap", run_folder(folder, save_path), with_key(sets, key), resume, overwrite, cluster, processes)
 
 
 def distill(
@@ -58,12 +64,16 @@ def distill(
     key: KeyOption = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    cluster: Cluster = None,
+    processes: Processes = None,
 ) -> None:
     """Distil a student into DIR.
 
     From a teacher or a box; --key makes it a partner's. Paths in params.json are relative to the current folder.
     """
-    run_command("distill", run_folder(folder, save_path), with_key(sets, key), resume, overwrite)
+    run_command(
+        "distill", run_folder(folder, save_path), with_key(sets, key), resume, overwrite, cluster, processes
+    )
 
 
 def check(
@@ -109,27 +119,51 @@ def demo(
     )
 
 
-def run_command(command: str, folder: Path, sets: list[str], resume: bool, overwrite: bool) -> None:
+def run_command(
+    command: str,
+    folder: Path,
+    sets: list[str],
+    resume: bool,
+    overwrite: bool,
+    cluster: str | None,
+    processes: int | None,
+) -> None:
     """Run a job in its folder and print its result; Ctrl-C says how to go on."""
     from sdb import config
-    from sdb.jobs import JOBS
-    from sdb.progress import ShowProgress
     from sdb.runtime import world
 
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other; give one")
+    if processes is not None and cluster is None:
+        raise ConfigError("--processes: say on which --cluster; on this machine, use torchrun")
     params = config.load(folder, command, sets)
-    progress = ShowProgress(f"{command} {folder.name}") if world().is_main else None
     try:
-        result = JOBS[command](folder, params, resume=resume, overwrite=overwrite, progress=progress)
+        if cluster is None:
+            result = here(command, folder, params, resume, overwrite)
+        else:
+            from sdb.data_parallel import run_on_cluster
+
+            say(f"sdb: progress is in {folder / 'training.log'}")
+            flags = {"cluster": cluster, "processes": processes or 1, "resume": resume, "overwrite": overwrite}
+            result = run_on_cluster(command, folder, sets, **flags)
     except KeyboardInterrupt:
-        if progress is not None:
+        if world().is_main:
             begun = (folder / "params.resolved.json").exists()
             kept = f"finished epochs are kept, go on with: {_resuming()}" if begun else "nothing was begun"
             say(f"sdb: interrupted; {kept}")
         raise typer.Exit(130) from None
     if world().is_main:
         print_json(result)
+
+
+def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """Run a job in this process, with its progress."""
+    from sdb.jobs import JOBS
+    from sdb.progress import ShowProgress
+    from sdb.runtime import world
+
+    progress = ShowProgress(f"{command} {folder.name}") if world().is_main else None
+    return JOBS[command](folder, params, resume=resume, overwrite=overwrite, progress=progress)
 
 
 def _resuming() -> str:

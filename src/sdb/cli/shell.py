@@ -21,6 +21,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run in
 Encrypt = Annotated[
     bool, typer.Option("--encrypt", help="Encrypt under a passphrase, asked for or from $SDB_PASSPHRASE.")
 ]
+Workers = Annotated[int, typer.Option(min=1, help="Processes of this machine.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A Ray cluster: auto (this machine's) or HOST:PORT."),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="On a cluster: processes that share each batch; a GPU each, if there are."),
+]
+TaskCpus = Annotated[float, typer.Option(help="On a cluster: CPU cores for each at once.")]
+TaskGpus = Annotated[float, typer.Option(help="On a cluster: GPUs for each at once; 0.25 puts four on one GPU.")]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
 
 

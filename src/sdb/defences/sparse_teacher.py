@@ -17,7 +17,7 @@ from sdb.defences.losses import predictive_divergence, sparse
 from sdb.defences.teachers import Trained, fit_with
 from sdb.losses import cross_entropy
 from sdb.models import Classifier
-from sdb.training import EVALUATION_BATCH
+from sdb.views import images_at_once
 from sdb.wrapping import frozen
 
 
@@ -83,8 +83,9 @@ def with_adversarial(
     The adversarial ones are rounded to 8 bits, as the images are.
     """
     device, pairs = device_of(network), []
-    for start in range(0, len(images), EVALUATION_BATCH):
-        part = images.take(np.arange(start, min(start + EVALUATION_BATCH, len(images))))
+    size = images_at_once(images)
+    for start in range(0, len(images), size):
+        part = images.take(np.arange(start, min(start + size, len(images))))
         plain = np.asarray(part.images)
         pixels = torch.from_numpy(plain.copy()).to(device).float() / 255
         labels = torch.from_numpy(part.labels.copy()).to(device)
