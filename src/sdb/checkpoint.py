@@ -156,27 +156,27 @@ def load_classifier(
             raise CheckpointError(
                 f"{path}: a reference checkpoint does not say its architecture: set teacher_model"
             )
-        mean, std = _normalisation(path, dataset, image_shape[0])
+        weights = read_reference(path)
+        known = _normalisation(path, dataset, image_shape[0])
+        mean, std = known or ((0.0,) * image_shape[0], (1.0,) * image_shape[0])
         spec = ModelSpec(model_name, model_args or {}, num_classes, image_shape, mean, std)
         classifier = spec.build()
-        load_weights(classifier.network, read_reference(path), path)
+        load_weights(classifier.network, weights, path)
+        if known is None:
+            log.warning(
+                "%s: nothing says which normalisation it was trained with: its network gets pixels in [0, 1]. Put a "
+                "preprocessor_config.json with image_mean and image_std beside it if that is wrong",
+                path,
+            )
     check_fits(classifier, path, num_classes, image_shape)
     return classifier.eval()
 
 
-def _normalisation(path: Path, dataset: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(
+    path: Path, dataset: str | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and deviation that bare weights were trained with: said beside them, or those of the reference's loader."""
-    beside = normalisation_beside(path.parent, channels)
-    if beside is not None:
-        return beside
-    if dataset not in REFERENCE_NORMALISATION:
-        log.warning(
-            "%s: nothing says which normalisation it was trained with: its network gets pixels in [0, 1]. Put a "
-            "preprocessor_config.json with image_mean and image_std beside it if that is wrong",
-            path,
-        )
-        return (0.0,) * channels, (1.0,) * channels
-    return REFERENCE_NORMALISATION[dataset]
+    return normalisation_beside(path.parent, channels) or REFERENCE_NORMALISATION.get(dataset or "")
 
 
 def _is_bare(path: Path) -> bool:

@@ -42,6 +42,8 @@ LAST, BEST, METRICS, RESOLVED = (
 OUTPUTS = (LAST, BEST, METRICS, RESOLVED, "environment.json", "training.log", "result.json")
 # May differ between a run and its resumption: where it runs, and how long (unless the schedule depends on it).
 MAY_CHANGE = {"device", "epochs", "data_root"}
+# Schedules whose rate at an epoch depends on how many there are.
+FOLLOWS_EPOCHS = ("cosine", "one_cycle")
 
 log = logging.getLogger("sdb")
 
@@ -132,6 +134,11 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        """Close the file; what a full disk did not take is lost."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 @contextlib.contextmanager
 def open_run(
@@ -195,7 +202,7 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
     if not path.exists():
         raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
     before = read_json(path)
-    may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") == "cosine" else set())
+    may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") in FOLLOWS_EPOCHS else set())
     changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
     changed = [name for name in changed if name not in may_change]
     if changed:

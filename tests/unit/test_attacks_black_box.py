@@ -85,7 +85,7 @@ def test_positive_control(attack, digits, small_teacher, own, reference, victim_
     """Less than an audit asks for: these students learn from a sixth of the images, or a tenth of the queries."""
     stolen = attack.run(victim_of(small_teacher, digits, Interface.LOGITS), own)
     share = (accuracy_of(stolen.student) - 0.1) / (reference - 0.1)
-    assert share > (0.8 if "labels" in attack.uses else 0.6) * attack.control
+    assert share > (0.75 if "labels" in attack.uses else 0.6) * attack.control
     assert not stolen.student.training
 
 

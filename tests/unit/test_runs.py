@@ -176,8 +176,9 @@ def test_a_run_is_not_resumed_with_other_parameters(folder, few, make_net, chang
     assert (folder / LAST).read_bytes() == before
 
 
-def test_the_length_of_a_cosine_run_is_part_of_it(folder, few, make_net):
-    cosine = {"schedule": "cosine", "epochs": 2}
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_the_length_of_a_run_is_part_of_a_schedule_that_follows_it(folder, few, make_net, schedule):
+    cosine = {"schedule": schedule, "epochs": 2}
     run_training(folder, few, make_net(few), cosine)
     with pytest.raises(ConfigError, match="epochs was 2, now 4"):
         run_training(folder, few, make_net(few), {**cosine, "epochs": 4}, resume=True)
