@@ -32,6 +32,7 @@ ORDER = [
     {"tuning"},
     {"inputs"},
     {"jobs"},
+    {"stacking"},
     {"grid"},
     {"demo", "export", "service", "audit_job", "data_parallel", "reproduction"},
     {"cli"},

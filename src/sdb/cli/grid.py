@@ -21,6 +21,9 @@ def grid(
     task_cpus: TaskCpus = 1,
     task_gpus: TaskGpus = 0,
     sets: Set = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Train small students of one architecture together, for a GPU.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every run's result here.")
     ] = None,
@@ -40,7 +43,7 @@ def grid(
     progress = ShowTasks("grid")
     failed: SDBError | None = None
     try:
-        run_grid(runs, where, sets=sets or [], told=progress.told)
+        run_grid(runs, where, sets=sets or [], stack=stack, told=progress.told)
     except KeyboardInterrupt:
         progress.close()
         say("sdb: interrupted; finished epochs are kept, the same command goes on")

@@ -28,6 +28,9 @@ def reproduce(
     task_cpus: TaskCpus = 1,
     task_gpus: TaskGpus = 0,
     sets: Set = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Train small students of one architecture together, for a GPU.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run the papers' grid and write its table.
@@ -56,6 +59,7 @@ def reproduce(
             where=where,
             changes=sets or [],
             overwrite=overwrite,
+            stack=stack,
             told=progress.told,
         )
     except KeyboardInterrupt:

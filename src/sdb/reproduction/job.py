@@ -38,6 +38,7 @@ def reproduce(
     where: Where | None = None,
     changes: Sequence[str] = (),
     overwrite: bool = False,
+    stack: bool = False,
     told: Told,
 ) -> dict[str, Any]:
     """Run a grid into a folder, or go on with it, and write its table; returns the table.
@@ -53,7 +54,8 @@ def reproduce(
         where: how many processes, and on which machines.
         changes: KEY=VALUE for every run that has the parameter.
         overwrite: discard the reproduction that is there, its keys too.
-        told: hears of every finished run.
+        stack: train small students together, see `sdb.grid.stacks_of`.
+        told: hears of every finished run, or stack of runs.
 
     Raises:
         ConfigError: something asked for does not exist, or differs from what `out` was begun with.
@@ -91,7 +93,7 @@ def reproduce(
             return write_table(recipe, plan, out, done, asked, facts, seeds=seeds, call=call)
 
         try:
-            run_grid([run for run in grid if run.name not in before], where or Where(), told=told)
+            run_grid([run for run in grid if run.name not in before], where or Where(), stack=stack, told=told)
         except SDBError:
             write()
             raise
