@@ -33,6 +33,8 @@ fast; then every figure, with its command and machine.
 - **The teacher is asked once for each view** where views repeat: without augmentation always, else with `views=N`
   when distilling. Boxes see new views in every epoch unless `augment` is off.
 - **Freed memory is kept** (glibc, the command line's processes): large buffers are not zeroed anew in each step.
+- **Stacks of small students** (`sdb grid --stack`, `sdb reproduce --stack`): one loop and one set of kernels for up to
+  eight. For a GPU, or very small images; at 32x32 on a CPU it is slower than one after the other.
 - **bfloat16** autocast on a GPU; `compile` for torch.compile and CUDA graphs.
 
 tests/unit/test_fast_paths.py holds each of them to the trajectory of the plain way.
