@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo test test-all lint format results bench-data bench-serve clean
+.PHONY: demo test test-all lint format results bench-speed bench-gpu bench-serve clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
@@ -29,8 +29,18 @@ results:  ## docs/results.md and the README's table from docs/results/*.json
 bench-serve:  ## latency and throughput of sdb serve beside bare ONNX Runtime
 	$(RUN) test -- python benchmarks/serving.py $(ARGS)
 
-bench-data:  ## decoding speed and the data path's share of a training step
-	$(RUN) test -- python benchmarks/data_path.py $(ARGS)
+SPEED = docs/results/speed
+
+bench-speed:  ## every speed benchmark on this CPU, then docs/speed.md; half an hour, on a machine that does nothing else
+	$(RUN) test -- python benchmarks/training_step.py --rounds 3 --out $(SPEED)/training-cpu.json
+	$(RUN) test -- python benchmarks/data_path.py --out $(SPEED)/data-path-cpu.json $(ARGS)
+	$(RUN) test -- python benchmarks/stacking.py --rounds 3 --out $(SPEED)/stacking-cpu.json
+	$(RUN) test -- python benchmarks/audit_workers.py --out $(SPEED)/audit-cpu.json
+	$(RUN) test -- python benchmarks/memory.py --out $(SPEED)/memory-cpu.json
+	$(RUN) test -- python benchmarks/speed_page.py
+
+bench-gpu:  ## what is to be measured on a GPU: ARGS="--data-root DIR"
+	$(RUN) test -- python benchmarks/gpu.py $(ARGS)
 
 clean:
 	rm -rf .venv runs build dist

@@ -3,21 +3,25 @@
     python benchmarks/training_step.py [--device cpu|cuda] [--rounds 5] [--out docs/results/speed/training-cpu.json]
 
 Ours is `wrap` and `distill` themselves, timed between two steps of one epoch, data path included. The reference's loop
-is reference_loop.py, with its loader workers. Images are random 32x32 pixels. Variants take turns in every round; a
-figure is the median over the rounds, beside the lowest and the highest. The floor of a step: floor.py.
+is reference_loop.py, with its loader workers, in a process of its own. Images are random 32x32 pixels. Variants take
+turns in every round; a figure is the median over the rounds, beside the lowest and the highest. The floor: floor.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
+import multiprocessing
 import platform
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,8 @@ STUDENTS = {
 KEYS = {"cpu": ("net", 128, 10), "cuda": ("resnet18", 128, 60)}
 WARM_UP = {"cpu": 2, "cuda": 15}
 LOADER_WORKERS = 2
+# A student whose teacher was asked before: the pass over a view comes with its first batch, which is not timed.
+KEPT = "the teacher's answers kept, after a view's first epoch"
 QUICK_STEPS = 2
 # Operations of a profile that are shown.
 TOLD = 10
@@ -90,7 +96,8 @@ class Bench:
     def __init__(self, device: torch.device, batch_size: int, steps: int) -> None:
         self.device, self.batch_size, self.steps = device, batch_size, steps
         self.warm_up = WARM_UP[device.type]
-        count = batch_size * (self.warm_up + steps)
+        # The reference's loader is some batches ahead; it works on the next ones while a step is timed.
+        count = batch_size * (self.warm_up + steps + 2 * LOADER_WORKERS)
         random = np.random.default_rng(0)
         self.images = random.integers(0, 256, (count, *SHAPE), dtype=np.uint8)
         self.labels = np.arange(count, dtype=np.int64) % CLASSES
@@ -133,9 +140,10 @@ class Bench:
         loop.run(itertools.islice(batches, self.warm_up))
         return 1e3 * seconds_of(lambda: loop.run(itertools.islice(batches, self.steps)), self.device) / self.steps
 
-    def work(self, name: str) -> dict[str, float]:
+    def work(self, name: str, dtype: torch.dtype) -> dict[str, float]:
         """Operations and bytes of one forward of a batch."""
-        return work_of(self.network(name, 0).eval(), torch.rand(self.batch_size, *SHAPE, device=self.device))
+        images = torch.rand(self.batch_size, *SHAPE, device=self.device, dtype=dtype)
+        return work_of(self.network(name, 0).eval().to(dtype), images)
 
 
 def box_steps(bench: Bench, name: str) -> dict[str, Callable[[], float]]:
@@ -169,7 +177,7 @@ def box_steps(bench: Bench, name: str) -> dict[str, Callable[[], float]]:
     }
 
 
-def student_steps(bench: Bench, teacher: str, student: str) -> dict[str, Callable[[], float]]:
+def student_steps(bench: Bench, student: str, teacher: str) -> dict[str, Callable[[], float]]:
     """Plain distillation from a teacher."""
     settings = {"kd_weight": 0.9, "kd_temperature": 4.0}
 
@@ -182,16 +190,20 @@ def student_steps(bench: Bench, teacher: str, student: str) -> dict[str, Callabl
         networks = bench.network(student, 0), bench.network(teacher, 1)
         return bench.reference(DistillationLoop(*networks, bench.device, autocast))
 
-    steps = {
+    if bench.device.type == "cuda":
+        return {
+            "reference, float32": reference,
+            "reference, bfloat16": lambda: reference(True),
+            "ours, float32": lambda: ours(precision="float32"),
+            "ours, bfloat16": ours,
+            f"ours, bfloat16, {KEPT}": lambda: ours(views=1),
+            "ours, bfloat16, CUDA graphs": lambda: ours(compile="reduce-overhead"),
+        }
+    return {
         "reference": reference,
         "ours": ours,
-        # The pass over the view comes with its first batch, which is not timed.
-        "ours, the teacher's answers kept (views)": lambda: ours(views=1),
+        f"ours, {KEPT}": lambda: ours(views=1),
     }
-    if bench.device.type == "cuda":
-        steps["reference, bfloat16"] = lambda: reference(True)
-        steps["ours, CUDA graphs"] = lambda: ours(compile="reduce-overhead")
-    return steps
 
 
 def key_steps(bench: Bench, name: str) -> dict[str, Callable[[], float]]:
@@ -210,6 +222,63 @@ def key_steps(bench: Bench, name: str) -> dict[str, Callable[[], float]]:
         "image key, 1 partner": lambda: ours("image", 1),
         "image key, 100 partners": lambda: ours("image", 100),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Variants that are compared.
+
+    Attributes:
+        kind: a key of MAKERS.
+        networks: what MAKERS takes after the bench.
+        batch_size: images a step.
+        steps: that are timed.
+        images_trained: batches that go through the trained network, the first of `networks`, in a step.
+        frozen: networks that only answer.
+    """
+
+    kind: str
+    networks: tuple[str, ...]
+    batch_size: int
+    steps: int
+    images_trained: int
+    frozen: tuple[str, ...]
+
+
+MAKERS: dict[str, Callable[..., dict[str, Callable[[], float]]]] = {
+    "box": box_steps,
+    "student": student_steps,
+    "keys": key_steps,
+}
+
+
+def comparisons(device: torch.device, quick: bool) -> list[Comparison]:
+    """All comparisons."""
+    kind = device.type
+    found = [Comparison("box", (name,), *size, 2, (name, name)) for name, size in BOXES[kind].items()]
+    found += [
+        Comparison("student", (student, teacher), *size, 1, (teacher,))
+        for (teacher, student), size in STUDENTS[kind].items()
+    ]
+    name, batch_size, steps = KEYS[kind]
+    found.append(Comparison("keys", (name,), batch_size, steps, 2, (name,)))
+    return [replace(each, steps=QUICK_STEPS) for each in found] if quick else found
+
+
+@functools.cache
+def variants(device: str, one: Comparison) -> dict[str, Callable[[], float]]:
+    """The variants of a comparison, in this process."""
+    return MAKERS[one.kind](Bench(torch.device(device), one.batch_size, one.steps), *one.networks)
+
+
+def milliseconds(device: str, one: Comparison, name: str) -> float:
+    """Run a variant once."""
+    return variants(device, one)[name]()
+
+
+def precision_of(device: torch.device, name: str) -> torch.dtype:
+    """In which type a variant computes: on a GPU ours is bfloat16 unless it says otherwise."""
+    return torch.float32 if device.type == "cpu" or "float32" in name else torch.bfloat16
 
 
 def take_turns(steps: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, Any]]:
@@ -231,34 +300,35 @@ def take_turns(steps: dict[str, Callable[[], float]], rounds: int) -> list[dict[
     ]
 
 
-def tables(device: torch.device, rounds: int, quick: bool, peak: dict[str, float]) -> list[dict[str, Any]]:
-    """All comparisons."""
-    found = []
+def table_of(
+    device: torch.device,
+    one: Comparison,
+    rounds: int,
+    peaks: dict[str, dict[str, float]],
+    sides: dict[bool, ProcessPoolExecutor],
+) -> dict[str, Any]:
+    """A comparison's rows, each with its floor."""
+    title = " from ".join(one.networks)
+    print(f"{one.kind}: {title}", file=sys.stderr)
+    bench = Bench(device, one.batch_size, one.steps)
 
-    def add(kind: str, title: str, bench: Bench, steps: dict[str, Callable[[], float]], floor: Any) -> None:
-        print(f"{kind}: {title}", file=sys.stderr)
-        table = {
-            "kind": kind,
-            "title": title,
-            "batch_size": bench.batch_size,
-            "steps": bench.steps,
-            "floor": floor,
-        }
-        found.append(table | {"rows": take_turns(steps, rounds)})
+    def elsewhere(name: str) -> float:
+        return sides[name.startswith("reference")].submit(milliseconds, str(device), one, name).result()
 
-    for name, (batch_size, steps) in BOXES[device.type].items():
-        bench = Bench(device, batch_size, QUICK_STEPS if quick else steps)
-        work = bench.work(name)
-        add("box", name, bench, box_steps(bench, name), step_floor(work, [work, work], 2, peak))
-    for (teacher, student), (batch_size, steps) in STUDENTS[device.type].items():
-        bench = Bench(device, batch_size, QUICK_STEPS if quick else steps)
-        floor = step_floor(bench.work(student), [bench.work(teacher)], 1, peak)
-        add("student", f"{student} from {teacher}", bench, student_steps(bench, teacher, student), floor)
-    name, batch_size, steps = KEYS[device.type]
-    bench = Bench(device, batch_size, QUICK_STEPS if quick else steps)
-    work = bench.work(name)
-    add("keys", name, bench, key_steps(bench, name), step_floor(work, [work], 2, peak))
-    return found
+    names = MAKERS[one.kind](bench, *one.networks)
+    rows = take_turns({name: functools.partial(elsewhere, name) for name in names}, rounds)
+    for row in rows:
+        dtype = precision_of(device, row["name"])
+        frozen = () if KEPT in row["name"] else one.frozen
+        trained, answering = bench.work(one.networks[0], dtype), [bench.work(name, dtype) for name in frozen]
+        row["floor"] = step_floor(trained, answering, one.images_trained, peaks[str(dtype).removeprefix("torch.")])
+    return {
+        "kind": one.kind,
+        "title": title,
+        "batch_size": one.batch_size,
+        "steps": one.steps,
+        "rows": rows,
+    }
 
 
 def profile(device: torch.device, quick: bool) -> dict[str, Any]:
@@ -290,12 +360,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps each: only to see that it runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    keep_freed_memory()  # as the command line does; it holds for the reference's loop too
+    spawn = multiprocessing.get_context("spawn")
+    # Two processes, so that ours may keep freed memory, as its command line does, and the reference's does not.
+    sides = {True: ProcessPoolExecutor(1, spawn), False: ProcessPoolExecutor(1, spawn, keep_freed_memory)}
     precisions = {"float32": torch.float32} | (
         {"bfloat16": torch.bfloat16} if options.device.type == "cuda" else {}
     )
     peaks = {name: measure_peak(options.device, dtype) for name, dtype in precisions.items()}
-    best = peaks.get("bfloat16", peaks["float32"])
     result = {
         "what": "training step",
         "command": "python benchmarks/training_step.py " + " ".join(sys.argv[1:]),
@@ -303,7 +374,10 @@ def main() -> None:
         "rounds": options.rounds,
         "loader_workers": LOADER_WORKERS,
         "peak": peaks,
-        "tables": tables(options.device, options.rounds, options.quick, best),
+        "tables": [
+            table_of(options.device, one, options.rounds, peaks, sides)
+            for one in comparisons(options.device, options.quick)
+        ],
         "profile": profile(options.device, options.quick),
     }
     text = json.dumps(result, indent=1) + "\n"

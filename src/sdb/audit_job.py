@@ -110,7 +110,8 @@ def find_subject(
     update: dict[str, Any] = {}
     if settings.dataset == AuditSettings.model_fields["dataset"].default and "dataset" in stored:
         update["dataset"] = stored["dataset"]
-    update |= {n: stored[n] for n in ("image_size", "stream") if getattr(settings, n) is None and n in stored}
+    if update.get("dataset", settings.dataset) == stored.get("dataset"):
+        update |= {n: stored[n] for n in ("image_size", "stream") if getattr(settings, n) is None and n in stored}
     if settings.data_root is None and stored.get("data_root"):
         update["data_root"] = Path(stored["data_root"])
     if teacher is None and stored.get("teacher"):

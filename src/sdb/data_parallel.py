@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdb import config
-from sdb.errors import ConfigError, MissingExtraError, TrainingError
+from sdb.errors import ConfigError, MissingExtraError, RunExistsError, TrainingError
 from sdb.jobs import JOBS
 from sdb.runs import RESOLVED
-from sdb.tasks.cluster import RETRIES, STARVED, arrive, connected, places_of, same_site, without_gpu
+from sdb.tasks.cluster import HELD, RETRIES, STARVED, arrive, connected, places_of, same_site, without_gpu
 from sdb.tasks.work import Failure, Where, attempt
 
 
@@ -66,6 +66,10 @@ def run_on_cluster(
             lost = _train(ray, loop, processes, gpu, folder)
             if lost is None:
                 return config.read_json(folder / "result.json")
+            if isinstance(lost, RunExistsError):
+                if not begun:
+                    raise lost
+                time.sleep(HELD / RETRIES)  # a lost process's lock may outlive it
     raise lost
 
 
@@ -115,7 +119,10 @@ def _train(ray: Any, loop: dict[str, Any], processes: int, gpu: bool, folder: Pa
             causes = list(getattr(error, "worker_failures", {}).values())
             for cause in causes:
                 if isinstance(cause, MendableError):
-                    raise Failure(*cause.args).error() from None
+                    error_of_run = Failure(*cause.args).error()
+                    if isinstance(error_of_run, RunExistsError):
+                        return error_of_run
+                    raise error_of_run from None
             # A process whose peer is gone fails as well, so what is no bug cannot be told: it is tried again.
             if any(isinstance(cause, ray.exceptions.RayError) for cause in causes):
                 return TrainingError(

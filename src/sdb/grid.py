@@ -55,8 +55,10 @@ class GridRun:
     needs: tuple[str, ...] = ()
 
 
-def find_runs(folders: Sequence[Path]) -> list[GridRun]:
+def find_runs(folders: Sequence[Path], sets: Sequence[str] = ()) -> list[GridRun]:
     """Every run below some folders: what its params.json is for, and which of the others it needs.
+
+    `sets` are `KEY=VALUE` on top of every params.json.
 
     A run needs those whose folders its teacher, key or owner lies in. Paths are relative to the current folder.
 
@@ -71,9 +73,11 @@ def find_runs(folders: Sequence[Path]) -> list[GridRun]:
         found |= {each.resolve(): each for each in here if each.resolve() not in found}
     names = {place: str(folder) for place, folder in found.items()}
     runs = []
+    changes = config.parse_overrides(sets)
     for place, folder in found.items():
         command = config.guess_command(folder)
-        values = config.canonical(config.read_json(folder / "params.json"), command, str(folder / "params.json"))
+        given = config.read_json(folder / "params.json") | changes
+        values = config.canonical(given, command, str(folder / "params.json"))
         near = [near for path in paths_in(values) for near in (path, *path.parents)]
         needs = dict.fromkeys(names[each] for each in near if each in names and each != place)
         runs.append(GridRun(names[place], command, folder, tuple(needs)))
@@ -183,6 +187,8 @@ def is_finished(each: GridRun, sets: Sequence[str]) -> bool:
             raise RunExistsError(f"{each.folder} holds {', '.join(there)} and no {RESOLVED}; use another folder")
         return False
     before = config.read_json(each.folder / RESOLVED)
+    # A parameter that is younger than the run had its default's effect.
+    before = {name: value for name, value in config.defaults().items() if name in wanted} | before
     same = {name for name in wanted.keys() | before.keys() if wanted.get(name) == before.get(name)}
     return (each.folder / RESULT).exists() and wanted.keys() | before.keys() <= same | PLACES
 
@@ -208,12 +214,16 @@ def go_on_stacked(members: tuple[tuple[str, Path], ...], sets: tuple[str, ...]) 
     try:
         stack_job(loaded, resume=True, overwrite=False, progress=None)
         return
+    except RunExistsError:
+        raise  # held by a lost node's process: whoever asked for the work waits for it
     except SDBError as error:
         log.warning("a stack of %d runs failed, each goes on by itself: %s", len(members), error)
     failed = []
     for command, folder in members:
         try:
             go_on(command, folder, sets)
+        except RunExistsError:
+            raise
         except SDBError as error:
             failed.append(f"{folder}: {error}")
     if failed:

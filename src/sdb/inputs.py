@@ -34,7 +34,8 @@ def described_data(path: Path, dataset: str | None, data_root: Path | None) -> S
         raise ConfigError(f"{path}: does not say which data it is for: add --dataset")
     root = data_root or (Path(stored["data_root"]) if stored.get("data_root") else None)
     # The run's own split, where the data has no test set of its own.
-    names = ("seed", "validation_fraction", "image_size", "stream")
+    own = ("image_size", "stream") if name == stored.get("dataset") else ()
+    names = ("seed", "validation_fraction", *own)
     split = {name: stored[name] for name in names if name in stored}
     return datasets.load(name, root=root, **split)
 

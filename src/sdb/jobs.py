@@ -13,6 +13,7 @@ from torch import nn
 
 from sdb import config, training
 from sdb import data as datasets
+from sdb.activation_checkpointing import checkpoint_activations
 from sdb.box import Box
 from sdb.checkpoint import check_fits, load_classifier
 from sdb.config import (
@@ -58,6 +59,7 @@ def train_job(
     """Train a classifier into DIR."""
     data = load_data(params, params.seed)
     model = new_model(params, data, params.seed)  # a bad model is refused before anything is written or discarded
+    check_blocks(model, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         history = training.train(model, data, params, run=run, progress=progress)
         result = {
@@ -77,6 +79,7 @@ def wrap_job(
     if isinstance(teacher, Box):
         raise ConfigError(f"teacher: {params.teacher} is a box already; name an unprotected teacher")
     like_teacher(params, teacher)
+    check_blocks(teacher, params)
     if params.key is not None or params.owner is not None or (folder / KEY).exists():
         # Bad keys are refused before anything is written or discarded.
         check_keys(*wrapping_keys(folder, params), params)
@@ -163,6 +166,7 @@ def distill_job(
     asked = ask(teacher, key, params) if isinstance(teacher, Box) and key is not None else teacher
     # A student that began as its teacher began would have more from it than its answers.
     student = new_model(params, data, params.seed, "student")
+    check_blocks(student, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         history = distill(teacher, student, data, params, key=key, run=run, progress=progress)
         result: Result = {"accuracy": test_accuracy(student, data)}
@@ -243,6 +247,17 @@ def check_job(folder: Path, command: str | None, overrides: list[str]) -> str:
         with torch.device("meta"):
             ModelSpec(params.model_name, params.model_args, 10, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).build()
     return command
+
+
+def check_blocks(model: nn.Module, params: FitSettings) -> None:
+    """Refuse activation checkpointing of a network that has nothing to recompute.
+
+    Raises:
+        ModelError: saying so.
+    """
+    if params.activation_checkpointing:
+        with checkpoint_activations(model):
+            pass
 
 
 def test_accuracy(model: nn.Module, data: Splits) -> float:

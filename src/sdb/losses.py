@@ -158,13 +158,16 @@ def dkd_term(
     def binary(
         log_p: Tensor,
     ) -> Tensor:  # (N, C) -> (N, 2): log-probability of the target and of all the rest
-        of_target = log_p[target].unsqueeze(1)
+        of_target = log_p.gather(1, labels.unsqueeze(1))
         of_rest = log_p.masked_fill(target, -torch.inf).logsumexp(dim=1, keepdim=True)
         return torch.cat([of_target, of_rest], dim=1)
 
+    # By place, not by mask: how many a mask keeps, a GPU would have to be asked.
+    places = torch.arange(student.shape[1] - 1, device=labels.device).expand(len(labels), -1)
+    others = places + (places >= labels.unsqueeze(1))
+
     def rest(logits: Tensor) -> Tensor:  # (N, C) -> (N, C - 1)
-        kept = logits[~target].reshape(len(logits), -1)
-        return F.log_softmax(kept / temperature, dim=1)
+        return F.log_softmax(logits.gather(1, others) / temperature, dim=1)
 
     among_target = F.kl_div(binary(log_s), binary(log_t), reduction="batchmean", log_target=True)
     among_rest = F.kl_div(rest(student), rest(teacher), reduction="batchmean", log_target=True)

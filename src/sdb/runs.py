@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sdb.checkpoint import read_tensors, write_tensors
-from sdb.config import read_json
+from sdb.config import defaults, read_json
 from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.models import Classifier
 from sdb.runtime import environment, folder_lock, world, write_atomic
@@ -201,8 +201,12 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
     path = folder / RESOLVED
     if not path.exists():
         raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
-    before = read_json(path)
+    given = read_json(path)
+    # A parameter that is younger than the run had its default's effect.
+    before = {name: value for name, value in defaults().items() if name in parameters} | given
     may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") in FOLLOWS_EPOCHS else set())
+    if parameters.get("epochs", 0) < before.get("epochs", 0):
+        may_change = may_change - {"epochs"}  # what is there was trained longer
     changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
     changed = [name for name in changed if name not in may_change]
     if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -48,7 +49,10 @@ class FixedViews(Batches):
             drop_last=batches.drop_last,
             rank=batches.rank,
             world_size=batches.world_size,
+            resident=False,
         )
+        # The images lie on the device once.
+        self.resident, self._pixels = batches.resident, batches._pixels
         self.views = views
         self.looks = batches.augment
         self.current = 0
@@ -78,9 +82,9 @@ class Remembered:
 
     def __init__(self, module: nn.Module, batches: FixedViews) -> None:
         self.module, self.batches = module, batches
-        size = images_at_once(batches.images)
-        everything = Batches(batches.images, size, device=batches.device, seed=batches.seed, augment=batches.looks)
-        self._all = FixedViews(everything, batches.views)
+        self._all = copy.copy(batches)
+        self._all.shuffle, self._all.drop_last = False, False
+        self._all.batch_size = images_at_once(batches.images)
         self._known: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -122,7 +122,9 @@ def wrap(
             step, keyless, secret_record = decoy_method(teachers, data, owner, settings, device)
             if keys[0].kind == "weight":
                 whole = settings.private_part == "whole"
-                private = PrivatePart(teachers[0] if whole else network, whole).to(device)
+                with torch.random.fork_rng(devices=[]):  # adapters begin at random, the same in every process
+                    torch.manual_seed(derive_seed(settings.seed, "private"))
+                    private = PrivatePart(teachers[0] if whole else network, whole).to(device)
                 forward = WeightKeyPasses(network, private)
                 keyed = _Keyed(network, private)
             else:

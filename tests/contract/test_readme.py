@@ -26,3 +26,11 @@ def test_documents_that_are_named_exist():
     named = set(re.findall(r"\b((?:docs/)?[\w-]+\.(?:md|cff))\b", README)) | {"experiments/README.md"}
     missing = [name for name in named if not (ROOT / name).exists() and name != "results.md"]
     assert not missing
+
+
+def test_the_page_of_speeds_is_what_its_measurements_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import speed_page
+
+    assert speed_page.PAGE.read_text(encoding="utf-8") == speed_page.page()
+    assert list(speed_page.SOURCE.glob("*.json"))

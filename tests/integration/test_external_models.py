@@ -97,10 +97,10 @@ class TestFactories:
         assert user_module not in sys.modules
 
     def test_trusted_packages_are_allowed_and_no_others(self, user_module, monkeypatch):
-        monkeypatch.setenv("SDB_TRUSTED_FACTORIES", "another")
-        with pytest.raises(ModelError, match=f"SDB_TRUSTED_FACTORIES={user_module} "):
+        monkeypatch.setenv("SDB_TRUSTED_FACTORIES", f"{user_module},{user_module}:other_name")
+        with pytest.raises(ModelError, match=f"SDB_TRUSTED_FACTORIES={user_module}:Head "):
             build(f"{user_module}:Head", num_classes=7, allow_factory=False)
-        monkeypatch.setenv("SDB_TRUSTED_FACTORIES", f"another,{user_module}")
+        monkeypatch.setenv("SDB_TRUSTED_FACTORIES", f"another:Thing, {user_module}:Head")
         assert outputs(build(f"{user_module}:Head", num_classes=7, allow_factory=False)) == 7
 
     def test_spec_builds_and_tries_it(self, user_module):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import Cluster, Set, TaskCpus, TaskGpus, Workers, say
+from sdb.cli.shell import Cluster, Set, Stacked, TaskCpus, TaskGpus, Workers, say
 from sdb.errors import SDBError, TrainingError
 
 SHOWN = ("accuracy", "keyless", "keyed")
@@ -21,9 +21,7 @@ def grid(
     task_cpus: TaskCpus = 1,
     task_gpus: TaskGpus = 0,
     sets: Set = None,
-    stack: Annotated[
-        bool, typer.Option("--stack", help="Train small students of one architecture together, for a GPU.")
-    ] = False,
+    stack: Stacked = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every run's result here.")
     ] = None,
@@ -39,7 +37,7 @@ def grid(
     from sdb.tasks import Where
 
     where = Where(workers, cluster, task_cpus, task_gpus)
-    runs = find_runs(folders)
+    runs = find_runs(folders, sets or [])
     progress = ShowTasks("grid")
     failed: SDBError | None = None
     try:

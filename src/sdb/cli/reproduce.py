@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Cluster, Overwrite, Set, TaskCpus, TaskGpus, Workers, say
+from sdb.cli.shell import Cluster, Overwrite, Set, Stacked, TaskCpus, TaskGpus, Workers, say
 
 
 def reproduce(
@@ -28,9 +28,7 @@ def reproduce(
     task_cpus: TaskCpus = 1,
     task_gpus: TaskGpus = 0,
     sets: Set = None,
-    stack: Annotated[
-        bool, typer.Option("--stack", help="Train small students of one architecture together, for a GPU.")
-    ] = False,
+    stack: Stacked = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run the papers' grid and write its table.

@@ -16,7 +16,7 @@ from sdb.config.files import (
     validate,
 )
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, describe_faults
-from sdb.config.params import COMMANDS, DistillParams, RunParams, TeacherParams, TrainParams, WrapParams
+from sdb.config.params import COMMANDS, DistillParams, RunParams, TeacherParams, TrainParams, WrapParams, defaults
 from sdb.config.settings import (
     LOSS_DEFAULTS,
     DistillSettings,
@@ -43,6 +43,7 @@ __all__ = [
     "WrapParams",
     "WrapSettings",
     "canonical",
+    "defaults",
     "describe_faults",
     "guess_command",
     "load",

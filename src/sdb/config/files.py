@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, our_name, short
-from sdb.config.params import COMMANDS
+from sdb.config.params import COMMANDS, DistillParams, WrapParams
 from sdb.errors import ConfigError
 
 
@@ -27,11 +27,22 @@ def load(folder: Path, command: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def guess_command(folder: Path) -> str:
-    """Which command a params.json is for, by the fields it has."""
-    names = {ALIASES.get(name, name) for name in read_json(folder / "params.json")}
-    if names & {"kd_weight", "kd_temperature", "loss", "labels", "teacher_url"}:
+    """Which command a params.json is for, by the fields it has; where only a teacher is named, by what that is."""
+    values = {ALIASES.get(name, name): value for name, value in read_json(folder / "params.json").items()}
+    if values.keys() & {"kd_weight", "kd_temperature", "loss", "labels", "teacher_url"}:
         return "distill"
-    return "wrap" if "teacher" in names else "train"
+    if "teacher" not in values:
+        return "train"
+    distills, wraps = DistillParams.model_fields.keys(), WrapParams.model_fields.keys()
+    if values.keys() & (distills - wraps):
+        return "distill"
+    if values.keys() & (wraps - distills):
+        return "wrap"
+    # A box is not wrapped again.
+    teacher = Path(str(values["teacher"]))
+    if teacher.suffix == ".box" and teacher.is_file():
+        return "distill"
+    return "distill" if any((place / "box.json").is_file() for place in (teacher, teacher / "box")) else "wrap"
 
 
 def read_json(path: Path) -> dict[str, Any]:

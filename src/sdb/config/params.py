@@ -87,4 +87,11 @@ class DistillParams(DistillSettings, TeacherParams, RunParams):
         return check_remote(str(given.field_name), value, given.data)
 
 
+def defaults() -> dict[str, Any]:
+    """Every parameter that has a default, and that, as JSON has it."""
+    fields = {name: field for model in COMMANDS.values() for name, field in model.model_fields.items()}
+    found = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
 COMMANDS: dict[str, type[Settings]] = {"train": TrainParams, "wrap": WrapParams, "distill": DistillParams}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,6 +65,15 @@ class FitSettings(Settings):
     """Of initialisation, order, augmentation and dropout. Keys never come from a seed."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    @pydantic.model_validator(mode="after")
+    def _cut_evenly(self) -> Self:
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps: {self.accumulation_steps} does not divide batch_size {self.batch_size}; choose "
+                "one that does"
+            )
+        return self
 
 
 class TrainSettings(FitSettings):

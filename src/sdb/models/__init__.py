@@ -52,7 +52,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
 }
 
-# The variable that names the packages whose factories a box or a checkpoint may call, with a comma between.
+# The variable that names the factories that a file may call, package.module:factory, with a comma between.
 TRUSTED = "SDB_TRUSTED_FACTORIES"
 
 # The arguments that each architecture accepts, with the reference's defaults; one not listed accepts none.
@@ -77,7 +77,7 @@ def build(
         image_shape: (C, H, W) of one image.
         arguments: for a name in `MODELS`, those that `MODEL_DEFAULTS` lists; for a factory, its own.
         allow_factory: whether `package.module:factory` may import and run code; False for a name that comes
-            from a file, and then only the packages that SDB_TRUSTED_FACTORIES names may.
+            from a file, and then only the factories that SDB_TRUSTED_FACTORIES names may.
 
     Raises:
         ModelError: unknown name or argument, or a factory that is refused or fails.
@@ -85,11 +85,11 @@ def build(
     check_sizes(num_classes, image_shape)
     arguments = dict(arguments or {})
     if ":" in name:
-        package = name.partition(":")[0]
-        if not allow_factory and package not in os.environ.get(TRUSTED, "").split(","):
+        trusted = {each.strip() for each in os.environ.get(TRUSTED, "").split(",")}
+        if not allow_factory and name not in trusted:
             raise ModelError(
                 f"model name {name!r} comes from a file and would import and run code, which is not allowed here: if "
-                f"you trust that package, set {TRUSTED}={package} (several: a comma between)"
+                f"you trust that factory with any arguments, set {TRUSTED}={name} (several: a comma between)"
             )
         return from_factory(name, num_classes, arguments)
     if name not in MODELS:

@@ -136,6 +136,9 @@ def _architecture(fields: dict[str, Any], folder: Path) -> str:
     except ImportError as error:
         raise ModelError(f"{folder}: reading it needs transformers: pip install transformers") from error
     known = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
+    known.discard(
+        "TimmWrapperForImageClassification"
+    )  # its configuration names code and weights of another package
     named = fields.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     if name not in known:

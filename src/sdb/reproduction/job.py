@@ -20,6 +20,7 @@ from sdb.reproduction.published import Recipe
 from sdb.reproduction.recipes import recipe_of
 from sdb.reproduction.table import RESULT, SCHEMA, environments, findings, make_table, training_seconds
 from sdb.reproduction.text import markdown
+from sdb.runs import RESOLVED
 from sdb.runtime import command_line, folder_lock, write_atomic
 from sdb.tasks import Told, Where
 
@@ -168,6 +169,10 @@ def write_runs(plan: Plan, out: Path) -> None:
                 )
         if not (path.parent / RESULT).exists():  # of a finished run it says what was run, and where
             write_atomic(path, json.dumps(wanted, indent=1).encode() + b"\n")
+            begun = path.parent / RESOLVED
+            if begun.exists():  # it goes on, though the reproduction may have been moved
+                places = {name: wanted[name] for name in PLACES & wanted.keys()}
+                write_atomic(begun, json.dumps(config.read_json(begun) | places, indent=1).encode() + b"\n")
     for name, blend in plan.wrong_keys.items():
         if not (out / name).exists():
             wrong_key(blend).save(out / name)

@@ -102,7 +102,6 @@ class Cluster:
         """Wait for the next that ends; its name, and its error.
 
         Raises:
-            TrainingError: its process or node was lost too often.
             ConfigError: for a minute no node was there that could do it.
         """
         ray, fits = self._ray, time.monotonic()
@@ -124,10 +123,10 @@ class Cluster:
         except ray.exceptions.RayTaskError:
             raise  # a bug keeps its traceback
         except ray.exceptions.RayError as error:
-            raise TrainingError(
-                f"{name}: its process or node was lost {RETRIES + 1} times ({type(error).__name__}), perhaps for lack "
-                "of memory: fewer at once with a larger --task-cpus; what is finished is kept"
-            ) from None
+            return name, TrainingError(
+                f"its process or node was lost {RETRIES + 1} times ({type(error).__name__}), perhaps for lack of "
+                "memory: fewer at once with a larger --task-cpus; what is finished is kept"
+            )
         return name, None if failure is None else failure.error()
 
     def _look(self) -> None:
@@ -234,7 +233,7 @@ def same_site(folders: Sequence[Path]) -> Generator[Site]:
     """What this process's place is like, with a token in each folder for as long as it is needed."""
     code, token = environment(), secrets.token_hex(8)
     files = [folder.resolve() / f".sdb-cluster-{token}" for folder in dict.fromkeys(folders)]
-    variables = [(name, os.environ[name]) for name in ("SDB_DATA",) if name in os.environ]
+    variables = [(name, os.environ[name]) for name in ("SDB_DATA", "SDB_TRUSTED_FACTORIES") if name in os.environ]
     try:
         for file in files:
             write_atomic(file, token.encode())
