@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo test test-all lint format results bench-speed bench-gpu bench-serve clean
+.PHONY: demo test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
@@ -38,6 +38,9 @@ bench-speed:  ## every speed benchmark on this CPU, then docs/speed.md; half an 
 	$(RUN) test -- python benchmarks/audit_workers.py --out $(SPEED)/audit-cpu.json
 	$(RUN) test -- python benchmarks/memory.py --out $(SPEED)/memory-cpu.json
 	$(RUN) test -- python benchmarks/speed_page.py
+
+test-ray:  ## a cluster of two nodes on this machine, one of them killed; needs root, four to five minutes
+	$(RUN) test,ray -- pytest tests/integration/test_ray.py $(ARGS)
 
 bench-gpu:  ## what is to be measured on a GPU: ARGS="--data-root DIR"
 	$(RUN) test -- python benchmarks/gpu.py $(ARGS)

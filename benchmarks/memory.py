@@ -1,6 +1,6 @@
 """Peak memory of a box step at 224x224, and host memory against the size of the data and the number of classes.
 
-    python benchmarks/memory.py [--device cpu] [--out docs/results/speed/memory.json] [--only step]
+    python benchmarks/memory.py [--device cpu] [--out docs/results/speed/memory-cpu.json] [--only step]
 
 Each row is measured in a process of its own, for a process does not give back all that it had. On a CPU a value is the
 largest resident memory during the work less what the process had before it; glibc's allocator gives freed memory back

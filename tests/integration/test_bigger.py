@@ -17,7 +17,6 @@ from sdb.box import Box
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.models import ModelSpec
-from sdb.training import evaluate, evaluation_batches
 from sdb.wrapping import wrap
 
 pytest.importorskip("transformers")
@@ -75,7 +74,6 @@ def test_neither_streaming_nor_recomputation_changes_a_box(load, kind, same_weig
     first, second = boxes
     assert same_weights(first.state_dict(), second.state_dict())
     assert same_weights(first.unlock(key).state_dict(), second.unlock(key).state_dict())
-    assert evaluate(first, evaluation_batches(data.test, torch.device("cpu")))["accuracy"] >= 0
 
 
 def test_a_pretrained_folder_is_wrapped_from_the_command_line(images, load, quick_sdb, tmp_path):
@@ -103,8 +101,7 @@ def test_a_pretrained_folder_is_wrapped_from_the_command_line(images, load, quic
     trusted = {"SDB_TRUSTED_FACTORIES": "transformers:ViTForImageClassification"}
     done = quick_sdb("evaluate", "box/box", "--key", "box/key.json", cwd=tmp_path, env=trusted)
     assert done.returncode == 0, done.stderr
-    for name in ("keyless", "keyed"):
-        assert f"{100 * result[name]:.1f}" in done.stdout or str(result[name]) in done.stdout
+    assert json.loads(done.stdout) == {name: result[name] for name in ("keyless", "keyed")}
     box = Box.load(tmp_path / "box" / "box", allow_factory=True)
     assert box.classifier.image_shape == (3, 224, 224)
     assert box.info.class_names == ("blue", "red")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import Cluster, KeyOption, Overwrite, Set, TaskCpus, TaskGpus, Workers, say
+from sdb.cli.shell import Cluster, KeyOption, Overwrite, Set, TaskCpus, TaskGpus, Workers, say, where_of
 
 
 def audit(
@@ -59,9 +59,8 @@ def audit(
     from sdb.report.audit_verdict import judge
     from sdb.report.audit_words import findings, headline
     from sdb.report.claim import read_claim
-    from sdb.tasks import Where
 
-    where = Where(workers, cluster, task_cpus, task_gpus)
+    where = where_of(workers, cluster, task_cpus, task_gpus)
     named: dict[str, Any] = {
         "preset": preset,
         "threat": threat,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import Cluster, Set, Stacked, TaskCpus, TaskGpus, Workers, say
+from sdb.cli.shell import Cluster, Set, Stacked, TaskCpus, TaskGpus, Workers, say, where_of
 from sdb.errors import SDBError, TrainingError
 
 SHOWN = ("accuracy", "keyless", "keyed")
@@ -34,9 +34,8 @@ def grid(
     from sdb.grid import find_runs, results_of, run_grid
     from sdb.progress import ShowTasks
     from sdb.runtime import write_atomic
-    from sdb.tasks import Where
 
-    where = Where(workers, cluster, task_cpus, task_gpus)
+    where = where_of(workers, cluster, task_cpus, task_gpus)
     runs = find_runs(folders, sets or [])
     progress = ShowTasks("grid")
     failed: SDBError | None = None

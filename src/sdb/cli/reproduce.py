@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Cluster, Overwrite, Set, Stacked, TaskCpus, TaskGpus, Workers, say
+from sdb.cli.shell import Cluster, Overwrite, Set, Stacked, TaskCpus, TaskGpus, Workers, say, where_of
 
 
 def reproduce(
@@ -41,9 +41,8 @@ def reproduce(
     from sdb.reproduction.job import PAGE, TEXT
     from sdb.reproduction.job import reproduce as run
     from sdb.reproduction.recipes import recipe_of
-    from sdb.tasks import Where
 
-    where = Where(workers, cluster, task_cpus, task_gpus)
+    where = where_of(workers, cluster, task_cpus, task_gpus)
     preset, recipe = recipe_of(dataset, preset)
     place = out or Path("runs/reproduce") / f"{recipe.dataset}-{preset}"
     progress = ShowTasks("reproduce")

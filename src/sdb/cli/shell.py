@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdb.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdb.tasks import Where
 
 Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder; holds params.json.")]
 SavePath = Annotated[
@@ -24,7 +27,7 @@ Encrypt = Annotated[
 Workers = Annotated[int, typer.Option(min=1, help="Processes of this machine.")]
 Cluster = Annotated[
     str | None,
-    typer.Option(metavar="ADDRESS", help="A Ray cluster: auto (this machine's) or HOST:PORT."),
+    typer.Option(metavar="ADDRESS", help="A Ray cluster: auto (this machine's), HOST:PORT or ray://HOST:PORT."),
 ]
 Processes = Annotated[
     int | None,
@@ -36,6 +39,19 @@ Stacked = Annotated[
     bool, typer.Option("--stack", help="Train small students of one architecture together, for a GPU.")
 ]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
+
+
+def where_of(workers: int, cluster: str | None, task_cpus: float, task_gpus: float) -> Where:
+    """Where many pieces of work run.
+
+    Raises:
+        ConfigError: a number is out of range, or is for a cluster and there is none.
+    """
+    from sdb.tasks import Where
+
+    if cluster is None and (task_cpus, task_gpus) != (1, 0):
+        raise ConfigError("--task-cpus and --task-gpus say what a piece of work asks of a cluster: add --cluster")
+    return Where(workers, cluster, task_cpus, task_gpus)
 
 
 def run_folder(folder: Path | None, save_path: Path | None) -> Path:
