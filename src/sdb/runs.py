@@ -197,6 +197,12 @@ def open_run(
             handler.close()
 
 
+def epochs_done(folder: Path) -> int:
+    """How many epochs a run folder's last checkpoint has behind it."""
+    last = folder / LAST
+    return len(read_tensors(last)[1]["history"]) if last.exists() else 0
+
+
 def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
     path = folder / RESOLVED
     if not path.exists():
@@ -205,7 +211,7 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
     # A parameter that is younger than the run had its default's effect.
     before = {name: value for name, value in defaults().items() if name in parameters} | given
     may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") in FOLLOWS_EPOCHS else set())
-    if parameters.get("epochs", 0) < before.get("epochs", 0):
+    if parameters.get("epochs", 0) < epochs_done(folder):
         may_change = may_change - {"epochs"}  # what is there was trained longer
     changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
     changed = [name for name in changed if name not in may_change]

@@ -447,3 +447,34 @@ def test_every_parameter_is_documented_in_the_source(model):
             if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr):
                 documented.add(first.target.id)
     assert set(model.model_fields) <= documented
+
+
+@pytest.mark.parametrize(
+    ("values", "command"),
+    [
+        ({"model_name": "net"}, "train"),
+        ({"model_name": "net", "label_smoothing": 0.1}, "train"),
+        ({"teacher": "t", "kd_weight": 0.9}, "distill"),
+        ({"teacher": "t", "views": 4}, "distill"),
+        ({"teacher": "t", "label_smoothing": 0.1}, "distill"),
+        ({"teacher": "t", "margin": 0.5}, "wrap"),
+        ({"teacher": "t", "key": "key.json"}, "wrap"),
+        ({"teacher": "boxed", "key": "boxed/key.json"}, "distill"),
+        ({"teacher": "boxed/box"}, "distill"),
+        ({"teacher_resume": "boxed/box"}, "distill"),
+        ({"teacher": "a.box"}, "distill"),
+    ],
+)
+def test_the_command_is_guessed_from_the_fields_or_from_the_teacher(tmp_path, monkeypatch, values, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boxed" / "box").mkdir(parents=True)
+    (tmp_path / "boxed" / "box" / "box.json").write_text("{}")
+    (tmp_path / "a.box").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "params.json").write_text(json.dumps(values))
+    assert config.guess_command(tmp_path / "run") == command
+
+
+def test_parts_of_a_batch_are_equal():
+    with pytest.raises(ConfigError, match="accumulation_steps: 3 does not divide batch_size 16"):
+        TrainSettings(batch_size=16, accumulation_steps=3)

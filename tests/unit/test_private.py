@@ -515,3 +515,13 @@ def test_a_whole_private_part_is_for_weight_keys(few, make_net, changes):
     settings = SETTINGS.model_copy(update={"private_part": "whole"} | changes)
     with pytest.raises(ConfigError, match="private_part"):
         wrap(make_net(few), Key(bytes(32)), few, settings)
+
+
+def test_adapters_begin_the_same_in_every_process(few, make_net):
+    """A network without norms gets additions that begin at random: from the run's seed, not from what ran before."""
+    teacher, boxes = make_net(few, "mlp", seed=1), []
+    for drawn in (0, 7):
+        torch.rand(drawn)
+        boxes.append(wrap(teacher, FIRST, few, SETTINGS, owner=OWNER).unlock(FIRST).state_dict())
+    assert any(name.endswith("weight") for name in boxes[0])
+    assert all(torch.equal(tensor, boxes[1][name]) for name, tensor in boxes[0].items())

@@ -184,6 +184,26 @@ def test_the_length_of_a_run_is_part_of_a_schedule_that_follows_it(folder, few, 
         run_training(folder, few, make_net(few), {**cosine, "epochs": 4}, resume=True)
 
 
+def test_a_longer_run_is_not_made_a_shorter_one(folder, few, make_net):
+    run_training(folder, few, make_net(few), {"epochs": 3})
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="epochs was 3, now 1"):
+        run_training(folder, few, make_net(few), {"epochs": 1}, resume=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_run_from_before_a_parameter_goes_on(folder, few, make_net):
+    """A field that the run's record does not have had its default's effect."""
+    run_training(folder, few, make_net(few), {"epochs": 2})
+    record = json.loads((folder / RESOLVED).read_text())
+    for name in ("compile", "accumulation_steps", "schedule_factor"):
+        record.pop(name)
+    (folder / RESOLVED).write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="accumulation_steps was 1, now 2"):
+        run_training(folder, few, make_net(few), {"epochs": 2, "accumulation_steps": 2}, resume=True)
+    assert len(run_training(folder, few, make_net(few), {"epochs": 3}, resume=True)) == 3
+
+
 def test_a_run_of_another_architecture_is_not_resumed(folder, few, make_net):
     run_training(folder, few, make_net(few), {"epochs": 1})
     with pytest.raises(CheckpointError, match="another architecture"):

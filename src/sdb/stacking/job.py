@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from sdb.box import Box
-from sdb.checkpoint import read_tensors
 from sdb.config import DistillParams, FitSettings, RunParams, TrainParams
 from sdb.data import Batches, Splits
 from sdb.distillation import ask, distillation_step
 from sdb.errors import ConfigError
 from sdb.jobs import JOBS, KEY, Result, load_data, load_teacher, new_model, partner_key, test_accuracy
 from sdb.models import Classifier
-from sdb.runs import LAST, RESOLVED
+from sdb.runs import RESOLVED, epochs_done
 from sdb.runtime import choose_device, keep_freed_memory, world
 from sdb.stacking.folders import StackedRuns, open_runs
 from sdb.stacking.stack import Stack, evaluate_stack, shared, stacked_step
@@ -122,12 +121,6 @@ def agreed(params: TrainParams | DistillParams) -> dict[str, Any]:
     values = params.model_dump(mode="json", include=set(AGREED))
     # Without augmentation there is one view of an image, whatever is asked for.
     return values | {"views": getattr(params, "views", None) if params.augment else 1}
-
-
-def epochs_done(folder: Path) -> int:
-    """How many epochs a run folder's last checkpoint has behind it."""
-    last = folder / LAST
-    return len(read_tensors(last)[1]["history"]) if last.exists() else 0
 
 
 def _stacked(members: Sequence[Member], resume: bool, overwrite: bool, progress: Progress | None) -> list[Result]:
