@@ -161,6 +161,7 @@ def test_two_processes_make_the_box_of_one(images, tmp_path, monkeypatch):
         assert all(torch.equal(ranks[0][part][name], ranks[1][part][name]) for name in expected[part])
 
 
+@pytest.mark.slow
 def test_the_example_runs():
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "wrap_transformers.py")],

@@ -69,6 +69,7 @@ def test_the_same_command_again_does_nothing_twice(done, quick_sdb):
         (["grid", "--set", "epoch=3"], "did you mean 'epochs'"),
         (["grid", "--cluster", "nowhere"], "is no address"),
         (["grid", "--task-cpus", "0"], "task_cpus: 0"),
+        (["grid", "--task-gpus", "0.5"], "add --cluster"),
     ],
 )
 def test_what_is_at_fault_is_one_line(done, quick_sdb, arguments, said):

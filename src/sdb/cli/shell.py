@@ -49,9 +49,10 @@ def where_of(workers: int, cluster: str | None, task_cpus: float, task_gpus: flo
     """
     from sdb.tasks import Where
 
+    where = Where(workers, cluster, task_cpus, task_gpus)
     if cluster is None and (task_cpus, task_gpus) != (1, 0):
         raise ConfigError("--task-cpus and --task-gpus say what a piece of work asks of a cluster: add --cluster")
-    return Where(workers, cluster, task_cpus, task_gpus)
+    return where
 
 
 def run_folder(folder: Path | None, save_path: Path | None) -> Path:
