@@ -10,7 +10,6 @@ single-threaded training step in as many processes at once, none of which waits 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,9 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training_step import processor
-
-from sdb.runtime import environment, write_atomic
+from record import keep
 
 ATTACKS = ("labels", "distil", "distil_unlabelled", "clip", "second_peak_removed", "blend_average", "skeptical")
 SMALL = ("epochs=12", "maker_epochs=20", "subset_percent=0.5", "seeds=2", "device=cpu")
@@ -119,19 +116,7 @@ def main() -> None:
         }
         for workers in options.workers
     ]
-    result = {
-        "what": "audit against workers",
-        "command": "python benchmarks/audit_workers.py " + " ".join(sys.argv[1:]),
-        "environment": environment() | {"processor": processor()},
-        "rounds": options.rounds,
-        "attacks": ATTACKS,
-        "rows": rows,
-    }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.out is None:
-        print(text)
-    else:
-        write_atomic(options.out, text.encode())
+    keep(options.out, "audit against workers", rounds=options.rounds, attacks=ATTACKS, rows=rows)
 
 
 if __name__ == "__main__":

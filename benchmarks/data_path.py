@@ -10,9 +10,7 @@ and mapping it again. On a machine that others use, --threads 1: OpenMP waits fo
 """
 
 import argparse
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -22,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from record import keep
 from torch.nn import functional as F
-from training_step import processor
 
 from sdb.data import Augment, Batch, Batches, ImageSet, load
 from sdb.models import build
-from sdb.runtime import environment, write_atomic
 
 AUGMENT = Augment(crop_padding=4, flip=True)
 WARM_UP = 3
@@ -129,20 +126,13 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = {
-            "what": "data path",
-            "command": "python benchmarks/data_path.py " + " ".join(sys.argv[1:]),
-            "environment": environment(options.device) | {"processor": processor()},
             "batch_size": options.batch_size,
             "rounds": options.steps,
             **steps(options.device, options.batch_size, options.steps, Path(folder)),
         }
         if options.root is not None:
             result["cifar10"] = decoding(options.root, Path(folder))
-    text = json.dumps(result, indent=1) + "\n"
-    if options.out is None:
-        print(text)
-    else:
-        write_atomic(options.out, text.encode())
+    keep(options.out, "data path", options.device, **result)
 
 
 if __name__ == "__main__":

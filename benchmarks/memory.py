@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from record import keep
 
 MIB = 2**20
 SPARING = {
@@ -274,10 +275,6 @@ def main() -> None:
         name, arguments = json.loads(options.one)
         print(json.dumps(MEASURES[name](*arguments)))
         return
-    from training_step import processor
-
-    from sdb.runtime import environment, write_atomic
-
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         chosen = [job for job in jobs(options.device, Path(folder)) if options.only in (None, job[0])]
@@ -287,18 +284,8 @@ def main() -> None:
             write_images(Path(folder) / "large", 200, (500, 375))
         for name, arguments in chosen:
             rows += measured(name, arguments, options.threads)
-    record = {
-        "what": "memory",
-        "command": "python benchmarks/memory.py " + " ".join(sys.argv[1:]),
-        "environment": environment(torch.device(options.device)) | {"processor": processor()},
-        "image_side": {"step": 224, "data": SIDE, "classes": 8},
-        "rows": rows,
-    }
-    text = json.dumps(record, indent=1) + "\n"
-    if options.out is not None:
-        write_atomic(options.out, text.encode())
-    else:
-        print(text)
+    sides = {"step": 224, "data": SIDE, "classes": 8}
+    keep(options.out, "memory", torch.device(options.device), image_side=sides, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ number of students. Variants take turns in every round; a figure is the median, 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from training_step import QUICK_STEPS, Bench, Stopwatch, processor, take_turns
+from record import keep
+from training_step import QUICK_STEPS, Bench, Stopwatch, take_turns
 
 import sdb.data
 from sdb.config import TrainSettings
 from sdb.models import Classifier, ModelSpec
-from sdb.runtime import environment, keep_freed_memory, write_atomic
+from sdb.runtime import keep_freed_memory
 from sdb.stacking import Stack, evaluate_stack, stacked_step
 from sdb.training import cross_entropy_step, evaluation_batches, fit, train, train_batches
 
@@ -98,18 +98,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     keep_freed_memory()  # as the command line does
-    result = {
-        "what": "stacking",
-        "command": "python benchmarks/stacking.py " + " ".join(sys.argv[1:]),
-        "environment": environment(options.device) | {"processor": processor()},
-        "rounds": options.rounds,
-        "tables": tables(options.device, options.rounds, options.quick),
-    }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.out is None:
-        print(text)
-    else:
-        write_atomic(options.out, text.encode())
+    keep(
+        options.out,
+        "stacking",
+        options.device,
+        rounds=options.rounds,
+        tables=tables(options.device, options.rounds, options.quick),
+    )
 
 
 if __name__ == "__main__":

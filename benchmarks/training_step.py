@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import multiprocessing
-import platform
-import re
 import statistics
 import sys
 import time
@@ -28,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from floor import measure_peak, seconds_of, step_floor, work_of
+from record import keep
 from reference_loop import MEAN, STD, BoxLoop, DistillationLoop, loader
 
 from sdb.config import DistillSettings, WrapSettings
@@ -35,7 +33,7 @@ from sdb.data import Augment, ImageSet, Splits
 from sdb.distillation import distill
 from sdb.keys import Key, Owner
 from sdb.models import Classifier, ModelSpec
-from sdb.runtime import environment, keep_freed_memory, write_atomic
+from sdb.runtime import keep_freed_memory
 from sdb.wrapping import wrap
 
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -345,13 +343,6 @@ def profile(device: torch.device, quick: bool) -> dict[str, Any]:
     return {"title": name, "rows": [{"name": key, "share": value / total} for key, value in most]}
 
 
-def processor() -> str:
-    """The name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.exists() else None
-    return found[1] if found else platform.machine()
-
-
 def main() -> None:
     """Measure, and write or print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -367,24 +358,19 @@ def main() -> None:
         {"bfloat16": torch.bfloat16} if options.device.type == "cuda" else {}
     )
     peaks = {name: measure_peak(options.device, dtype) for name, dtype in precisions.items()}
-    result = {
-        "what": "training step",
-        "command": "python benchmarks/training_step.py " + " ".join(sys.argv[1:]),
-        "environment": environment(options.device) | {"processor": processor()},
-        "rounds": options.rounds,
-        "loader_workers": LOADER_WORKERS,
-        "peak": peaks,
-        "tables": [
+    keep(
+        options.out,
+        "training step",
+        options.device,
+        rounds=options.rounds,
+        loader_workers=LOADER_WORKERS,
+        peak=peaks,
+        tables=[
             table_of(options.device, one, options.rounds, peaks, sides)
             for one in comparisons(options.device, options.quick)
         ],
-        "profile": profile(options.device, options.quick),
-    }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.out is None:
-        print(text)
-    else:
-        write_atomic(options.out, text.encode())
+        profile=profile(options.device, options.quick),
+    )
 
 
 if __name__ == "__main__":

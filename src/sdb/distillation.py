@@ -25,7 +25,7 @@ from sdb.remote import RemoteTeacher
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, process_group
 from sdb.training import Progress, Record, StudentStep, evaluate, evaluation_batches, fit, train_batches
-from sdb.views import Ask, FixedViews, answers, asked
+from sdb.views import Ask, answers, asked, repeated
 
 
 def distill(
@@ -59,11 +59,7 @@ def distill(
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
         teacher = ask(teacher, key, settings)
     device = choose_device(settings.device)
-    batches = train_batches(data, settings, device)
-    # Without augmentation an image has one view, and the teacher one answer to it.
-    views = 1 if batches.augment is None else settings.views
-    if views is not None:
-        batches = FixedViews(batches, views)
+    batches = repeated(train_batches(data, settings, device), settings.views)
     with process_group(device):
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         student.to(device)

@@ -21,7 +21,7 @@ from sdb.config import RunParams
 from sdb.errors import ConfigError, ModelError, RunExistsError, SDBError, TrainingError
 from sdb.jobs import JOBS
 from sdb.models import ModelSpec
-from sdb.runs import LAST, METRICS, RESOLVED
+from sdb.runs import LAST, METRICS, RESOLVED, begun_with
 from sdb.stacking import agreed, refused, stack_job
 from sdb.tasks import Told, Where, Work, run
 
@@ -112,12 +112,8 @@ def run_grid(
     left = [each for each in runs if not is_finished(each, sets)]
     groups = stacks_of(left, sets) if stack else [[each] for each in left]
     works = works_of(groups, tuple(sets))
-    done = len(runs) - len(left)
-
-    def tell(ended: int, total: int, name: str) -> None:
-        told(done + ended, done + total, name)
-
-    run(works, where, tell, folders=[each.folder for each in left], keep_going=True)
+    folders = [each.folder for each in left]
+    run(works, where, told, folders=folders, before=len(runs) - len(left), keep_going=True)
 
 
 def stacks_of(runs: Sequence[GridRun], sets: Sequence[str] = ()) -> list[list[GridRun]]:
@@ -186,9 +182,7 @@ def is_finished(each: GridRun, sets: Sequence[str]) -> bool:
         if there := [name for name in (LAST, METRICS, RESULT) if (each.folder / name).exists()]:
             raise RunExistsError(f"{each.folder} holds {', '.join(there)} and no {RESOLVED}; use another folder")
         return False
-    before = config.read_json(each.folder / RESOLVED)
-    # A parameter that is younger than the run had its default's effect.
-    before = {name: value for name, value in config.defaults().items() if name in wanted} | before
+    before = begun_with(each.folder, wanted)
     same = {name for name in wanted.keys() | before.keys() if wanted.get(name) == before.get(name)}
     return (each.folder / RESULT).exists() and wanted.keys() | before.keys() <= same | PLACES
 

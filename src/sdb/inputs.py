@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sdb import config
 from sdb import data as datasets
@@ -13,6 +14,7 @@ from sdb.box import Box, is_box
 from sdb.checkpoint import check_fits, load_classifier
 from sdb.config import DistillParams, RunParams, TeacherParams, WrapParams
 from sdb.data import Splits
+from sdb.distillation import ask
 from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import DEFAULT_BLEND, Key, Owner
 from sdb.models import Classifier, ModelSpec
@@ -147,6 +149,20 @@ def partner_key(folder: Path, params: DistillParams) -> Key | None:
             f"key_blend is set and there is no key: set key to the partner's key file, or put it at {path}"
         )
     return _agreeing(Key.load(path), params, path)
+
+
+def opened(teacher: Box | Classifier, key: Key | None, params: DistillParams) -> nn.Module:
+    """What a student asks: its teacher, or a box as its key opens it.
+
+    Raises:
+        ConfigError: there is a key and no box.
+        KeyFileError: the key is of another box.
+    """
+    if key is None:
+        return teacher
+    if not isinstance(teacher, Box):
+        raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
+    return ask(teacher, key, params)
 
 
 def _agreeing(key: Key, params: TeacherParams, path: Path) -> Key:

@@ -25,7 +25,7 @@ from sdb.config import (
     WrapSettings,
 )
 from sdb.data import Splits
-from sdb.distillation import ask, distill
+from sdb.distillation import distill
 from sdb.errors import CheckpointError, ConfigError
 from sdb.inputs import (
     BOX,
@@ -36,6 +36,7 @@ from sdb.inputs import (
     load_model,
     load_teacher,
     new_model,
+    opened,
     partner_key,
     wrapping_keys,
 )
@@ -157,23 +158,19 @@ def distill_job(
     params.resolved()  # refuses weights that are both zero, before anything is written
     key = partner_key(folder, params)
     if params.teacher_url is not None:
-        teacher, key = remote_teacher(folder, params, data, key), None  # the key is in the teacher
+        teacher = remote_teacher(folder, params, data, key)
     else:
-        teacher = load_teacher(params, data)
-    if key is not None and not isinstance(teacher, Box):
-        raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
-    # A key of another box is refused here, before anything is written.
-    asked = ask(teacher, key, params) if isinstance(teacher, Box) and key is not None else teacher
+        teacher = opened(load_teacher(params, data), key, params)
     # A student that began as its teacher began would have more from it than its answers.
     student = new_model(params, data, params.seed, "student")
     check_blocks(student, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
-        history = distill(teacher, student, data, params, key=key, run=run, progress=progress)
+        history = distill(teacher, student, data, params, run=run, progress=progress)
         result: Result = {"accuracy": test_accuracy(student, data)}
         if isinstance(teacher, RemoteTeacher):
             result["queries"] = teacher.counts  # its own accuracy would cost the test images on top
         else:
-            result["teacher"] = test_accuracy(asked, data)
+            result["teacher"] = test_accuracy(teacher, data)
         result["best_epoch"] = training.best_epoch(history, "accuracy")["epoch"]
         run.write_result(result)
     return result

@@ -20,7 +20,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +203,19 @@ def epochs_done(folder: Path) -> int:
     return len(read_tensors(last)[1]["history"]) if last.exists() else 0
 
 
+def begun_with(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run folder was begun with; one of `parameters` that is younger than the run had its default's effect."""
+    given = read_json(folder / RESOLVED)
+    return {name: value for name, value in defaults().items() if name in parameters} | given
+
+
 def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
-    path = folder / RESOLVED
-    if not path.exists():
+    if not (folder / RESOLVED).exists():
         raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
-    given = read_json(path)
-    # A parameter that is younger than the run had its default's effect.
-    before = {name: value for name, value in defaults().items() if name in parameters} | given
+    before = begun_with(folder, parameters)
     may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") in FOLLOWS_EPOCHS else set())
-    if parameters.get("epochs", 0) < epochs_done(folder):
+    asked = parameters.get("epochs", 0)
+    if asked != before.get("epochs") and asked < epochs_done(folder):
         may_change = may_change - {"epochs"}  # what is there was trained longer
     changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
     changed = [name for name in changed if name not in may_change]

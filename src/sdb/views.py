@@ -72,6 +72,12 @@ class FixedViews(Batches):
             yield batch._replace(images=pixels.float().div_(255))
 
 
+def repeated(batches: Batches, views: int | None) -> Batches:
+    """The batches in that many fixed views; without augmentation an image has one view, whatever is asked for."""
+    count = 1 if batches.augment is None else views
+    return batches if count is None else FixedViews(batches, count)
+
+
 class Remembered:
     """What a frozen module answers to the batches of a `FixedViews`; about each view it is asked once, all at a time.
 

@@ -35,7 +35,7 @@ from sdb.training import (
     fit,
     train_batches,
 )
-from sdb.views import FixedViews, answers
+from sdb.views import answers, repeated
 
 # By how much a fixed answer names its class, in logits, where the margin does not.
 LEAD = 1e-3
@@ -103,9 +103,7 @@ def wrap(
         teachers = [frozen(each, device) for each in (teacher, *more_teachers)]
         network = start_network(teachers[0], settings).to(device)
         validation = evaluation_batches(data.validation, device)
-        batches = train_batches(data, settings, device)
-        if batches.augment is None:
-            batches = FixedViews(batches, 1)  # the same pixels in each epoch: frozen networks are asked once
+        batches = repeated(train_batches(data, settings, device), None)
         private, keyless, secret_record = None, None, {}
         keyed: nn.Module | None
         forward: nn.Module = network

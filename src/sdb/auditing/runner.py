@@ -146,11 +146,7 @@ def run_tasks(
         for task in tasks
         if task not in done
     ]
-
-    def tell(finished: int, _: int, name: str) -> None:
-        told(len(done) + finished, len(tasks), name)
-
-    return run(works, where, tell, folders=[work])
+    return run(works, where, told, folders=[work], before=len(done))
 
 
 @cache

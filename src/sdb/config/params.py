@@ -90,7 +90,7 @@ class DistillParams(DistillSettings, TeacherParams, RunParams):
 def defaults() -> dict[str, Any]:
     """Every parameter that has a default, and that, as JSON has it."""
     fields = {name: field for model in COMMANDS.values() for name, field in model.model_fields.items()}
-    found = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    found = {n: f.get_default(call_default_factory=True) for n, f in fields.items() if not f.is_required()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 

@@ -1,11 +1,9 @@
 """From an audit's claim to a page: gather what the template shows, render it, put it in place in one step."""
 
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from sdb.report import audit_words as words
@@ -14,6 +12,7 @@ from sdb.report.audit_verdict import COMPARED, AuditVerdict, CellVerdict, Outcom
 from sdb.report.claim import AttackRow, Claim, DefenceRow, read_claim
 from sdb.report.intervals import difference, half_width, points, points_and_half
 from sdb.report.page import chance, duration, pairs
+from sdb.report.template import pages_of, style
 from sdb.report.verdict import percent
 from sdb.runtime import write_atomic
 
@@ -133,14 +132,7 @@ def standings_of(claim: Claim, verdict: AuditVerdict) -> list[Standing]:
 def render(claim: Claim) -> str:
     """The page for a claim claim, as HTML."""
     verdict = judge(claim)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sdb", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = pages_of("report")
     environment.filters |= {
         "accuracy": lambda values: accuracy(values, claim.data.test),
         "chance": chance,
@@ -156,10 +148,7 @@ def render(claim: Claim) -> str:
     standings = standings_of(claim, verdict)
     seen = any(row.thief for row in standings)
     keys = sum(row.similarity is not None for row in claim.unlock)
-    style = "".join(
-        files("sdb.report").joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "audit.css")
-    )
-    # Our own files and matplotlib's own output; everything else on the page is escaped.
+    # Matplotlib's own output; everything else on the page is escaped.
     charts = {
         "pareto": Markup(pareto_chart(standings)) if seen else None,  # noqa: S704
         "partner": Markup(partner_chart(standings, verdict.teaches)),  # noqa: S704
@@ -182,7 +171,7 @@ def render(claim: Claim) -> str:
         marks={str(outcome): mark for outcome, mark in MARKS.items()},
         measured=points_and_half,
         long=LONG,
-        style=Markup(style),  # noqa: S704
+        style=style("style.css", "audit.css"),
         charts=charts,
     )
 

@@ -5,17 +5,16 @@ import io
 import json
 import math
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from sdb.report.charts import STYLES, CurveChart, curve_chart, is_student
 from sdb.report.record import Example, Record, Row, RowId, read_record
+from sdb.report.template import pages_of, style
 from sdb.report.verdict import judge, percent, wilson
 from sdb.runtime import write_atomic
 
@@ -174,25 +173,17 @@ def render(record: dict[str, Any]) -> str:
     """
     checked = read_record(record)
     groups, ticks = _groups(checked)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sdb", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = pages_of("report")
     environment.filters |= {"chance": chance, "percent": percent, "duration": duration, "pairs": pairs}
     charts = _charts(checked)
-    style = files("sdb.report").joinpath("style.css").read_text(encoding="utf-8")
     examples = checked.examples.items
     return environment.get_template("template.html.j2").render(
         record=checked,
         verdict=judge(checked),
         groups=groups,
         ticks=ticks,
-        # Our own file and matplotlib's own output; everything else on the page is escaped.
-        style=Markup(style),  # noqa: S704
+        style=style("style.css"),
+        # Matplotlib's own output; everything else on the page is escaped.
         charts=[(chart, Markup(chart.svg)) for chart in charts],  # noqa: S704
         examples=[example_view(n, item, checked.data.classes) for n, item in enumerate(examples, start=1)],
         columns=[("Teacher", "teacher"), ("No key", "open"), ("Key", "key"), ("Wrong key", "wrong")],

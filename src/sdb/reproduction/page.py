@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from sdb.report.page import pairs
+from sdb.report.template import pages_of, style
 from sdb.report.verdict import Tone
 from sdb.reproduction.text import title
 from sdb.reproduction.view import MARKS, blocks, machines, notes, sources, times, warnings
@@ -27,30 +24,23 @@ def tone(finding: dict[str, Any]) -> Tone:
 
 def render(table: dict[str, Any]) -> str:
     """The page for a table, as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sdb", "reproduction"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    style = "".join(
-        files("sdb.report").joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "audit.css")
-    )
-    return environment.get_template("table.html.j2").render(
-        table=table,
-        title=title(table),
-        blocks=blocks(table),
-        findings=[(each, tone(each)) for each in table["findings"]],
-        marks=MARKS,
-        warnings=warnings(table),
-        notes=notes(table),
-        sources=list(enumerate(sources(table), start=1)),
-        machines=machines(table),
-        times=times(table),
-        changed=pairs(table["changed"]),
-        style=Markup(style),  # noqa: S704 - our own files; everything else on the page is escaped
+    return (
+        pages_of("reproduction")
+        .get_template("table.html.j2")
+        .render(
+            table=table,
+            title=title(table),
+            blocks=blocks(table),
+            findings=[(each, tone(each)) for each in table["findings"]],
+            marks=MARKS,
+            warnings=warnings(table),
+            notes=notes(table),
+            sources=list(enumerate(sources(table), start=1)),
+            machines=machines(table),
+            times=times(table),
+            changed=pairs(table["changed"]),
+            style=style("style.css", "audit.css"),
+        )
     )
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sdb.box import Box
 from sdb.config import DistillParams, FitSettings, RunParams, TrainParams
 from sdb.data import Batches, Splits
-from sdb.distillation import ask, distillation_step
+from sdb.distillation import distillation_step
 from sdb.errors import ConfigError
-from sdb.jobs import JOBS, KEY, Result, load_data, load_teacher, new_model, partner_key, test_accuracy
+from sdb.inputs import KEY, load_data, load_teacher, new_model, opened, partner_key
+from sdb.jobs import JOBS, Result, test_accuracy
 from sdb.models import Classifier
 from sdb.runs import RESOLVED, epochs_done
 from sdb.runtime import choose_device, keep_freed_memory, world
@@ -34,7 +33,7 @@ from sdb.training import (
     fit,
     train_batches,
 )
-from sdb.views import Ask, FixedViews, answers
+from sdb.views import Ask, answers, repeated
 
 # The command, the run folder and the parameters of one student.
 Member = tuple[str, Path, Any]
@@ -130,11 +129,8 @@ def _stacked(members: Sequence[Member], resume: bool, overwrite: bool, progress:
     data = load_data(first, first.seed)
     device = choose_device(first.device)
     keep_freed_memory()
-    batches: Batches = train_batches(data, first, device)
-    # As alone: without augmentation an image has one view, and the teacher one answer to it.
-    views = 1 if batches.augment is None else next((p.views for p in every if isinstance(p, DistillParams)), None)
-    if views is not None:
-        batches = FixedViews(batches, views)
+    views = next((params.views for params in every if isinstance(params, DistillParams)), None)
+    batches = repeated(train_batches(data, first, device), views)
     # All that can be refused is refused before anything is written.
     learners = _learners(members, data, batches, device)
     stack = Stack([learner.student for learner in learners])
@@ -188,7 +184,8 @@ def _learners(members: Sequence[Member], data: Splits, batches: Batches, device:
             continue
         name = _teacher_of(folder, params)
         if name not in teachers:
-            frozen = _teacher(folder, params, data).to(device).eval().requires_grad_(False)
+            teacher = opened(load_teacher(params, data), partner_key(folder, params), params)
+            frozen = teacher.to(device).eval().requires_grad_(False)
             teachers[name] = shared(answers(frozen, batches, data.num_classes)), test_accuracy(frozen, data)
         asked, accuracy = teachers[name]
         student = new_model(params, data, params.seed, "student")
@@ -201,13 +198,3 @@ def _teacher_of(folder: Path, params: DistillParams) -> str:
     names = {"teacher", "teacher_model", "teacher_args", "key", "key_blend", "foreign_key"}
     own_key = params.key is None and params.key_blend is not None  # it lies in the student's folder
     return params.model_dump_json(include=names) + (str(folder / KEY) if own_key else "")
-
-
-def _teacher(folder: Path, params: DistillParams, data: Splits) -> nn.Module:
-    """What a student asks: its teacher, or a box as its key opens it."""
-    key, teacher = partner_key(folder, params), load_teacher(params, data)
-    if key is None:
-        return teacher
-    if not isinstance(teacher, Box):
-        raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
-    return ask(teacher, key, params)

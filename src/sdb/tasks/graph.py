@@ -27,7 +27,13 @@ class Engine(AbstractContextManager, Protocol):
 
 
 def run(
-    works: Sequence[Work], where: Where, told: Told, *, folders: Sequence[Path] = (), keep_going: bool = False
+    works: Sequence[Work],
+    where: Where,
+    told: Told,
+    *,
+    folders: Sequence[Path] = (),
+    before: int = 0,
+    keep_going: bool = False,
 ) -> int:
     """Do all work; a piece begins as soon as what it needs is finished and there is room, in the given order.
 
@@ -36,6 +42,7 @@ def run(
         where: this process, others of this machine, or a cluster.
         told: hears of every piece that has ended.
         folders: what the work reads and writes; every node of a cluster must see them, which is checked.
+        before: how many more are finished already; `told` counts them.
         keep_going: after an error, do all that does not need what failed, and raise at the end.
 
     Returns:
@@ -75,7 +82,7 @@ def run(
                 if not keep_going:
                     raise error
                 failed[name] = error
-            told(done, len(works), name if error is None else f"{name} failed")
+            told(before + done, before + len(works), name if error is None else f"{name} failed")
         places = engine.places
     if failed:
         raise TrainingError(_says(failed, left_out, len(works))) from next(iter(failed.values()))
