@@ -34,7 +34,6 @@ SPEED = docs/results/speed
 bench-speed:  ## every speed benchmark on this CPU, then docs/speed.md; half an hour, on a machine that does nothing else
 	$(RUN) test -- python benchmarks/training_step.py --rounds 3 --out $(SPEED)/training-cpu.json
 	$(RUN) test -- python benchmarks/data_path.py --out $(SPEED)/data-path-cpu.json $(ARGS)
-	$(RUN) test -- python benchmarks/stacking.py --rounds 3 --out $(SPEED)/stacking-cpu.json
 	$(RUN) test -- python benchmarks/audit_workers.py --out $(SPEED)/audit-cpu.json
 	$(RUN) test -- python benchmarks/memory.py --out $(SPEED)/memory-cpu.json
 	$(RUN) test -- python benchmarks/speed_page.py

@@ -29,18 +29,17 @@ def parts(out: Path, data_root: Path | None, small: bool) -> dict[Path, list[lis
         return [sys.executable, str(HERE / script), "--device", device, *arguments]
 
     training = speed / f"training-{kind}.json"
-    path, memory, stacking = (speed / f"{name}-{kind}.json" for name in ("data-path", "memory", "stacking"))
+    path, memory = (speed / f"{name}-{kind}.json" for name in ("data-path", "memory"))
     grid = out / "grid"
     if small:
         reproduce = ["digits", "--set", "epochs=1"]
     else:
-        reproduce = ["cifar10", "--preset", "fast", "--data-root", str(data_root), "--stack"]
+        reproduce = ["cifar10", "--preset", "fast", "--data-root", str(data_root)]
     table = [sys.executable, "-m", "sdb", "reproduce", *reproduce, "--out", str(grid)]
     return {
         training: [own("training_step.py", *quick, "--out", str(training))],
         path: [own("data_path.py", *root, *(["--steps", "2"] if small else []), "--out", str(path))],
         memory: [own("memory.py", *(["--only", "names"] if small else []), "--out", str(memory))],
-        stacking: [own("stacking.py", *quick, "--out", str(stacking))],
         out / f"reproduce-{'digits' if small else 'cifar10-fast'}.json": [table],
     }
 

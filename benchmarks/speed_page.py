@@ -35,12 +35,10 @@ fast; then every figure, with its command and machine.
   with `views=N` or `augment` off; the boxes of methods sdb and nasty with `augment` off. Method decoy blends images, so
   it asks in every step.
 - **Freed memory is kept** (glibc, the command line's processes): large buffers are not zeroed anew in each step.
-- **Stacks of small students** (`sdb grid --stack`, `sdb reproduce --stack`): one loop and one set of kernels for up to
-  eight. For a GPU, or very small images; at 32x32 on a CPU it is slower than one after the other.
 - **bfloat16** autocast on a GPU; `compile` for torch.compile and CUDA graphs.
 
-tests/unit/test_fast_paths.py and test_stacking.py hold layouts, kept answers, compiled forwards and stacks (and
-accumulation and checkpointed activations, which save memory) to the trajectory of the plain way.
+tests/unit/test_fast_paths.py holds layouts, kept answers and compiled forwards (and accumulation and checkpointed
+activations, which save memory) to the trajectory of the plain way.
 
 **The floor** of a step is the larger of two times: its operations over what a large product of matrices reaches on that
 machine, and its bytes over what a large copy reaches. A trained network counts three forwards, a frozen one counts one;
@@ -191,29 +189,11 @@ def memory(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def stacking(content: dict[str, Any]) -> list[str]:
-    """The tables of stacking.py."""
-    lines = ["## Many small students at once", "", *machine(content)]
-    for one in content["tables"]:
-        rows = [
-            [
-                row["name"],
-                f"{ms(row['ms'])} ({ms(row['ms_low'])} to {ms(row['ms_high'])})",
-                f"{row['times_the_first']:.2f}",
-            ]
-            for row in one["rows"]
-        ]
-        lines += [f"**{one['title']}**, batch {one['batch_size']}.", ""]
-        lines += table(["", "ms a student's step", "times the first"], rows)
-    return lines
-
-
 SECTIONS = {
     "training step": training_steps,
     "data path": data_path,
     "audit against workers": audit_workers,
     "memory": memory,
-    "stacking": stacking,
 }
 
 

@@ -31,7 +31,7 @@ from sdb.runtime import choose_device, derive_seed, process_group, world
 from sdb.views import images_at_once
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
-# A step that asks of its first argument only logits, so that a stack can hand it some that are computed already.
+# A step that asks of its first argument only logits.
 StudentStep = Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]
 Record = dict[str, Any]
 # Steps between looks at the loss: a look waits for the device, so not every step.
@@ -48,7 +48,7 @@ class Progress(Protocol):
 
 
 class Kept(Protocol):
-    """Where `fit` keeps epochs: a run folder, see sdb.runs, or those of a stack."""
+    """Where `fit` keeps epochs: a run folder, see sdb.runs."""
 
     folder: Path
 

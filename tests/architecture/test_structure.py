@@ -32,7 +32,6 @@ ORDER = [
     {"tuning"},
     {"inputs"},
     {"jobs"},
-    {"stacking"},
     {"grid"},
     {"demo", "export", "service", "audit_job", "data_parallel", "reproduction"},
     {"cli"},
@@ -90,81 +89,108 @@ def imports_of_ours(path):
     return {name.split(".")[1] for name in names if name.startswith("sdb.")}
 
 
-def ids(paths):
-    return [str(path.relative_to(ROOT)) for path in paths]
-
-
 def test_there_is_source_to_look_at():
     assert {"errors", "config", "data", "box"} <= {room_of(path) for path in FILES}
 
 
-INSIDE = [path for path in FILES if path.name != "__init__.py" or path.parent != ROOT]
+def faults(check):
+    """Every fault that a check finds, with its file."""
+    return [f"{path.relative_to(ROOT)}: {fault}" for path in FILES for fault in check(path)]
 
 
-@pytest.mark.parametrize("path", INSIDE, ids=ids(INSIDE))
-def test_imports_go_one_way(path):
+def against_the_order(path):
+    """Imports from rooms that come later or beside the file's own."""
     room = room_of(path)
-    assert room in RANK, f"say in ORDER where {room} belongs"
-    for other in imports_of_ours(path) - {room}:
-        assert other in RANK, f"say in ORDER where {other} belongs"
-        assert RANK[other] < RANK[room], f"{room} imports {other}, which comes later or beside it"
-        if room in ONLY:
-            assert other in ONLY[room], f"{room} may not use {other}"
+    if path == ROOT / "__init__.py":
+        return
+    for other in {room, *imports_of_ours(path)}:
+        if other not in RANK:
+            yield f"say in ORDER where {other} belongs"
+        elif other != room and room in RANK:
+            if RANK[other] >= RANK[room]:
+                yield f"{room} imports {other}, which comes later or beside it"
+            if room in ONLY and other not in ONLY[room]:
+                yield f"{room} may not use {other}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_nobody_imports_relatively_or_everything(path):
+def test_imports_go_one_way():
+    assert not faults(against_the_order)
+
+
+def relative_or_everything(path):
+    """Relative imports and imports of everything."""
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            assert [alias.name for alias in node.names] != ["*"]
+        if isinstance(node, ast.ImportFrom) and (node.level or any(alias.name == "*" for alias in node.names)):
+            yield f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_no_file_is_long(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+def test_nobody_imports_relatively_or_everything():
+    assert not faults(relative_or_everything)
+
+
+def test_no_file_is_long():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {str(path): length for path, length in lengths.items() if length > MAX_LINES}
 
 
 def test_there_is_no_room_for_odds_and_ends():
     assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "common", "misc"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_nothing_is_asserted_in_the_source(path):
+def asserted(path):
     """`python -O` removes assert statements; a check that matters raises."""
-    assert not [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, ast.Assert)]
+    return [f"line {node.lineno}" for node in ast.walk(tree_of(path)) if isinstance(node, ast.Assert)]
+
+
+def test_nothing_is_asserted_in_the_source():
+    assert not faults(asserted)
 
 
 def calls_of(path):
     return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_only_the_shell_prints(path):
-    printed = [c.lineno for c in calls_of(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
-    assert not printed or path.name in SPEAKS
+def printed(path):
+    """Calls of print outside the shell."""
+    if path.name in SPEAKS:
+        return []
+    return [f"line {c.lineno}" for c in calls_of(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_nothing_is_unpickled(path):
+def test_only_the_shell_prints():
+    assert not faults(printed)
+
+
+def unpickled(path):
+    """Calls that could run what a file says."""
     for call in calls_of(path):
         name = ast.unparse(call.func)
         keywords = {k.arg: ast.unparse(k.value) for k in call.keywords}
-        if name == "torch.load":
-            assert keywords.get("weights_only") == "True"
-        if name in ("np.load", "numpy.load"):
-            assert keywords.get("allow_pickle", "False") == "False"
-        assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "yaml.load")
+        if (
+            (name == "torch.load" and keywords.get("weights_only") != "True")
+            or (name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False")
+            or name in ("pickle.load", "pickle.loads", "eval", "exec", "yaml.load")
+        ):
+            yield f"line {call.lineno}: {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_no_global_random_numbers(path):
+def test_nothing_is_unpickled():
+    assert not faults(unpickled)
+
+
+def globally_random(path):
     """Keys come from the operating system, everything else from generators of its own or a forked state."""
     if path == ROOT / "attacks" / "art.py":
         return  # somebody else's attacks draw from numpy's global stream: seeded there, and put back
-    names = {ast.unparse(call.func) for call in calls_of(path)}
-    bad = {name for name in names if name.startswith(("np.random.", "numpy.random.", "random."))}
-    assert not {name for name in bad if not name.startswith(("np.random.default_rng", "np.random.SeedSequence"))}
+    for call in calls_of(path):
+        name = ast.unparse(call.func)
+        mine = name.startswith(("np.random.default_rng", "np.random.SeedSequence"))
+        if name.startswith(("np.random.", "numpy.random.", "random.")) and not mine:
+            yield f"line {call.lineno}: {name}"
+
+
+def test_no_global_random_numbers():
+    assert not faults(globally_random)
 
 
 def public(name):
@@ -183,11 +209,36 @@ def undocumented(body, is_protocol=False):
             yield from undocumented(node.body, any(ast.unparse(base) == "Protocol" for base in node.bases))
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_everything_public_has_a_docstring(path):
+def without_docstring(path):
+    """The file, or what is public in it, where it has no docstring."""
     tree = tree_of(path)
-    assert ast.get_docstring(tree)
-    assert not list(undocumented(tree.body))
+    if not ast.get_docstring(tree):
+        yield "the file"
+    yield from undocumented(tree.body)
+
+
+def test_everything_public_has_a_docstring():
+    assert not faults(without_docstring)
+
+
+@pytest.mark.parametrize(
+    ("source", "check"),
+    [
+        ("from . import x", relative_or_everything),
+        ("from x import *", relative_or_everything),
+        ("assert x", asserted),
+        ("print(1)", printed),
+        ("torch.load(x)", unpickled),
+        ("np.load(x, allow_pickle=True)", unpickled),
+        ("pickle.loads(x)", unpickled),
+        ("np.random.rand(3)", globally_random),
+        ("def f(): pass", without_docstring),
+    ],
+)
+def test_the_checks_find_what_they_look_for(tmp_path, source, check):
+    file = tmp_path / "x.py"
+    file.write_text(source + "\n")
+    assert list(check(file))
 
 
 def modules_after(*arguments):

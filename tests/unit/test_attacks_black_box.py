@@ -17,7 +17,6 @@ from sdb.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.attacks.random_patterns import RandomPatterns
 from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
 from sdb.attacks.skeptical import Skeptical
-from sdb.attacks.stand_ins import EntropyRaised, SequentialContrast
 from sdb.attacks.victim import Interface, InterfaceError, QueryBudgetError
 from sdb.auditing.proxy import letters
 
@@ -34,8 +33,6 @@ ATTACKS = [
     (NoiseAverage(queries=2, strengths=(0.05,)), 2),
     (BlendAverage(queries=2, strengths=(0.2,)), 2),
     (Skeptical(), 1),
-    (EntropyRaised(), 1),
-    (SequentialContrast(rounds=1), 1),
     (KnockoffRandom(images=2000, passes=5), None),
     (KnockoffAdaptive(images=1500, rounds=4, passes=6), None),
     (RandomPatterns(queries=6000, batch_size=64), None),

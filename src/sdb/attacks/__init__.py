@@ -18,7 +18,6 @@ from sdb.attacks.random_patterns import RandomPatterns
 from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
 from sdb.attacks.shadow import ShadowByClass, ShadowRecovery
 from sdb.attacks.skeptical import Skeptical
-from sdb.attacks.stand_ins import EntropyRaised, SequentialContrast
 from sdb.attacks.white_box import Features, FineTuned, FreshHead, FreshHeadLabels, Pruned
 
 ATTACKS: dict[str, Attack] = {
@@ -35,8 +34,6 @@ ATTACKS: dict[str, Attack] = {
         Averager(),
         AveragerUnlabelled(),
         Skeptical(),
-        EntropyRaised(),
-        SequentialContrast(),
         AugmentedAverage(),
         NoiseAverage(),
         BlendAverage(),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import Cluster, Set, Stacked, TaskCpus, TaskGpus, Workers, say, where_of
+from sdb.cli.shell import Cluster, Set, TaskCpus, TaskGpus, Workers, say, where_of
 from sdb.errors import SDBError, TrainingError
 
 SHOWN = ("accuracy", "keyless", "keyed")
@@ -21,7 +21,6 @@ def grid(
     task_cpus: TaskCpus = 1,
     task_gpus: TaskGpus = 0,
     sets: Set = None,
-    stack: Stacked = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every run's result here.")
     ] = None,
@@ -40,7 +39,7 @@ def grid(
     progress = ShowTasks("grid")
     failed: SDBError | None = None
     try:
-        run_grid(runs, where, sets=sets or [], stack=stack, told=progress.told)
+        run_grid(runs, where, sets=sets or [], told=progress.told)
     except KeyboardInterrupt:
         progress.close()
         say("sdb: interrupted; finished epochs are kept, the same command goes on")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Cluster, Overwrite, Set, Stacked, TaskCpus, TaskGpus, Workers, say, where_of
+from sdb.cli.shell import Cluster, Overwrite, Set, TaskCpus, TaskGpus, Workers, say, where_of
 
 
 def reproduce(
@@ -28,7 +28,6 @@ def reproduce(
     task_cpus: TaskCpus = 1,
     task_gpus: TaskGpus = 0,
     sets: Set = None,
-    stack: Stacked = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run the papers' grid and write its table.
@@ -56,7 +55,6 @@ def reproduce(
             where=where,
             changes=sets or [],
             overwrite=overwrite,
-            stack=stack,
             told=progress.told,
         )
     except KeyboardInterrupt:

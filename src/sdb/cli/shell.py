@@ -35,9 +35,6 @@ Processes = Annotated[
 ]
 TaskCpus = Annotated[float, typer.Option(help="On a cluster: CPU cores for each at once.")]
 TaskGpus = Annotated[float, typer.Option(help="On a cluster: GPUs for each at once; 0.25 puts four on one GPU.")]
-Stacked = Annotated[
-    bool, typer.Option("--stack", help="Train small students of one architecture together, for a GPU.")
-]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
 
 

@@ -39,7 +39,6 @@ def reproduce(
     where: Where | None = None,
     changes: Sequence[str] = (),
     overwrite: bool = False,
-    stack: bool = False,
     told: Told,
 ) -> dict[str, Any]:
     """Run a grid into a folder, or go on with it, and write its table; returns the table.
@@ -55,8 +54,7 @@ def reproduce(
         where: how many processes, and on which machines.
         changes: KEY=VALUE for every run that has the parameter.
         overwrite: discard the reproduction that is there, its keys too.
-        stack: train small students together, see `sdb.grid.stacks_of`.
-        told: hears of every finished run, or stack of runs.
+        told: hears of every finished run.
 
     Raises:
         ConfigError: something asked for does not exist, or differs from what `out` was begun with.
@@ -94,7 +92,7 @@ def reproduce(
             return write_table(recipe, plan, out, done, asked, facts, seeds=seeds, call=call)
 
         try:
-            run_grid([run for run in grid if run.name not in before], where or Where(), stack=stack, told=told)
+            run_grid([run for run in grid if run.name not in before], where or Where(), told=told)
         except SDBError:
             write()
             raise
