@@ -36,8 +36,7 @@ from sdb.checkpoint import check_fits
 from sdb.data import ImageSet, Splits
 from sdb.errors import DataError, ModelError
 from sdb.keys import Owner
-from sdb.models import Classifier
-from sdb.models.classifier import check
+from sdb.models import Classifier, check
 from sdb.training import class_mean_outputs, evaluation_batches
 
 # A suspect is said to carry the mark below this.

@@ -1,21 +1,19 @@
-"""A network and its normalisation as one module: pixels in [0, 1] in, logits out."""
+"""A network and its normalisation as one module: pixels in [0, 1] in, logits out; and its description as plain data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sdb.errors import ModelError
-
-if TYPE_CHECKING:
-    from sdb.models import ModelSpec
-
-MAX_CLASSES = 1_000_000
-MAX_SIDE = 16_384
+from sdb.models.architectures import MODELS, build
+from sdb.models.probe import check
+from sdb.models.sizes import check_normalisation, check_sizes
 
 
 class Classifier(nn.Module):
@@ -86,70 +84,91 @@ def from_module(
     return classifier
 
 
-def check(
-    model: nn.Module,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    device: torch.device | str = "cpu",
-) -> None:
-    """Send two random images through a model, leaving modes, statistics and random state as they were.
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """All that is needed to build a classifier again, as plain data.
 
-    Args:
-        model: maps pixels (N, C, H, W) to logits (N, num_classes).
+    Attributes:
+        name: a key of `MODELS`, or `package.module:factory`.
+        arguments: what `build` takes as arguments; JSON values only.
+        num_classes: number of logits.
         image_shape: (C, H, W) of one image.
-        num_classes: the number of logits expected.
-        device: where the model is.
+        mean, std: per channel, of pixels in [0, 1].
 
     Raises:
-        ModelError: the model fails on such images, or its output is not (2, num_classes).
+        ModelError: a field is of the wrong type or out of range; the message names it.
     """
-    # A generator of its own: checking a model must not change what is drawn after it.
-    generator = torch.Generator("cpu").manual_seed(0)
-    pixels = torch.rand(2, *image_shape, generator=generator, device="cpu").to(device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(pixels)
-    # The network may be anyone's and may raise anything; the cause keeps its traceback.
-    except Exception as error:
-        raise ModelError(
-            f"the model fails on images of shape (C, H, W) = {image_shape}: {type(error).__name__}: {error}: "
-            "give it images of the shape it was made for, or build it for this shape"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if given != (2, num_classes):
-        raise ModelError(
-            f"for 2 images of shape {image_shape} the model returned {given}, expected (2, {num_classes}): "
-            "build it for this number of classes (a factory may need it among its arguments)"
+
+    name: str
+    arguments: dict[str, Any]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ModelError(f"name is {self.name!r}: give the name of a model")
+        if not isinstance(self.arguments, dict) or not all(isinstance(key, str) for key in self.arguments):
+            raise ModelError(f"arguments is {self.arguments!r}: give a mapping from names to values")
+        for field in ("image_shape", "mean", "std"):
+            value = getattr(self, field)
+            if not isinstance(value, (tuple, list)):
+                raise ModelError(f"{field} is {value!r}: give a list of numbers")
+        check_sizes(self.num_classes, self.image_shape)
+        check_normalisation(self.mean, self.std, channels=self.image_shape[0])
+        # Plain Python numbers, whatever NumPy gave, so that the JSON round trip is exact.
+        object.__setattr__(self, "num_classes", int(self.num_classes))
+        for field, kind in (("image_shape", int), ("mean", float), ("std", float)):
+            object.__setattr__(self, field, tuple(kind(value) for value in getattr(self, field)))
+        try:
+            plain = json.loads(json.dumps(self.arguments, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"arguments cannot be written as JSON ({error}): give plain values") from error
+        # A copy: the caller's dictionary may change, the spec may not.
+        object.__setattr__(self, "arguments", plain)
+
+    def build(self, allow_factory: bool = True) -> Classifier:
+        """Build the classifier, with fresh weights; one from a factory is tried on two images.
+
+        Args:
+            allow_factory: as in `build`; pass False for a spec that comes from someone else's file.
+
+        Raises:
+            ModelError: the network cannot be built, or does not map such images to `num_classes` logits.
+        """
+        network = build(
+            self.name,
+            num_classes=self.num_classes,
+            image_shape=self.image_shape,
+            arguments=self.arguments,
+            allow_factory=allow_factory,
         )
+        if self.name in MODELS:
+            classifier = Classifier(network, self.mean, self.std, self.num_classes, self.image_shape)
+        else:
+            classifier = from_module(network, self.num_classes, self.image_shape, self.mean, self.std)
+        classifier.spec = self
+        return classifier
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return json.loads(json.dumps(asdict(self)))
 
-def check_sizes(num_classes: int, image_shape: Sequence[int]) -> None:
-    """Raise ModelError unless the number of classes and the image shape can be those of a classifier.
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read what `to_json` gives.
 
-    The upper limits keep a damaged or hostile description from overflowing the sizes of tensors.
-    """
-    if not _is_whole(num_classes, 2, MAX_CLASSES):
-        raise ModelError(f"num_classes is {num_classes!r}: give a whole number from 2 to {MAX_CLASSES}")
-    if len(image_shape) != 3 or not all(_is_whole(size, 1, MAX_SIDE) for size in image_shape):
-        raise ModelError(f"image_shape is {image_shape!r}: give (C, H, W), whole numbers from 1 to {MAX_SIDE}")
-
-
-def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Raise ModelError unless mean and std hold one number a channel, that float32 can divide by."""
-    for field, values, least in (("mean", mean, -1e6), ("std", std, 1e-6)):
-        if len(values) != channels:
-            raise ModelError(f"{field} has {len(values)} numbers for {channels} channels: give one a channel")
-        for value in values:
-            # The comparison also refuses NaN, infinities and integers beyond any float.
-            if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= 1e6:
-                raise ModelError(f"{field} holds {value!r}: give numbers from {least:g} to 1e6")
-
-
-def _is_whole(value: object, least: int, most: int) -> bool:
-    """Whether value is an integer (NumPy's too, not a bool) in [least, most]."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+        Raises:
+            ModelError: a field is missing, unknown, of the wrong type or out of range; the message names it.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, dict):
+            raise ModelError(f"the model's description is a {type(value).__name__}: give an object")
+        if missing := [name for name in names if name not in value]:
+            raise ModelError(f"the model's description lacks {', '.join(missing)}")
+        if unknown := sorted(value.keys() - set(names)):
+            raise ModelError(
+                f"the model's description has unknown fields {', '.join(unknown)}: it takes {', '.join(names)}"
+            )
+        return cls(**value)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from sdb.errors import CheckpointError, ModelError
-from sdb.models import Classifier, ModelSpec
+from sdb.models.classifier import Classifier, ModelSpec
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

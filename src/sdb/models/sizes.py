@@ -1,0 +1,36 @@
+"""What the description of a classifier may hold: sizes and normalisation."""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from sdb.errors import ModelError
+
+MAX_CLASSES = 1_000_000
+MAX_SIDE = 16_384
+
+
+def check_sizes(num_classes: int, image_shape: Sequence[int]) -> None:
+    """Raise ModelError unless the number of classes and the image shape can be those of a classifier.
+
+    The upper limits keep a damaged or hostile description from overflowing the sizes of tensors.
+    """
+    if not _is_whole(num_classes, 2, MAX_CLASSES):
+        raise ModelError(f"num_classes is {num_classes!r}: give a whole number from 2 to {MAX_CLASSES}")
+    if len(image_shape) != 3 or not all(_is_whole(size, 1, MAX_SIDE) for size in image_shape):
+        raise ModelError(f"image_shape is {image_shape!r}: give (C, H, W), whole numbers from 1 to {MAX_SIDE}")
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raise ModelError unless mean and std hold one number a channel, that float32 can divide by."""
+    for field, values, least in (("mean", mean, -1e6), ("std", std, 1e-6)):
+        if len(values) != channels:
+            raise ModelError(f"{field} has {len(values)} numbers for {channels} channels: give one a channel")
+        for value in values:
+            # The comparison also refuses NaN, infinities and integers beyond any float.
+            if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= 1e6:
+                raise ModelError(f"{field} holds {value!r}: give numbers from {least:g} to 1e6")
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    """Whether value is an integer (NumPy's too, not a bool) in [least, most]."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
