@@ -12,7 +12,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
-from sdb.service.images import read_picture, upload
+from sdb.service.images import read_picture
 from sdb.service.limits import Refusal
 
 GREY, COLOUR = (1, 8, 8), (3, 8, 8)
@@ -120,37 +120,3 @@ def test_damage_anywhere_is_refused_or_harmless(sample, data):
     except Refusal as refusal:
         status = refusal.status
     assert status in (400, 413, 415) or pixels.shape == (1, *COLOUR)
-
-
-def form(*parts, boundary="b"):
-    lines = [
-        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + data for head, data in parts
-    ]
-    return b"\r\n".join([*lines, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
-
-
-def test_a_form_gives_its_first_file():
-    picture = bytes(range(256)) * 8192  # 2 MiB: kept in memory all the same
-    body, kind = form(
-        ('name="note"', b"x"), ('name="file"; filename="a.png"', picture), ('name="b"; filename="b"', b"")
-    )
-    assert upload(body, kind) == picture
-    assert upload(b"raw", "image/png") == b"raw"
-    assert upload(b"raw", "") == b"raw"
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        form(('name="note"', b"x")),
-        form(*[('name="f"; filename="f"', b"x")] * 20),
-        (b"--b\r\nbroken", "multipart/form-data; boundary=b"),
-        (form(('name="f"; filename="f"', b"x"))[0], "multipart/form-data"),
-        (b"", "multipart/form-data; boundary=b"),
-        (b"x", "multipart/form-data; boundary=" + "b" * 1000),
-    ],
-)
-def test_a_form_without_a_file_is_refused(body, kind):
-    with pytest.raises(Refusal) as refusal:
-        upload(body, kind)
-    assert refusal.value.status == 400

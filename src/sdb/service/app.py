@@ -24,8 +24,9 @@ try:
 
     from sdb.service import descriptions
     from sdb.service.bodies import compress
+    from sdb.service.forms import upload
     from sdb.service.guard import Guard, add_error_handlers
-    from sdb.service.images import read_picture, upload
+    from sdb.service.images import read_picture
     from sdb.service.pages import add_pages
     from sdb.service.service import Service
 except ImportError as error:

@@ -6,51 +6,12 @@ import io
 
 import numpy as np
 from PIL import Image, ImageOps
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import File, FormParser, parse_options_header
 
 from sdb.service.limits import Refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow knows more, some of which run other programs
 MAX_PIXELS = 2**24  # of a picture, from its header; 16 million take up to 320 MB while they are converted
-MAX_PARTS = 16  # of a form
 GREY, COLOUR = "L", "RGB"
-
-
-def upload(body: bytes, content_type: str) -> bytes:
-    """The encoded picture in a body: the first file of a multipart form, else the body itself.
-
-    Raises:
-        Refusal: 400, a form that is damaged or holds no file.
-    """
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
-        return body
-    files: list[bytes] = []
-    parts = 0
-
-    def count(part: object) -> None:
-        nonlocal parts
-        parts += 1
-        if parts > MAX_PARTS:
-            raise Refusal(400, "the form has too many parts: send one file")
-
-    def keep(file: File) -> None:
-        count(file)
-        if not files:
-            file.file_object.seek(0)
-            files.append(file.file_object.read())
-
-    try:
-        config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # never on disk, which may be read-only
-        parser = FormParser(kind.decode(), count, keep, boundary=options.get(b"boundary"), config=config)
-        parser.write(body)
-        parser.finalize()
-    except FormParserError:
-        raise Refusal(400, "the form is damaged or cut off") from None
-    if not files:
-        raise Refusal(400, "the form holds no file: curl -F file=@picture.png")
-    return files[0]
 
 
 def read_picture(data: bytes, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:
