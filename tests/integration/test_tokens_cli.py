@@ -17,7 +17,7 @@ def test_a_token_is_made_listed_used_and_revoked(quick_sdb, tmp_path):
     token = json.loads(made.stdout)["token"]
     assert token not in made.stderr
     assert stat.S_IMODE((tmp_path / "tokens.db").stat().st_mode) == 0o600
-    options = ("--partner", KEY_ID, "--images-day", 50, "--no-limits")
+    options = ("--partner", KEY_ID, "--images-day", 50, "--no-limits", "--expires", "90d")
     assert quick_sdb("token", "new", "hospital", "--tokens", "tokens.db", *options, cwd=tmp_path).returncode == 0
 
     watch = Watch.open(None, tmp_path / "tokens.db")
@@ -25,10 +25,12 @@ def test_a_token_is_made_listed_used_and_revoked(quick_sdb, tmp_path):
     watch.close()
     rows = TokenFile(tmp_path / "tokens.db").rows()
     assert rows[0].limits is None and rows[1].limits == Limits(images_day=50)
+    assert rows[0].expires is None and rows[1].expires - rows[1].created == pytest.approx(90 * 86_400)
 
     assert quick_sdb("token", "revoke", "anna", "--tokens", "tokens.db", cwd=tmp_path).returncode == 0
     listed = json.loads(quick_sdb("token", "list", "--tokens", "tokens.db", cwd=tmp_path).stdout)
     assert [(row["name"], row["revoked"] is None) for row in listed] == [("anna", False), ("hospital", True)]
+    assert [row["expires"] is None for row in listed] == [True, False]
     assert listed[1]["partner"] == KEY_ID and token not in json.dumps(listed)
 
 
@@ -39,6 +41,7 @@ def test_a_token_is_made_listed_used_and_revoked(quick_sdb, tmp_path):
         (("new", "a", "--answers", "all"), "probabilities"),
         (("new", "a", "--partner", "me"), "sdb key show"),
         (("new", "a", "--rate", "-1"), "rate"),
+        (("new", "a", "--expires", "soon"), "such as 12h"),
         (("revoke", "nobody"), "token list"),
     ],
 )
@@ -64,7 +67,7 @@ def test_alerts_are_printed(quick_sdb, tmp_path):
     watch = Watch.open(tmp_path / "watch.db", alerts=tmp_path / "alerts.jsonl")
     while watch.admit(watch.identify(None), 64).allowed:
         pass
-    watch._accounts._shout(
+    watch._accounts._queue_alert(
         "anonymous", "volume_day", watch._accounts._meter("anonymous", 0), Limits(images_day=1), 0.8
     )
     watch.close()

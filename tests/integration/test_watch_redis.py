@@ -9,7 +9,8 @@ import pytest
 
 from sdb.errors import StorageError
 from sdb.service.watch import Limits, LimitSet, Principal, TokenFile, Watch
-from sdb.service.watch.store import Count, open_store
+from sdb.service.watch.counts import Count
+from sdb.service.watch.store import open_store
 
 redis = pytest.importorskip("redis")
 if shutil.which("redis-server") is None:

@@ -190,6 +190,7 @@ def guarded(box, key, tmp_path_factory):
         "guest": file.add("guest", answers="labels"),
         "stranger": file.add("stranger", partner="0" * 32),
         "poor": file.add("poor", limits=Allowed(images_total=4)),
+        "late": file.add("late", partner=key.id, lasts=-1.0),
     }
     free = Allowed()
     watch = Watch.open(tokens=place / "tokens.db", limits=LimitSet(free, free, free, free))
@@ -217,6 +218,16 @@ def test_everybody_else_gets_the_keyless_answer_in_the_same_form(guarded, images
     assert answer.status == known.status
     assert answer.headers.keys() == known.headers.keys()
     assert answer.json.keys() == known.json.keys()
+
+
+def test_an_expired_token_is_told_so_everywhere_and_gets_nothing(guarded, images):
+    app, tokens = guarded
+    late = f"Bearer {tokens['late']}"
+    for path, body in ((INFER, question(images)), ("/predict", png()), ("/v2/models/box", b"")):
+        answer = ask(app, path, body, authorization=late)
+        assert answer.status == 401 and list(answer.json) == ["error"]
+        assert "expired on" in answer.json["error"] and tokens["late"] not in answer.json["error"]
+        assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
 def test_partners_networks_are_of_the_same_make(guarded):

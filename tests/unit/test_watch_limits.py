@@ -51,6 +51,17 @@ def test_the_rate_binds_after_the_burst_and_says_when_to_come_back():
     assert ask(meter, limits, 1, NOON + wait) is None
 
 
+def test_no_burst_is_no_limit_at_once(tmp_path):
+    (tmp_path / "b.json").write_text(
+        '{"named": {"burst": null, "rate": 2, "images_day": null}, "everyone": {"burst": null}}'
+    )
+    limits = LimitSet.load(tmp_path / "b.json")
+    assert (limits.named.burst, limits.named.rate, limits.everyone.burst) == (None, 2, None)
+    meter = Meter(20_000)
+    assert [ask(meter, limits.named, 1_000, NOON) for _ in range(5)] == [None] * 5
+    assert ask(meter, limits.named, 1, NOON)[0] == "total"  # the other limits stay
+
+
 def test_a_batch_above_the_burst_is_slow_and_not_impossible():
     meter, limits = Meter(20_000), Limits(rate=10.0, burst=4)
     assert ask(meter, limits, 100, NOON) is None

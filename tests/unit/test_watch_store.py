@@ -6,7 +6,8 @@ import pytest
 
 import sdb.service.watch.store as store_module
 from sdb.errors import StorageError
-from sdb.service.watch.store import Count, SqliteStore, open_store
+from sdb.service.watch.counts import Count
+from sdb.service.watch.store import SqliteStore, open_store
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from sdb.errors import ConfigError, KeyFileError
 from sdb.service.watch import Limits, TokenFile
-from sdb.service.watch.tokens import find
+from sdb.service.watch.tokens import TokenExpiredError, find, seconds_of
 
 KEY_ID = "0123456789abcdef" * 2
 
@@ -37,6 +37,57 @@ def test_the_file_holds_the_hash_and_not_the_token_and_is_its_owners(tokens):
     assert stat.S_IMODE(tokens.path.stat().st_mode) == 0o600
     shown = tokens.rows()[0].public()
     assert "digest" not in shown and token not in str(shown) and token not in repr(tokens.rows())
+
+
+def test_a_token_lasts_as_long_as_was_said(tokens):
+    short, long = tokens.add("short", lasts=60.0), tokens.add("long")
+    rows = tokens.rows()
+    until = find(short, rows).created + 60
+    assert find(short, rows).expires == until and find(long, rows).expires is None
+    find(short, rows).check_time(until - 1e-3)
+    find(long, rows).check_time(until + 1e12)
+    for late in (until, until + 1e9):
+        with pytest.raises(TokenExpiredError, match=r"expired on \d{4}-\d\d-\d\dT.*owner"):
+            find(short, rows).check_time(late)
+    assert [row.public()["expires"] is None for row in rows] == [False, True]
+    assert tokens.rows()[0].public()["expires"] > tokens.rows()[0].public()["created"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1h", 3_600), ("90d", 7_776_000), ("8w", 4_838_400)])
+def test_a_time_is_a_number_and_a_unit(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "d", "90", "0d", "-1d", "1.5d", "90 d", "٩d", "9y", "1dd", "1d\n", "99999999w"]
+)
+def test_other_times_are_refused(text):
+    with pytest.raises(ConfigError, match="such as 12h"):
+        seconds_of(text)
+
+
+OLD = """CREATE TABLE tokens (
+    name TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, partner TEXT NOT NULL, answers TEXT, limits TEXT,
+    created REAL NOT NULL, revoked REAL)"""
+
+
+def test_a_file_from_before_tokens_could_expire_is_read_and_written(tmp_path):
+    path, digest = tmp_path / "old.db", hashlib.sha256(b"sdb_old").digest()
+    with sqlite3.connect(path) as connection:
+        connection.execute(OLD)
+        row = ("anna", digest, KEY_ID, "labels", '{"burst": 7}', 1e9, None)
+        connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    path.chmod(0o400)  # a server only reads
+    old = find("sdb_old", TokenFile(path).rows())
+    assert (old.principal.name, old.limits.burst, old.expires) == ("anna", 7, None)
+    path.chmod(0o600)
+    for _ in range(2):
+        writer = TokenFile(path, create=True)
+    token = writer.add("bert", lasts=60.0)
+    rows = TokenFile(path).rows()
+    assert find("sdb_old", rows) == old and find(token, rows).expires > 1e9
+    writer.revoke("anna")
+    assert find("sdb_old", writer.rows()).revoked is not None
 
 
 def test_tokens_are_256_bits_and_differ(tokens):
@@ -85,6 +136,14 @@ def test_a_row_with_damaged_limits_is_refused(tokens):
     tokens.add("anna", limits=Limits(rate=1.0))
     with sqlite3.connect(tokens.path) as connection:
         connection.execute("UPDATE tokens SET limits = '{\"rate\": -1}'")
+    with pytest.raises(KeyFileError, match="damaged"):
+        tokens.rows()
+
+
+def test_a_damaged_time_is_refused(tokens):
+    tokens.add("anna", lasts=60.0)
+    with sqlite3.connect(tokens.path) as connection:
+        connection.execute("UPDATE tokens SET expires = 'never'")
     with pytest.raises(KeyFileError, match="damaged"):
         tokens.rows()
 

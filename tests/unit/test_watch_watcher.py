@@ -13,6 +13,7 @@ from sdb.service.watch import ANONYMOUS, Limits, LimitSet, Principal, TokenFile,
 from sdb.service.watch.alerts import Alert, AlertBook, alert_log
 from sdb.service.watch.observer import MAX_WAITING_BYTES
 from sdb.service.watch.store import SqliteStore
+from sdb.service.watch.tokens import TokenExpiredError
 
 NONE = LimitSet(anonymous=Limits(), named=Limits(), everyone=Limits())
 
@@ -83,6 +84,18 @@ def test_refusals_say_429_and_why_and_when(open_watch, tokens):
     assert watch.admit(ANONYMOUS, 3).allowed  # what was refused did not count
     with pytest.raises(ConfigError):
         watch.admit(small, 0)
+
+
+def test_a_token_expires_while_the_server_runs(tokens):
+    token = tokens.add("anna", lasts=60.0)
+    now = [tokens.rows()[0].created]
+    watch = Watch(SqliteStore(":memory:"), tokens, clock=lambda: now[0])
+    assert watch.identify(token).name == "anna"
+    now[0] += 61
+    with pytest.raises(TokenExpiredError):
+        watch.identify(token)
+    assert watch.identify("x") is ANONYMOUS and watch.identify(None) is ANONYMOUS
+    watch.close()
 
 
 def test_everyone_together_has_a_budget_that_partners_are_not_in(open_watch):

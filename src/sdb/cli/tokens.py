@@ -29,6 +29,9 @@ def token_new(
     images_day: Annotated[int | None, typer.Option(help="Images answered at most in a day (UTC).")] = None,
     rate: Annotated[float | None, typer.Option(help="Images a second, on average.")] = None,
     burst: Annotated[int | None, typer.Option(help="Images at once.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it lasts: 12h, 90d or 8w; left out, for good.")
+    ] = None,
     no_limits: Annotated[bool, typer.Option("--no-limits", help="No limits but those given here.")] = False,
 ) -> None:
     """Make a token and print it, once.
@@ -39,14 +42,16 @@ def token_new(
     from dataclasses import replace
 
     from sdb.service.watch import Limits, LimitSet, TokenFile
+    from sdb.service.watch.tokens import seconds_of
 
+    lasts = None if expires is None else seconds_of(expires)
     given = {"images_total": images_total, "images_day": images_day, "rate": rate, "burst": burst}
     changes = {field: value for field, value in given.items() if value is not None}
     limits = None
     if changes or no_limits:
         usual = LimitSet().partner if partner else LimitSet().named
         limits = replace(Limits() if no_limits else usual, **changes)
-    token = TokenFile(tokens, create=True).add(name, partner, answers, limits)
+    token = TokenFile(tokens, create=True).add(name, partner, answers, limits, lasts)
     say(f"{tokens}: token for {name}. It is shown this once; hand it over on a safe way.")
     print_json({"name": name, "token": token})
 

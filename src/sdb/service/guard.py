@@ -97,6 +97,8 @@ def error_response(
     headers = dict(headers or {})
     if retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))
+    if status == 401:
+        headers["www-authenticate"] = 'Bearer error="invalid_token"'
     if status in CLOSING:
         headers["connection"] = "close"
     return Response(json.dumps({"error": message}), status, headers, media_type="application/json")

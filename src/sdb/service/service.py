@@ -17,6 +17,7 @@ from sdb.service.bodies import Intake, decompress
 from sdb.service.limits import MAX_READING, Limits, Refusal
 from sdb.service.metrics import Metrics
 from sdb.service.model import KEYLESS, Model
+from sdb.service.watch.tokens import TokenExpiredError
 
 if TYPE_CHECKING:
     from sdb.service.watch import Principal, Watch
@@ -50,11 +51,18 @@ class Service:
         self._reading = 0
 
     def asker(self, request: Request) -> Asker:
-        """Who sent a request; unknown and wrong tokens are nobody's, like none."""
+        """Who sent a request; unknown and wrong tokens are nobody's, like none.
+
+        Raises:
+            Refusal: 401, the token has expired.
+        """
         if self.watch is None:
             return Asker(None, KEYLESS, self.answers)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        principal = self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
+        try:
+            principal = self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
+        except TokenExpiredError as error:
+            raise Refusal(401, str(error), reason="expired") from None
         variant = principal.partner if principal.partner in self.model.variants else KEYLESS
         return Asker(principal, variant, principal.answers or self.answers)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sdb.service.watch.alerts import Alert
+from sdb.service.watch.counts import Count, Store
 from sdb.service.watch.limits import Limits, Meter, day_of
-from sdb.service.watch.store import Count, Store
 
 EVERYONE = "*"  # beside the principals' names in the store; no principal can have it
 # Share of a budget at which the owner hears of it.
@@ -46,7 +46,7 @@ class Accounts:
     def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store, self._clock, self._lock = store, clock, threading.Lock()
         self._meters: dict[str, Meter] = {}
-        self._loud: dict[tuple[str, str], Alert] = {}
+        self._pending: dict[tuple[str, str], Alert] = {}
         self.admitted = self.refused = 0
 
     def __len__(self) -> int:
@@ -72,10 +72,10 @@ class Accounts:
         with self._lock:
             return _volume(self._meter(name, self._clock()))
 
-    def loud(self) -> list[Alert]:
+    def pending_alerts(self) -> list[Alert]:
         """Budgets that were nearly or wholly spent since the last call."""
         with self._lock:
-            alerts, self._loud = list(self._loud.values()), {}
+            alerts, self._pending = list(self._pending.values()), {}
         return alerts
 
     def flush(self) -> None:
@@ -119,7 +119,7 @@ class Accounts:
         whose = "all principals together" if name == EVERYONE else "this principal"
         if reason == "rate":
             return Admission(False, 429, f"the rate of {whose} is exceeded", wait)
-        self._shout(name, f"refused_{reason}", meter, limits, 1.0)
+        self._queue_alert(name, f"refused_{reason}", meter, limits, 1.0)
         spent = {"total": "budget", "day": "daily budget"}[reason]
         return Admission(False, 429, f"these images are more than is left of the {spent} of {whose}", wait)
 
@@ -129,14 +129,14 @@ class Accounts:
             ("day", meter.today, limits.images_day),
         ):
             if most is not None and asked >= VOLUME_SHARE * most:
-                self._shout(name, f"volume_{reason}", meter, limits, VOLUME_SHARE)
+                self._queue_alert(name, f"volume_{reason}", meter, limits, VOLUME_SHARE)
 
-    def _shout(self, name: str, kind: str, meter: Meter, limits: Limits, share: float) -> None:
+    def _queue_alert(self, name: str, kind: str, meter: Meter, limits: Limits, share: float) -> None:
         # Kept and told by a thread that may wait for the disk; one of each kind for each principal waits at most.
-        if (name, kind) not in self._loud:
+        if (name, kind) not in self._pending:
             of_total = kind.endswith("total")
             asked, most = (meter.total, limits.images_total) if of_total else (meter.today, limits.images_day)
-            self._loud[name, kind] = Alert(name, kind, asked, share * (most or 0), _volume(meter))
+            self._pending[name, kind] = Alert(name, kind, asked, share * (most or 0), _volume(meter))
 
 
 def _volume(meter: Meter) -> dict[str, int]:

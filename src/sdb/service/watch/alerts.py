@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
-from sdb.service.watch.store import Store
+from sdb.service.watch.counts import Store
 
 COOL_DOWN_SECONDS = 3_600.0
 # Alerts that wait for a store which cannot be written; more are dropped and counted.

@@ -31,21 +31,21 @@ class Limits:
         images_total: images answered at most, ever.
         images_day: images answered at most in one day (UTC).
         rate: images a second, on average.
-        burst: images at once, before `rate` binds.
+        burst: images at once, before `rate` binds; with None it never does.
     """
 
     images_total: int | None = None
     images_day: int | None = None
     rate: float | None = None
-    burst: int = 256
+    burst: int | None = 256
 
     def __post_init__(self) -> None:
         for name in ("images_total", "images_day", "rate"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}: {value!r} is given, a number above 0 is needed, or none for no limit")
-        if not _is_number(self.burst) or not self.burst >= 1:
-            raise ConfigError(f"burst: {self.burst!r} is given, at least 1 is needed")
+        if self.burst is not None and not (_is_number(self.burst) and math.inf > self.burst >= 1):
+            raise ConfigError(f"burst: {self.burst!r} is given, at least 1 is needed, or none for no limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Meter:
             return "total", float(SECONDS_A_DAY)
         if limits.images_day is not None and self.today + images > limits.images_day:
             return "day", SECONDS_A_DAY - now % SECONDS_A_DAY
-        if limits.rate is not None:
+        if limits.rate is not None and limits.burst is not None:
             over = self._debt_now(limits.rate, now) + min(images, limits.burst) - limits.burst
             if over > 0:
                 return "rate", over / limits.rate

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from sdb.errors import MissingExtraError, StorageError
-from sdb.service.watch.store import MAX_ALERTS, Count
+from sdb.service.watch.counts import MAX_ALERTS, Count
 
 PREFIX = "sdb:watch"
 TIMEOUT_SECONDS = 2.0

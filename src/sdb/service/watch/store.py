@@ -10,14 +10,12 @@ import sqlite3
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sdb.errors import StorageError
+from sdb.service.watch.counts import MAX_ALERTS, Count, Store
 
-# Older alerts make room: cool-downs bound how fast they come, this bounds the disk.
-MAX_ALERTS = 10_000
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS counts "
     "(name TEXT PRIMARY KEY, total INTEGER NOT NULL, day INTEGER NOT NULL, today INTEGER NOT NULL)",
@@ -29,47 +27,6 @@ _ADD = """INSERT INTO counts VALUES (:name, :total, :day, :today) ON CONFLICT(na
     today = CASE WHEN excluded.day > day THEN excluded.today
                  WHEN excluded.day = day THEN today + excluded.today ELSE today END,
     day = max(day, excluded.day)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Images that one principal has asked about.
-
-    Attributes:
-        name: of the principal.
-        day: days since 1970 (UTC) that `today` belongs to.
-        total: images, ever; in an addition, since the last one.
-        today: images on that day, likewise.
-    """
-
-    name: str
-    day: int
-    total: int
-    today: int
-
-
-class Store(Protocol):
-    """What keeps counts and alerts. Every method raises StorageError where the store cannot be used."""
-
-    def add(self, counts: Iterable[Count]) -> None:
-        """Add to the counts, all or none."""
-        ...
-
-    def counts(self, day: int) -> dict[str, Count]:
-        """The counts by name."""
-        ...
-
-    def keep_alert(self, record: dict[str, Any]) -> None:
-        """Keep an alert, for good when this returns."""
-        ...
-
-    def alerts(self) -> list[dict[str, Any]]:
-        """The alerts that are kept, oldest first."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the file or connection."""
-        ...
 
 
 class SqliteStore:

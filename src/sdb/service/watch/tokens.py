@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdb.errors import ConfigError, KeyFileError, StorageError
+from sdb.errors import ConfigError, KeyFileError, SDBError, StorageError
 from sdb.service.watch.limits import Limits
 
 ANONYMOUS_NAME = "anonymous"
@@ -29,7 +29,13 @@ MAX_TOKENS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SCHEMA = """CREATE TABLE IF NOT EXISTS tokens (
     name TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, partner TEXT NOT NULL, answers TEXT, limits TEXT,
-    created REAL NOT NULL, revoked REAL)"""
+    created REAL NOT NULL, revoked REAL, expires REAL)"""
+SECONDS = {"h": 3_600, "d": 86_400, "w": 604_800}
+LONGEST = 100 * 366 * SECONDS["d"]
+
+
+class TokenExpiredError(SDBError, PermissionError):
+    """A token whose time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,8 @@ class TokenRow:
         digest: SHA-256 of the token, 32 bytes.
         limits: in place of the server's, or None.
         created: seconds since 1970.
-        revoked: seconds since 1970, or None while it is valid.
+        revoked: seconds since 1970, or None where it is not.
+        expires: seconds since 1970, or None for never.
     """
 
     principal: Principal
@@ -67,6 +74,16 @@ class TokenRow:
     limits: Limits | None
     created: float
     revoked: float | None
+    expires: float | None = None
+
+    def check_time(self, now: float) -> None:
+        """Refuse a token whose time is over.
+
+        Raises:
+            TokenExpiredError: saying since when.
+        """
+        if self.expires is not None and now >= self.expires:
+            raise TokenExpiredError(f"the token expired on {_iso(self.expires)}: ask the owner for a new one")
 
     def public(self) -> dict[str, Any]:
         """What may be shown: everything but the digest."""
@@ -78,6 +95,7 @@ class TokenRow:
             "limits": None if self.limits is None else asdict(self.limits),
             "created": _iso(self.created),
             "revoked": None if self.revoked is None else _iso(self.revoked),
+            "expires": None if self.expires is None else _iso(self.expires),
         }
 
 
@@ -104,10 +122,27 @@ class TokenFile:
         with self._open("rw" if create else "ro") as connection:
             if create:
                 connection.execute(_SCHEMA)
+                columns = {column[1] for column in connection.execute("PRAGMA table_info(tokens)")}
+                if "expires" not in columns:  # made before tokens could expire
+                    connection.execute("ALTER TABLE tokens ADD COLUMN expires REAL")
             connection.execute("SELECT name FROM tokens LIMIT 1")
 
-    def add(self, name: str, partner: str = "", answers: str | None = None, limits: Limits | None = None) -> str:
+    def add(
+        self,
+        name: str,
+        partner: str = "",
+        answers: str | None = None,
+        limits: Limits | None = None,
+        lasts: float | None = None,
+    ) -> str:
         """Make a token; what is returned is written nowhere else.
+
+        Args:
+            name: who gets it.
+            partner: id of the partner's key, "" for none.
+            answers: policy in place of the server's.
+            limits: in place of the server's.
+            lasts: seconds until it expires; None for never.
 
         Raises:
             ConfigError: the name is taken, badly formed or reserved, the policy is unknown, or the file is full.
@@ -125,13 +160,15 @@ class TokenFile:
             )
         token = f"sdb_{secrets.token_urlsafe(32)}"
         kept = None if limits is None else json.dumps(asdict(limits))
+        now = time.time()
+        expires = None if lasts is None else now + lasts
         with self._open("rw") as connection:
             if connection.execute("SELECT count(*) FROM tokens").fetchone()[0] >= MAX_TOKENS:
                 raise ConfigError(f"{self.path} holds {MAX_TOKENS} tokens, which is the most; use another file")
             try:
                 connection.execute(
-                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)",
-                    (name, digest_of(token), partner, answers, kept, time.time()),
+                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
+                    (name, digest_of(token), partner, answers, kept, now, expires),
                 )
             except sqlite3.IntegrityError:
                 # Its counts live on under the name, so a name is used once.
@@ -158,9 +195,8 @@ class TokenFile:
             KeyFileError: the file is damaged.
         """
         with self._open("ro") as connection:
-            found = connection.execute(
-                "SELECT name, digest, partner, answers, limits, created, revoked FROM tokens ORDER BY rowid"
-            ).fetchall()
+            # A file from before tokens could expire has one column less.
+            found = connection.execute("SELECT * FROM tokens ORDER BY rowid").fetchall()
         try:
             return [
                 TokenRow(
@@ -169,8 +205,9 @@ class TokenFile:
                     None if limits is None else Limits(**json.loads(limits)),
                     created,
                     revoked,
+                    *map(_seconds, expires),
                 )
-                for name, digest, partner, answers, limits, created, revoked in found
+                for name, digest, partner, answers, limits, created, revoked, *expires in found
             ]
         except (ValueError, TypeError) as error:
             raise KeyFileError(f"{self.path}: damaged token file ({error}); restore a copy") from None
@@ -194,6 +231,19 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+def seconds_of(text: str) -> float:
+    """How long a time such as 12h, 90d or 8w is.
+
+    Raises:
+        ConfigError: another form, nothing, or more than a hundred years.
+    """
+    number, unit = text[:-1], text[-1:]
+    seconds = int(number) * SECONDS[unit] if re.fullmatch(r"[0-9]{1,9}", number) and unit in SECONDS else 0
+    if not 0 < seconds <= LONGEST:
+        raise ConfigError(f"--expires {text!r}: give a number of hours, days or weeks, such as 12h, 90d or 8w")
+    return float(seconds)
+
+
 def find(token: str, rows: list[TokenRow]) -> TokenRow | None:
     """The row of a token, revoked ones too; every digest is compared, so the time says nothing about any of them."""
     digest = digest_of(token)
@@ -202,6 +252,12 @@ def find(token: str, rows: list[TokenRow]) -> TokenRow | None:
         if hmac.compare_digest(row.digest, digest):
             found = row
     return found
+
+
+def _seconds(value: object) -> float | None:
+    if value is None or isinstance(value, float):
+        return value
+    raise ValueError("a time is no number")
 
 
 def _iso(seconds: float) -> str:

@@ -23,11 +23,12 @@ import numpy as np
 from sdb.errors import ConfigError, SDBError, StorageError
 from sdb.service.watch.accounts import EVERYONE, Accounts, Admission
 from sdb.service.watch.alerts import Alert, AlertBook, alert_log, close_log
+from sdb.service.watch.counts import Store
 from sdb.service.watch.detector import Detector, Finding
 from sdb.service.watch.limits import Limits, LimitSet
 from sdb.service.watch.observer import Observer
 from sdb.service.watch.profile import Profile
-from sdb.service.watch.store import Store, open_store
+from sdb.service.watch.store import open_store
 from sdb.service.watch.tokens import ANONYMOUS, Principal, TokenFile, TokenRow, find
 
 # A kill loses what was asked since the last flush.
@@ -97,9 +98,16 @@ class Watch:
         return cls(open_store(store), who, limits, profile=usual, alerts=alert_log(alerts))
 
     def identify(self, token: str | None) -> Principal:
-        """Whose token this is; anonymous for none, an unknown or a revoked one."""
+        """Whose token this is; anonymous for none, an unknown or a revoked one.
+
+        Raises:
+            TokenExpiredError: its time is over.
+        """
         row = None if token is None else find(token, self._rows)
-        return ANONYMOUS if row is None or row.revoked is not None else row.principal
+        if row is None or row.revoked is not None:
+            return ANONYMOUS
+        row.check_time(self._clock())
+        return row.principal
 
     def admit(self, principal: Principal, images: int) -> Admission:
         """Count images against the limits of a principal and of everyone; nothing is counted where one refuses.
@@ -178,7 +186,7 @@ class Watch:
             self._accounts.flush()
         except StorageError:
             self._store_errors += 1  # still counted in memory; tried again the next time
-        for alert in self._accounts.loud():
+        for alert in self._accounts.pending_alerts():
             self.book.take(alert, self._clock())
         self.book.settle()
 
