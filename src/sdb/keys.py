@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sdb.errors import ConfigError, KeyFileError
+from sdb.files import is_text
 from sdb.keyfile import read_secret, write_secret
 
 if TYPE_CHECKING:
@@ -44,11 +46,13 @@ def derive(secret: bytes, label: str, length: int = SECRET_BYTES) -> bytes:
 
 
 def check_secret(secret: bytes) -> None:
-    """Refuse a secret of the wrong length.
+    """Refuse a secret that is none.
 
     Raises:
-        ConfigError: naming both lengths.
+        ConfigError: no bytes, or of another length; naming both.
     """
+    if not isinstance(secret, bytes):
+        raise ConfigError(f"a secret is bytes, this one is {type(secret).__name__}")
     if len(secret) != SECRET_BYTES:
         raise ConfigError(f"a secret has {SECRET_BYTES} bytes, this one has {len(secret)}")
 
@@ -71,12 +75,14 @@ class Key:
 
     def __post_init__(self) -> None:
         check_secret(self.secret)
-        # The id must not depend on how a number is written, nor on a blend that a weight key has no use for.
-        object.__setattr__(self, "blend", 1.0 if self.kind == "weight" else float(self.blend))
-        if not 0.0 < self.blend <= 1.0:
-            raise ConfigError(f"key_blend: {self.blend} is not in (0, 1]; the paper's code uses 0.9")
         if self.kind not in ("image", "weight"):
             raise ConfigError(f"key kind {self.kind!r} is neither 'image' nor 'weight'")
+        if not isinstance(self.blend, Real) or not 0 < self.blend <= 1:
+            raise ConfigError(f"key_blend: {self.blend!r} is not in (0, 1]; the paper's code uses 0.9")
+        if not is_text(self.scope):
+            raise ConfigError(f"key scope {self.scope!r} is not text that can be written as UTF-8; give another name")
+        # The id must not depend on how a number is written, nor on a blend that a weight key has no use for.
+        object.__setattr__(self, "blend", 1.0 if self.kind == "weight" else float(self.blend))
 
     @classmethod
     def generate(cls, blend: float = DEFAULT_BLEND, kind: KeyKind = "image", scope: str = "") -> Self:
@@ -146,11 +152,10 @@ class Key:
                 f"{path} is an owner's secret, not a key: make one with sdb key partner NAME --owner {path}"
             )
         try:
-            key = cls(secret, float(header["blend"]), header["kind"], header["scope"])
-            key_id = key.id  # a scope that is no text fails here
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            key = cls(secret, header["blend"], header["kind"], header["scope"])
+        except (KeyError, ConfigError) as error:
             raise KeyFileError(f"{path}: damaged key file ({error}); restore it from a copy") from None
-        check_id(path, header, key_id)
+        check_id(path, header, key.id)
         return key
 
 
@@ -186,10 +191,12 @@ class Owner:
         """A partner's key; the same for the same name and kind.
 
         Raises:
-            ConfigError: the name is empty.
+            ConfigError: the name is empty, or no text.
         """
         if not name:
             raise ConfigError("a partner needs a name: sdb key partner NAME --owner FILE")
+        if not is_text(name):
+            raise ConfigError(f"partner {name!r}: not text that can be written as UTF-8; give another name")
         return Key(derive(self.secret, f"partner/{kind}/{name}"), blend, kind, name)
 
     def save(self, path: Path | str, overwrite: bool = False, passphrase: str | None = None) -> None:

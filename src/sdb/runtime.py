@@ -6,7 +6,9 @@ torch is imported inside functions, so that `import sdb` and `sdb --help` stay f
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -23,6 +25,17 @@ from sdb.errors import ConfigError, RunExistsError, StorageError
 if TYPE_CHECKING:
     import torch
 
+# What a file system answers to a call that it does not have (FUSE, NFS without lockd, CIFS, Lustre without flock).
+UNSUPPORTED = {
+    *(errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.ENOTTY),
+    *(errno.EINVAL, errno.EPERM, errno.EROFS),
+}
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what it answers for a lock that another process has
+
+log = logging.getLogger(__name__)
+
+_warned: set[str] = set()
+
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
@@ -35,10 +48,12 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            with _if_supported(path.parent, "keeps no permissions"):
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            with _if_supported(path.parent, "does not say when data are on the disk"):
+                os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - same call, and `temporary` is a str
     except OSError as error:
         if temporary is not None:
@@ -59,17 +74,33 @@ def folder_lock(folder: Path) -> Generator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _if_supported(folder, "has no locks: run one process at a time here"):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in HELD:
+                raise StorageError(f"cannot lock {folder}: {error.strerror or error}") from error
             raise RunExistsError(
                 f"{folder}: another process is writing here; wait for it or use another folder"
             ) from error
         yield
+
+
+@contextlib.contextmanager
+def _if_supported(folder: Path, missing: str) -> Generator[None]:
+    """Go on, with one warning a process, where a file system does not support a call."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        if missing not in _warned:
+            _warned.add(missing)
+            log.warning("the file system of %s %s (%s)", folder, missing, error.strerror or error)
 
 
 def derive_seed(seed: int, *labels: object) -> int:

@@ -17,7 +17,7 @@ MAX_LINES = 400
 # A module imports from earlier lines only; within a line, nobody imports from another.
 ORDER = [
     {"errors"},
-    {"address"},
+    {"address", "files"},
     {"config", "runtime"},
     {"data", "models", "losses", "keyfile", "sealing", "boxfile", "decoys"},
     {"keys", "checkpoint", "private", "signing"},
@@ -40,7 +40,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Rooms that may use less than what comes before them.
 ONLY = {
-    "report": {"errors", "runtime"},
+    "report": {"errors", "files", "runtime"},
     "service": set(RANK) - {"training", "attacks", "wrapping", "distillation"},
 }
 SPEAKS = {"shell.py", "progress.py"}
