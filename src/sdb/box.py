@@ -25,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sdb.boxfile import MANIFEST, PRIVATE, RECORD, WEIGHTS, is_box, read_box_files, write_box_files
-from sdb.checkpoint import load_weights
+from sdb.checkpoint import build_with
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
 from sdb.keys import Key, Owner, derive
 from sdb.models import Classifier, ModelSpec
@@ -268,8 +268,7 @@ class Box(nn.Module):
         except (SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from None
         answers = weights.pop(ANSWERS, None)
-        classifier = ModelSpec.from_json(manifest["model"]).build(allow_factory=allow_factory)
-        load_weights(classifier, weights, path)
+        classifier = build_with(ModelSpec.from_json(manifest["model"]), weights, path, allow_factory)
         names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
         lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
         info = BoxInfo(**{name: manifest[name] for name in names}, **lists)

@@ -13,14 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import CheckpointError, StorageError
-from sdb.runtime import write_atomic
+from sdb.files import (
+    JSON_LIMIT,
+    RECORD_LIMIT,
+    SECRET_LIMIT,
+    WEIGHTS_LIMIT,
+    open_regular,
+    parse_json,
+    read_bytes,
+)
+from sdb.runtime import exchange, write_atomic
 
 BOX_VERSION = 1
 MANIFEST = "box.json"
 WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
 PARTS = (WEIGHTS, PRIVATE, RECORD)  # what a manifest may name
 SIGNATURE = "signature.json"  # over the manifest, so it cannot be named there; a box has no other files
-MANIFEST_LIMIT = 2**24  # bytes; a larger box.json is not one
+# The most bytes of each; a box has no other files.
+LIMITS = {
+    MANIFEST: JSON_LIMIT,
+    WEIGHTS: WEIGHTS_LIMIT,
+    PRIVATE: WEIGHTS_LIMIT,
+    RECORD: RECORD_LIMIT,
+    SIGNATURE: SECRET_LIMIT,
+}
+ATTEMPTS = 10  # to read a box that is being replaced
 FIELDS: dict[str, type] = {
     "id": str,
     "method": str,
@@ -91,27 +108,27 @@ def is_box(path: Path) -> bool:
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
     """The manifest, with every field of the type it must have."""
     try:
-        manifest = json.loads(data)
+        manifest = parse_json(data)
         version = manifest["sdb_box"]
-        if version != BOX_VERSION:
+        if type(version) is not int or version != BOX_VERSION:
             raise CheckpointError(f"{path}: box version {version!r}, this sdb reads {BOX_VERSION}: update sdb")
         for name, kind in FIELDS.items():
             if not isinstance(manifest[name], kind):
                 raise CheckpointError(
                     f"{path}: {MANIFEST}: {name} must be {kind.__name__}; restore it from a copy"
                 )
-        for name in ("class_names", "key_ids"):
-            if not all(isinstance(entry, str) for entry in manifest[name]):
+        for name, values in (
+            *((name, manifest[name]) for name in ("class_names", "key_ids")),
+            *((name, manifest[name].values()) for name in ("slots", "files")),
+        ):
+            if not all(isinstance(value, str) for value in values):
                 raise CheckpointError(f"{path}: {MANIFEST}: {name} must hold text; restore it from a copy")
-        for name in (*manifest["class_names"], *manifest["key_ids"], *manifest["slots"].values()):
-            if not isinstance(name, str):
-                raise TypeError("class_names, key_ids and slots hold strings")
         for name in manifest["files"]:
             if name in ("", ".", "..") or "/" in name or "\\" in name:
                 raise ValueError(f"{name!r} is not a plain file name")
         if manifest.pop("sha256") != _digest(manifest):
             raise ValueError("its sha256 differs")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); restore it from a copy") from None
@@ -137,37 +154,74 @@ def add_signature(path: Path, data: bytes) -> None:
 
 
 def read_raw_files(path: Path) -> dict[str, bytes]:
-    """All files of a box, folder or archive, by name, unchecked.
+    """All files of a box, folder or archive, by name, unchecked but for their sizes.
+
+    A box that is replaced in the meantime is read again, so that all files are of one.
 
     Raises:
-        CheckpointError: there is no such box, or it cannot be read.
+        CheckpointError: there is no such box, it holds what no box has, or it cannot be read.
     """
+    for _ in range(ATTEMPTS):
+        before = _state_of(path)
+        try:
+            files = _read_once(path)
+        except CheckpointError:
+            if _state_of(path) == before:
+                raise
+        else:
+            if _state_of(path) == before:
+                return files
+    raise CheckpointError(f"{path}: is being replaced again and again; wait for the program that writes it")
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def _read_once(path: Path) -> dict[str, bytes]:
     try:
         if path.is_dir():
-            if links := [p.name for p in path.iterdir() if p.is_symlink()]:
+            entries = list(path.iterdir())
+            if links := [each.name for each in entries if each.is_symlink()]:
                 raise CheckpointError(f"{path}: {links[0]} is a link; a box holds its files itself")
-            sizes = {p.name: p.stat().st_size for p in path.iterdir()}
-            read = {name: (path / name).read_bytes for name in sizes}
-        elif path.is_file():
-            archive = zipfile.ZipFile(path)
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path}: a box archive is not compressed; this one is not a box")
-            if len(sizes) < len(archive.infolist()):
-                raise CheckpointError(f"{path}: names a file twice; this one is not a box")
-            read = {name: (lambda name=name: archive.read(name)) for name in sizes}
-        else:
+            _check_names([each.name for each in entries], path)
+            return {each.name: read_bytes(each, LIMITS[each.name]) for each in entries}
+        if not path.exists():
             raise CheckpointError(f"{path}: no such box; sdb wrap makes one")
-        if MANIFEST not in sizes:
-            raise CheckpointError(f"{path}: holds no {MANIFEST}: not a box")
-        if sizes[MANIFEST] > MANIFEST_LIMIT:
-            raise CheckpointError(f"{path}: {MANIFEST} has {sizes[MANIFEST]} bytes: not a box")
-        return {name: reader() for name, reader in read.items()}
+        with open_regular(path, sum(LIMITS.values())) as file, zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise CheckpointError(f"{path}: a box archive is not compressed; this one is not a box")
+            _check_names([entry.filename for entry in entries], path)
+            for entry in entries:
+                if entry.file_size > LIMITS[entry.filename]:
+                    raise CheckpointError(
+                        f"{path}: {entry.filename}: {entry.file_size:,} bytes, and at most "
+                        f"{LIMITS[entry.filename]:,} are expected"
+                    )
+            return {entry.filename: archive.read(entry) for entry in entries}
     except CheckpointError:
         raise
     # What zipfile raises on damaged directories: encrypted, of a later version, cut off, with impossible numbers.
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a box: {error}") from None
+        reason = str(error)
+        if isinstance(error, OSError):
+            inside = error.filename is not None and Path(error.filename) != path
+            reason = f"{f'{Path(error.filename).name}: ' if inside else ''}{error.strerror or reason}"
+        raise CheckpointError(f"{path}: cannot be read as a box: {reason}") from None
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    if MANIFEST not in names:
+        raise CheckpointError(f"{path}: holds no {MANIFEST}: not a box")
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path}: names a file twice; this one is not a box")
+    if extra := sorted(set(names) - LIMITS.keys()):
+        raise CheckpointError(f"{path}: {extra[0]} is not part of this box; remove it")
 
 
 def _zipped(files: dict[str, bytes]) -> bytes:
@@ -190,10 +244,8 @@ def _write_folder(path: Path, files: dict[str, bytes]) -> None:
             write_atomic(fresh / name, data)
         fresh.chmod(0o755)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old)
-            fresh.replace(path)
-            shutil.rmtree(old)
+            exchange(fresh, path)
+            shutil.rmtree(fresh)
         else:
             fresh.replace(path)
     except BaseException:

@@ -23,7 +23,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sdb.errors import CheckpointError, ModelError
-from sdb.models import Classifier, ModelSpec
+from sdb.files import WEIGHTS_LIMIT, check_regular, parse_json
+from sdb.models import MODELS, Classifier, ModelSpec
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.runtime import write_atomic
 
@@ -54,14 +55,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: missing, truncated, altered, or not ours.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        check_regular(path, WEIGHTS_LIMIT)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error.strerror or error}") from None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            header = json.loads(metadata.get("sdb", "{}"))
+            header = parse_json(metadata.get("sdb", "{}"), finite=False)  # a history may hold NaN
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it from a copy") from None
     schema = header.get("schema") if isinstance(header, dict) else None
     if schema != SCHEMA:
@@ -83,8 +88,45 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def build_with(spec: ModelSpec, weights: Mapping[str, Tensor], source: object, allow_factory: bool) -> Classifier:
+    """The classifier that a file describes, with the file's weights.
+
+    Names and shapes are compared before any memory is taken for it: a description may ask for more than there is.
+
+    Args:
+        spec: the description.
+        weights: as in the classifier's state dict.
+        source: of both, for messages.
+        allow_factory: as in `sdb.models.build`; what a trusted factory makes is compared afterwards.
+
+    Raises:
+        CheckpointError: the weights are of another architecture.
+        ModelError: the architecture cannot be built, or is a factory that is not allowed.
+    """
+    if spec.name in MODELS:
+        try:
+            with torch.device("meta"):
+                described = spec.build()
+        except RuntimeError as error:  # sizes that overflow
+            raise ModelError(f"{source}: its description cannot be built: {error}") from None
+        check_weights(described, weights, source)
+    classifier = spec.build(allow_factory=allow_factory)
+    load_weights(classifier, weights, source)
+    return classifier
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
     """Put weights into a model; every name and shape must fit.
+
+    Raises:
+        CheckpointError: the weights are of another architecture.
+    """
+    check_weights(model, weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Refuse weights whose names or shapes are not the model's.
 
     Raises:
         CheckpointError: the weights are of another architecture.
@@ -102,7 +144,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object
             f"{source}: weights of another architecture: {', '.join(filter(None, parts))}; check the model name, its "
             "arguments and the number of classes"
         )
-    model.load_state_dict(dict(weights))
 
 
 def load_classifier(
@@ -149,8 +190,7 @@ def load_classifier(
             raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         # A factory imports code: only when the caller names it too, never on a file's word alone.
-        classifier = spec.build(allow_factory=model_name == spec.name)
-        load_weights(classifier, weights, path)
+        classifier = build_with(spec, weights, path, allow_factory=model_name == spec.name)
     else:
         if model_name is None or num_classes is None or image_shape is None:
             raise CheckpointError(
@@ -218,7 +258,7 @@ def resolve(path: Path) -> Path:
         ours = path.with_name(path.name.replace("_model.tar", ".safetensors"))
         if ours.is_file():
             return ours
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint; train the teacher first, or correct the path")
     return path
 
@@ -231,6 +271,10 @@ def read_reference(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: damaged, or it holds more than tensors and plain containers.
     """
+    try:
+        check_regular(path, WEIGHTS_LIMIT)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error.strerror or error}") from None
     if path.suffix == ".safetensors":
         return {name.removeprefix("module."): tensor for name, tensor in load_file(path).items()}
     try:

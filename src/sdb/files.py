@@ -18,9 +18,10 @@ from sdb.errors import ConfigError
 # The most bytes of a file of each kind, checked before any is read.
 JSON_LIMIT = 2**24  # parameters, manifests, profiles: what is read as a whole and is small
 SECRET_LIMIT = 2**16  # keys, public keys, signatures
-RECORD_LIMIT = 2**26  # an owner's record, an audit's claim
+RECORD_LIMIT = 2**31  # an owner's record, which has a row a class
 DATABASE_LIMIT = 2**36  # SQLite files, which are read page by page
-WEIGHTS_LIMIT = 2**35  # no image classifier that is known has more weights; what memory holds is less on most machines
+# No image classifier that is known has more weights, and what memory does not hold is not read.
+WEIGHTS_LIMIT = min(2**35, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 MAX_DEPTH = 64  # of brackets in brackets; what is written here has less than ten
 MAX_INTEGER = 2**64
@@ -33,9 +34,9 @@ def check_regular(path: Path, limit: int) -> int:
         OSError: missing, a folder, a pipe or a device, or too large; its text says which, with size and limit.
     """
     try:
-        return _size(path.stat(), limit)
+        return _size(path, path.stat(), limit)
     except ValueError:  # a null byte
-        raise OSError(errno.EINVAL, "this name cannot be a file's") from None
+        raise OSError(errno.EINVAL, "this name cannot be a file's", str(path)) from None
 
 
 def open_regular(path: Path, limit: int) -> BinaryIO:
@@ -48,7 +49,7 @@ def open_regular(path: Path, limit: int) -> BinaryIO:
     # Without waiting: what was a file a moment ago may be a pipe that nobody writes to.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
-        _size(os.fstat(file.fileno()), limit)
+        _size(path, os.fstat(file.fileno()), limit)
     except OSError:
         file.close()
         raise
@@ -65,13 +66,13 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def _size(status: os.stat_result, limit: int) -> int:
+def _size(path: Path, status: os.stat_result, limit: int) -> int:
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "a pipe, a socket or a device, and a regular file is expected")
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, and a regular file is expected", str(path))
     if status.st_size > limit:
-        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, and at most {limit:,} are expected")
+        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, and at most {limit:,} are expected", str(path))
     return status.st_size
 
 
@@ -125,7 +126,9 @@ def expand(path: Path | str) -> Path:
 def _is_shallow(value: Any) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        inside = [
+            each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))
+        ]
         level = [part for parts in inside for part in parts]
         if not level:
             return True

@@ -105,7 +105,9 @@ def read_secret(path: Path, passphrase: str | None = None) -> tuple[dict[str, An
     if type(version) is not int or version != VERSION:
         raise KeyFileError(f"{path}: key file version {version!r}, this sdb reads {VERSION}: update sdb")
     if wrong := [name for name, fits in HEADER.items() if name in body and not fits(body[name])]:
-        raise KeyFileError(f"{path}: {wrong[0]} is not what it must be; the file was altered: restore it from a copy")
+        raise KeyFileError(
+            f"{path}: {wrong[0]} is not what it must be; the file was altered: restore it from a copy"
+        )
     try:
         if "secret" in body:
             return body, _from_hex(body.pop("secret"))

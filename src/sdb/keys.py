@@ -80,7 +80,9 @@ class Key:
         if not isinstance(self.blend, Real) or not 0 < self.blend <= 1:
             raise ConfigError(f"key_blend: {self.blend!r} is not in (0, 1]; the paper's code uses 0.9")
         if not is_text(self.scope):
-            raise ConfigError(f"key scope {self.scope!r} is not text that can be written as UTF-8; give another name")
+            raise ConfigError(
+                f"key scope {self.scope!r} is not text that can be written as UTF-8; give another name"
+            )
         # The id must not depend on how a number is written, nor on a blend that a weight key has no use for.
         object.__setattr__(self, "blend", 1.0 if self.kind == "weight" else float(self.blend))
 

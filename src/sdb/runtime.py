@@ -63,6 +63,32 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         ) from error
 
 
+def exchange(first: Path, second: Path) -> None:
+    """Let two folders of one file system change places: at no instant is either name without one.
+
+    Where the system cannot (file systems without RENAME_EXCHANGE, other systems than Linux) there is an instant in which
+    nothing is at `second`.
+
+    Raises:
+        OSError: neither way works; both are where they were.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        at_working_directory, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        names = os.fsencode(first), os.fsencode(second)
+        if not ctypes.CDLL(None).renameat2(at_working_directory, names[0], at_working_directory, names[1], swap):
+            return
+    aside = Path(tempfile.mkdtemp(dir=second.parent, prefix=f".{second.name}.old."))
+    second.replace(aside)
+    try:
+        first.replace(second)
+    except OSError:
+        aside.replace(second)
+        raise
+    aside.replace(first)
+
+
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Generator[None]:
     """Hold a run folder for this process; the lock ends with the process, however that ends.

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from sdb.boxfile import SIGNATURE, add_signature, check_box_files, read_raw_files
 from sdb.errors import CheckpointError, KeyFileError
+from sdb.files import SECRET_LIMIT, parse_json, read_bytes
 from sdb.keyfile import read_secret, write_secret
 from sdb.runtime import write_atomic
 
@@ -102,7 +103,7 @@ def read_public(path: Path | str) -> Ed25519PublicKey:
     """
     path = Path(path)
     try:
-        public = load_pem_public_key(path.read_bytes())
+        public = load_pem_public_key(read_bytes(path, SECRET_LIMIT))
     except OSError as error:
         raise KeyFileError(f"cannot read public key {path}: {error.strerror or error}") from None
     except (ValueError, UnsupportedAlgorithm):
@@ -144,11 +145,11 @@ def verify_box(path: Path | str, public: Ed25519PublicKey) -> str:
         raise CheckpointError(f"{path} is not signed; ask its maker for a signed copy")
     data = files.pop(SIGNATURE)
     try:
-        body = json.loads(data)
+        body = parse_json(data)
         signer, signature = str(body["key_id"]), bytes.fromhex(body["signature"])
         # Also the signature's own file has one form only.
         intact = data == _signature_file(signer, signature)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: {SIGNATURE} is damaged; restore the box from a copy") from None
     if not intact:
         raise CheckpointError(f"{path}: {SIGNATURE} was altered; restore the box from a copy")

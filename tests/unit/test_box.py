@@ -318,7 +318,7 @@ def test_a_name_that_leads_out_of_the_box_is_refused(path, box, tmp_path):
         manifest["files"][name] = digest
         extra = {name: b"x"} if path.suffix == ".zip" else {}
         write_files(path, _with_digest(manifest) | {WEIGHTS: files[WEIGHTS]} | extra)
-        with pytest.raises(CheckpointError, match="plain file name"):
+        with pytest.raises(CheckpointError, match=r"plain file name|is not part of this box"):
             Box.load(path)
 
 
@@ -348,7 +348,7 @@ def test_a_manifest_that_is_too_large_is_refused(path, box):
     box.save(path)
     files = read_files(path)
     write_files(path, files | {MANIFEST: files[MANIFEST] + b" " * 2**24})
-    with pytest.raises(CheckpointError, match="bytes: not a box"):
+    with pytest.raises(CheckpointError, match=r"16,7\d\d,\d\d\d bytes, and at most 16,777,216"):
         Box.load(path)
 
 
