@@ -105,17 +105,10 @@ class Box(nn.Module):
         classes = classifier.num_classes
         if len(info.class_names) != classes:
             raise ModelError(f"{len(info.class_names)} class names for {classes} classes")
-        if answers is not None and (
-            answers.dtype != torch.float32
-            or answers.shape != (classes, classes)
-            or not torch.equal(answers.argmax(dim=1).cpu(), torch.arange(classes))
-            or not bool(answers.isfinite().all())
-        ):
-            raise ModelError(
-                f"answers are not finite float32 logits ({classes}, {classes}) whose row c is highest at c"
-            )
+        if answers is not None:
+            check_answers(answers, classes)
         self.answers: Tensor | None
-        self.register_buffer("answers", answers, persistent=False)
+        self.register_buffer(ANSWERS, answers)
         self.classifier = classifier
         self.info = info
         self.private = private
@@ -126,6 +119,19 @@ class Box(nn.Module):
         """Keyless logits (N, classes) of images (N, C, H, W) with pixels in [0, 1]."""
         logits = self.classifier(images)
         return logits if self.answers is None else self.answers[logits.argmax(dim=1)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
+        """Also take fixed answers where this box has none yet; where it has some, a state without them is incomplete.
+
+        Raises:
+            ModelError: they do not fit the classifier.
+        """
+        given = state_dict.get(prefix + ANSWERS)
+        if given is not None:
+            check_answers(given, self.classifier.num_classes)
+            if self.answers is None:
+                self.answers = torch.empty_like(given, device=self.classifier.mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     def unlock(self, key: Key) -> nn.Module:
         """The module a partner distils: images to keyed logits.
@@ -307,3 +313,20 @@ class Box(nn.Module):
             raise CheckpointError(f"{PRIVATE} is missing from this box; restore it from a copy")
         data = unseal(content, self.private, self._context("private"), "the private part")
         return put_in_place(self.classifier, from_bytes(data))
+
+
+def check_answers(answers: Tensor, classes: int) -> None:
+    """Refuse fixed answers that would not name the class.
+
+    Raises:
+        ModelError: saying what they must be.
+    """
+    if (
+        answers.dtype != torch.float32
+        or answers.shape != (classes, classes)
+        or not torch.equal(answers.argmax(dim=1).cpu(), torch.arange(classes))
+        or not bool(answers.isfinite().all())
+    ):
+        raise ModelError(
+            f"answers are not finite float32 logits ({classes}, {classes}) whose row c is highest at c"
+        )

@@ -50,10 +50,11 @@ def distill(
         progress: is told of every step and epoch.
 
     Raises:
-        ConfigError: a key was given for something that is not a box.
+        ConfigError: a key was given for something that is not a box, or the loss teaches nothing with so few classes.
         KeyFileError: the key is of another box.
     """
     settings = (settings or DistillSettings()).resolved()
+    check_loss(settings, data.num_classes)
     if key is not None:
         if not isinstance(teacher, Box):
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
@@ -82,6 +83,18 @@ def distill(
 def ask(box: Box, key: Key, settings: DistillSettings) -> nn.Module:
     """What a key makes of a box: the partner's module, or an attacker's try with a foreign key."""
     return box.attempt(key) if settings.foreign_key else box.unlock(key)
+
+
+def check_loss(settings: DistillSettings, num_classes: int) -> None:
+    """Refuse a distillation term that teaches nothing, whatever the teacher answers.
+
+    Raises:
+        ConfigError: naming the field, why, and what to use.
+    """
+    weights = settings.dkd_target_weight, settings.dkd_rest_weight
+    why = losses.no_content(settings.loss, num_classes, *weights)
+    if settings.kd_weight and why:
+        raise ConfigError(f"loss: {settings.loss!r} teaches nothing here: {why}")
 
 
 def distillation_step(teacher: Ask, settings: DistillSettings) -> StudentStep:

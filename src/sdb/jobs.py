@@ -25,7 +25,7 @@ from sdb.config import (
     WrapSettings,
 )
 from sdb.data import Splits
-from sdb.distillation import distill
+from sdb.distillation import check_loss, distill
 from sdb.errors import CheckpointError, ConfigError
 from sdb.inputs import (
     BOX,
@@ -155,7 +155,9 @@ def distill_job(
 ) -> Result:
     """Distil a student into DIR, keyed where the parameters name a key."""
     data = load_data(params, params.seed)
-    params.resolved()  # refuses weights that are both zero, before anything is written
+    check_loss(
+        params.resolved(), data.num_classes
+    )  # both refuse a loss without content before anything is written
     key = partner_key(folder, params)
     if params.teacher_url is not None:
         teacher = remote_teacher(folder, params, data, key)

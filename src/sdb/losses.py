@@ -127,6 +127,29 @@ def sdb_terms(
 # --- distilling ----------------------------------------------------------------------------------------------------
 
 
+def no_content(loss: str, num_classes: int, target_weight: float = 1.0, rest_weight: float = 1.0) -> str | None:
+    """Why a student's loss teaches nothing, whatever the teacher answers; None where it does teach.
+
+    Args:
+        loss: name of a student's loss; the weights are those of "dkd".
+        num_classes: of the data.
+        target_weight: of the target against the rest.
+        rest_weight: among the rest.
+    """
+    if loss == "standardised_kd" and num_classes == 2:
+        return (
+            "with two classes standardised logits hold only which one is larger, and their gradient is 0: use 'kd'"
+        )
+    if loss == "dkd" and target_weight == 0 and rest_weight == 0:
+        return "dkd_target_weight and dkd_rest_weight are both 0: set one above 0"
+    if loss == "dkd" and target_weight == 0 and num_classes == 2:
+        return (
+            "with two classes the rest is a single class and says nothing, and dkd_target_weight is 0: "
+            "set dkd_target_weight above 0, or use 'kd'"
+        )
+    return None
+
+
 def kd_term(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     """T^2 KL(S(teacher/T) || S(student/T)); labels are not used.
 

@@ -196,6 +196,11 @@ PARAMETERS = {
         "distill new_student -s kd_weight=0 -s ce_weight=0",
         ["kd_weight", "ce_weight"],
     ),
+    "a loss that teaches nothing": (
+        nothing,
+        "distill new_student -s loss=dkd -s dkd_target_weight=0 -s dkd_rest_weight=0",
+        ["dkd_target_weight", "dkd_rest_weight", "set one above 0"],
+    ),
     "contradiction": (nothing, "train teacher --resume --overwrite", ["--resume", "--overwrite"]),
     "nothing to resume": (nothing, "train new --resume", ["new", "leave --resume out"]),
     "a run is there": (nothing, "train teacher", ["teacher already holds a run", "--resume", "--overwrite"]),

@@ -3,6 +3,7 @@
 The copy draws its random numbers in the same order as the step; what is done with them is spelt out.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -205,36 +206,45 @@ def settings_of(case):
     )
 
 
-def compare(terms, slow, parameters, tolerance):
-    """Each term, and the gradient of each, is the copy's."""
+def compare(terms, slow, trained, copied, tolerance):
+    """Each term, its gradient, and the running statistics that the forward leaves are the copy's."""
     assert terms.keys() == slow.keys()
     for name, value in slow.items():
-        assert float(terms[name]) == pytest.approx(float(value), rel=tolerance, abs=tolerance), name
+        assert terms[name].item() == pytest.approx(value.item(), rel=tolerance, abs=tolerance), name
         ours, theirs = (
-            torch.autograd.grad(t, parameters, retain_graph=True, allow_unused=True) for t in (terms[name], value)
+            torch.autograd.grad(
+                term, [p for module in modules for p in module.parameters()], retain_graph=True, allow_unused=True
+            )
+            for term, modules in ((terms[name], trained), (value, copied))
         )
         for left, right in zip(ours, theirs, strict=True):
             assert (left is None) == (right is None)
             if left is not None:
                 largest = float(right.abs().max())
                 torch.testing.assert_close(left, right, rtol=0, atol=10 * tolerance * max(1.0, largest))
+    for module, twin in zip(trained, copied, strict=True):
+        torch.testing.assert_close(
+            dict(module.named_buffers()), dict(twin.named_buffers()), rtol=1e-10, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_with_image_keys_is_the_equation(network, teachers, case):
     given, teachers = batch(), teachers[: case.teachers]
+    twin = copy.deepcopy(network)
     passes = ImageKeyPasses(network, KEYS[: case.keys], case.joint, case.rejection)
     # The patterns are held in float32; in float64 they are what the copy computes.
     exact = [(1 - key.blend) * torch.from_numpy(key.pattern(SHAPE) / 255) for key in KEYS[: case.keys]]
     torch.testing.assert_close(passes.offsets, torch.stack(exact).float(), rtol=0, atol=1e-7)
+    assert "offsets" not in passes.state_dict()
     passes.offsets = torch.stack(exact)
     step = decoy_step(teachers, ANSWERS.double(), CHANGES, settings_of(case))
     torch.manual_seed(11)
     terms = step(passes, given)
     torch.manual_seed(11)
-    slow = slow_terms(case, given.images, given.labels, teachers, image_keys(case, network))
+    slow = slow_terms(case, given.images, given.labels, teachers, image_keys(case, twin))
     many = case.views > 1 or case.teachers > 1
-    compare(terms, slow, list(network.parameters()), MANY_VIEWS if many else ONE_VIEW)
+    compare(terms, slow, [network], [twin], MANY_VIEWS if many else ONE_VIEW)
 
 
 @pytest.mark.parametrize(
@@ -247,24 +257,21 @@ def test_a_step_with_weight_keys_is_the_equation(network, teachers, case, whole)
     with torch.no_grad():
         for parameter in private.parameters():  # other values than the public ones
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    twin, twin_private = copy.deepcopy(network), copy.deepcopy(private)
     step = decoy_step(teachers, ANSWERS.double(), CHANGES, settings_of(case))
     torch.manual_seed(11)
     terms = step(WeightKeyPasses(network, private), given)
 
     def through(images):
-        held = {
-            name: private.get_parameter(name.replace(".", "|")) for name in private.replaced if is_trained(name)
-        }
-        return network(images), torch.func.functional_call(network, held, (images,)), []
-
-    def is_trained(name):
-        return name in dict(network.named_parameters())
+        own = dict(twin.named_parameters()) | dict(twin.named_buffers())
+        held = dict(twin_private.named_parameters()) | dict(twin_private.named_buffers())
+        held = {name: held[name.replace(".", "|")] for name in own if name.replace(".", "|") in held}
+        return twin(images), torch.func.functional_call(twin, held, (images,)), []
 
     torch.manual_seed(11)
     slow = slow_terms(case, given.images, given.labels, teachers, through)
     many = case.views > 1 or case.teachers > 1
-    trained = [*network.parameters(), *private.parameters()]
-    compare(terms, slow, trained, MANY_VIEWS if many else ONE_VIEW)
+    compare(terms, slow, [network, private], [twin, twin_private], MANY_VIEWS if many else ONE_VIEW)
 
 
 # --- its parts -------------------------------------------------------------------------------------------------------

@@ -12,13 +12,15 @@ from torch import nn
 
 from sdb.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
 from sdb.attacks.data_free import DataFree
-from sdb.attacks.distil import Distil
+from sdb.attacks.distil import FULL, Distil, Recipe, TunedDistil
 from sdb.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.attacks.random_patterns import RandomPatterns
 from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
 from sdb.attacks.skeptical import Skeptical
 from sdb.attacks.victim import Interface, InterfaceError, QueryBudgetError
 from sdb.auditing.proxy import letters
+from sdb.data import from_arrays
+from sdb.errors import ConfigError
 
 # The attack, small where it is large, and what it asks for each of the attacker's images and views; None where it has
 # a number of its own.
@@ -152,3 +154,24 @@ def test_it_uses_only_what_it_says(attack, few, small_teacher, scanty, victim_of
         other = replace(other, proxy=few.train.take(np.arange(0)))
     students = [short(attack).run(victim_of(small_teacher, few), means).student for means in (scanty, other)]
     assert same_weights(*(weights_of(student) for student in students))
+
+
+def test_with_two_classes_a_thief_leaves_out_losses_that_teach_nothing_and_says_so(make_net, means_of, victim_of):
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    data = from_arrays(images, labels, test_images=images, test_labels=labels, class_names=["cat", "dog"])
+    victim, means = victim_of(make_net(data), data), means_of(data, epochs=1)
+    stolen = TunedDistil(recipes=FULL).run(victim, means)
+    empty = {str(recipe) for recipe in FULL if recipe.loss == "standardised_kd"}
+    assert stolen.details["left_out"].keys() == empty
+    assert "two classes" in " ".join(stolen.details["left_out"].values())
+    assert stolen.details["validation"].keys() == {str(recipe) for recipe in FULL} - empty
+    alone = Recipe("standardised_kd", 2.0, 9.0, 1.0)
+    for attack in (TunedDistil(recipes=(alone,)), Distil(recipe=alone)):
+        with pytest.raises(ConfigError, match="teaches"):
+            attack.run(victim, means)
+
+
+def test_with_more_classes_no_loss_is_left_out(few, small_teacher, means_of, victim_of):
+    stolen = TunedDistil().run(victim_of(small_teacher, few), means_of(few, epochs=1))
+    assert stolen.details.keys() == {"chosen", "validation"}

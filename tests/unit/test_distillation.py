@@ -9,8 +9,8 @@ from torch import nn
 
 from sdb import losses
 from sdb.config import DistillSettings, WrapSettings
-from sdb.data import Batches, ImageSet
-from sdb.distillation import distill, distillation_step
+from sdb.data import Batch, Batches, ImageSet, from_arrays
+from sdb.distillation import check_loss, distill, distillation_step
 from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import Key
 from sdb.training import evaluate, evaluation_batches
@@ -38,6 +38,54 @@ def student_of(few, make_net, weights_of):
         return weights_of(student)
 
     return distilled
+
+
+# --- losses without content ------------------------------------------------------------------------------------------
+
+# Loss, its settings, the numbers of classes with which it teaches nothing.
+EMPTY = [
+    ("standardised_kd", {}, {2}),
+    ("dkd", {"dkd_target_weight": 0.0}, {2}),
+    ("dkd", {"dkd_target_weight": 0.0, "dkd_rest_weight": 0.0}, {2, 3, 10}),
+    ("dkd", {}, set()),
+    ("dkd", {"dkd_rest_weight": 0.0}, set()),
+    ("kd", {}, set()),
+    ("dist", {}, set()),
+]
+
+
+@pytest.mark.parametrize(("loss", "changes", "empty"), EMPTY)
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_loss_is_refused_exactly_where_its_gradient_is_nothing_whatever_the_teacher_says(
+    loss, changes, empty, classes
+):
+    chosen = DistillSettings(loss=loss, ce_weight=0.0, kd_weight=1.0, **changes).resolved()
+    generator = torch.Generator().manual_seed(0)
+    s, t = torch.randn(2, 16, classes, generator=generator, dtype=torch.float64)
+    s.requires_grad_()
+    batch = Batch(torch.zeros(16, 1, 1, 1), torch.arange(16) % classes, torch.arange(16))
+    (term,) = distillation_step(lambda batch: t, chosen)(lambda images: s, batch).values()
+    (gradient,) = torch.autograd.grad(term, s)
+    assert (float(gradient.abs().max()) < 1e-5) == (classes in empty)
+    if classes not in empty:
+        check_loss(chosen, classes)
+        return
+    with pytest.raises(ConfigError, match=f"loss: '{loss}' teaches nothing here: .*(use 'kd'|set one above 0)"):
+        check_loss(chosen, classes)
+    check_loss(chosen.model_copy(update={"kd_weight": 0.0}), classes)  # then it is not used
+
+
+def test_distilling_two_classes_with_such_a_loss_is_refused_before_it_begins(make_net, weights_of, same_weights):
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    data = from_arrays(images, labels, test_images=images, test_labels=labels, class_names=["cat", "dog"])
+    teacher, student = make_net(data), make_net(data, seed=1)
+    before = weights_of(student)
+    for changes in ({"loss": "standardised_kd"}, {"loss": "dkd", "dkd_target_weight": 0.0}):
+        with pytest.raises(ConfigError, match="two classes"):
+            distill(teacher, student, data, DistillSettings(**QUICK | changes))
+    assert same_weights(weights_of(student), before)
+    distill(teacher, student, data, DistillSettings(**QUICK, loss="dkd"))
 
 
 # --- whom is asked ---------------------------------------------------------------------------------------------------

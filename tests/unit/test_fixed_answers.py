@@ -1,7 +1,12 @@
 """A weight-key box's answers say no more than the class that it names."""
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
+from torch import nn
 
 from sdb.box import Box, BoxInfo
 from sdb.config import TrainSettings, WrapSettings
@@ -122,3 +127,71 @@ def test_altered_answers_are_refused(made, tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(CheckpointError):
         Box.load(tmp_path / "model.box")
+
+
+# --- as a module -----------------------------------------------------------------------------------------------------
+
+
+def through_a_state_dict(box):
+    """A box built anew, with other weights, whose state is read from a file."""
+    other = Box(copy.deepcopy(box.classifier), box.info, box.private, box.record)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    file = io.BytesIO()
+    torch.save(box.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+def through_torch_save(box):
+    file = io.BytesIO()
+    torch.save(box, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def through_a_parent(box):
+    """The state of a module that holds the box."""
+    made = nn.Sequential(nn.Identity(), Box(copy.deepcopy(box.classifier), box.info, box.private, box.record))
+    made.load_state_dict(nn.Sequential(nn.Identity(), box).state_dict())
+    return made[1]
+
+
+COPIES = [
+    through_a_state_dict,
+    through_torch_save,
+    through_a_parent,
+    copy.deepcopy,
+    lambda b: pickle.loads(pickle.dumps(b)),
+]
+
+
+@pytest.mark.parametrize("through", COPIES)
+def test_they_are_part_of_the_module_s_state(made, through):
+    box, key = made
+    again = through(box)
+    with torch.no_grad():
+        assert torch.equal(again(IMAGES), box(IMAGES))
+        assert torch.equal(again.unlock(key)(IMAGES), box.unlock(key)(IMAGES))
+    assert again.info == box.info
+
+
+def test_a_state_without_them_does_not_switch_them_off_and_one_that_would_not_name_the_class_is_refused(made):
+    box = copy.deepcopy(made[0])
+    state = box.state_dict()
+    with pytest.raises(ModelError, match="row c is highest at c"):
+        box.load_state_dict(state | {"answers": box.answers.roll(1, 0)})
+    del state["answers"]
+    with pytest.raises(RuntimeError, match="answers"):
+        box.load_state_dict(state)
+    assert torch.equal(box.answers, made[0].answers)
+    box.load_state_dict(state, strict=False)
+    assert torch.equal(box.answers, made[0].answers)
+
+
+def test_a_box_without_fixed_answers_has_none_in_its_state(teacher, digits):
+    box, _ = boxed(teacher, digits, fixed_answers=False)
+    assert "answers" not in box.state_dict()
+    assert through_a_state_dict(box).answers is None

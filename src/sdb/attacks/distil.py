@@ -71,10 +71,12 @@ def soft_loss(scores: Tensor, recipe: Recipe, labels: Tensor) -> StudentLoss:
         labels: int64 (M,), what is taken for the right class.
 
     Raises:
-        ConfigError: an unknown loss.
+        ConfigError: an unknown loss, or one that teaches nothing with so few classes.
     """
     if recipe.loss not in LOSSES:
         raise ConfigError(f"loss: {recipe.loss!r} is none of {', '.join(LOSSES)}")
+    if why := losses.no_content(recipe.loss, scores.shape[1]):
+        raise ConfigError(f"loss: {recipe.loss!r} teaches nothing here: {why}")
     term = LOSSES[recipe.loss]
 
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -151,21 +153,24 @@ class TunedDistil(Attack):
         return replace(self, recipes=FULL)
 
     def run(self, victim: Victim, means: Means) -> Stolen:
-        """Ask once for every view, train a student for each recipe, keep the best."""
+        """Ask once for every view, train a student for each recipe that can teach something, keep the best."""
         victim.require(self.needs)
+        without = {recipe: losses.no_content(recipe.loss, victim.num_classes) for recipe in self.recipes}
+        left_out = {str(recipe): why for recipe, why in without.items() if why}
         transfer = affordable(victim, means)
         scores = transfer.ask(victim).scores()
         tried: dict[str, float] = {}
         best: tuple[float, Classifier] | None = None
-        for recipe in self.recipes:
+        for recipe in (recipe for recipe, why in without.items() if not why):
             student = distilled(means, transfer, scores, recipe, transfer.targets)
             tried[str(recipe)] = value = means.score(student)
             if best is None or value > best[0]:
                 best = value, student
         if best is None:
-            raise ConfigError("recipes: none given")
+            raise ConfigError("recipes: none given, or none that teaches anything with so few classes")
         chosen = max(tried, key=lambda name: tried[name])
-        return Stolen(best[1], details={"chosen": chosen, "validation": tried})
+        details = {"chosen": chosen, "validation": tried}
+        return Stolen(best[1], details=details | ({"left_out": left_out} if left_out else {}))
 
 
 @dataclass(frozen=True, kw_only=True)
