@@ -162,7 +162,11 @@ def audit(
         if teacher is not None:
             weights = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
             spec = teacher.spec.to_json() if teacher.spec is not None else None
-            write_tensors(place / "teacher.safetensors", weights, {"spec": spec, "history": []})
+            write_tensors(
+                place / "teacher.safetensors",
+                weights,
+                {"spec": spec, "history": [], "class_names": list(teacher.class_names)},
+            )
         subject = Subject(
             box=None if box is None else place / BOX,
             key=None if key is None else place / KEY,

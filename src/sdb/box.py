@@ -110,6 +110,7 @@ class Box(nn.Module):
         self.answers: Tensor | None
         self.register_buffer(ANSWERS, answers)
         self.classifier = classifier
+        self.classifier.class_names = info.class_names  # also of what is opened from it
         self.info = info
         self.private = private
         self.record = record

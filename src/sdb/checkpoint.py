@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sdb.errors import CheckpointError, ModelError
 from sdb.files import WEIGHTS_LIMIT, check_regular, parse_json
-from sdb.models import MODELS, Classifier, ModelSpec
+from sdb.models import MODELS, Classifier, ModelSpec, compare_class_names
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.runtime import write_atomic
 
@@ -154,7 +154,8 @@ def load_classifier(
     dataset: str | None = None,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] = (),
+    other_class_names: bool = False,
 ) -> Classifier:
     """A trained classifier, in eval mode, from a run folder, a checkpoint, a pre-trained folder or bare weights.
 
@@ -169,18 +170,19 @@ def load_classifier(
         num_classes: number of classes that the caller has.
         image_shape: (C, H, W) that the caller has.
         class_names: that the caller has, in label order; checked where the file has names too.
+        other_class_names: see `check_fits`.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture.
         ModelError: the classifier does not fit the data.
     """
     if is_pretrained(path):
-        classifier = load_pretrained(path, image_shape=image_shape, class_names=class_names)
+        classifier = load_pretrained(path, image_shape=image_shape)
         if classifier.spec is not None and model_name not in (None, classifier.spec.name):
             raise CheckpointError(
                 f"{path}: holds a {classifier.spec.name}, not a {model_name}: correct teacher_model"
             )
-        check_fits(classifier, path, num_classes, image_shape)
+        check_fits(classifier, path, num_classes, image_shape, class_names, other_class_names)
         return classifier
     path = resolve(path)
     if path.suffix == ".safetensors" and (model_name is None or not _is_bare(path)):
@@ -191,6 +193,7 @@ def load_classifier(
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         # A factory imports code: only when the caller names it too, never on a file's word alone.
         classifier = build_with(spec, weights, path, allow_factory=model_name == spec.name)
+        classifier.class_names = _names_in(header, classifier.num_classes, path)
     else:
         if model_name is None or num_classes is None or image_shape is None:
             raise CheckpointError(
@@ -208,8 +211,20 @@ def load_classifier(
                 "preprocessor_config.json with image_mean and image_std beside it if that is wrong",
                 path,
             )
-    check_fits(classifier, path, num_classes, image_shape)
+    check_fits(classifier, path, num_classes, image_shape, class_names, other_class_names)
     return classifier.eval()
+
+
+def _names_in(header: dict[str, Any], num_classes: int, path: Path) -> tuple[str, ...]:
+    """The class names that a checkpoint's header holds; none in one that was written before they were kept."""
+    names = header.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: its class names are no list of strings; restore it from a copy")
+    if len(names) not in (0, num_classes):
+        raise CheckpointError(
+            f"{path}: {len(names)} class names for {num_classes} classes; restore it from a copy"
+        )
+    return tuple(names)
 
 
 def _normalisation(
@@ -229,9 +244,22 @@ def _is_bare(path: Path) -> bool:
 
 
 def check_fits(
-    classifier: Classifier, source: object, num_classes: int | None, image_shape: tuple[int, int, int] | None
+    classifier: Classifier,
+    source: object,
+    num_classes: int | None,
+    image_shape: tuple[int, int, int] | None,
+    class_names: Sequence[str] = (),
+    other_class_names: bool = False,
 ) -> None:
     """Refuse a classifier whose classes or images are not the data's.
+
+    Args:
+        classifier: any; one that knows no class names is not refused for them.
+        source: what to call it.
+        num_classes: of the data; None is not checked.
+        image_shape: of the data; None is not checked.
+        class_names: of the data; empty is not checked.
+        other_class_names: see `sdb.models.class_names.compare_class_names`.
 
     Raises:
         ModelError: naming both.
@@ -242,6 +270,7 @@ def check_fits(
         raise ModelError(
             f"{source}: made for images {tuple(classifier.image_shape)}, the data has {tuple(image_shape)}"
         )
+    compare_class_names(classifier.class_names, class_names, source, other_class_names=other_class_names)
 
 
 def resolve(path: Path) -> Path:

@@ -20,7 +20,7 @@ from sdb.config import DistillSettings
 from sdb.data import Batch, Splits
 from sdb.errors import ConfigError
 from sdb.keys import Key
-from sdb.models import Classifier
+from sdb.models import Classifier, compare_class_names
 from sdb.remote import RemoteTeacher
 from sdb.runs import RunFolder
 from sdb.runtime import choose_device, process_group
@@ -42,7 +42,7 @@ def distill(
 
     Args:
         teacher: a box, a classifier, or any module from images in [0, 1] to logits (N, classes).
-        student: trained in place; ends in eval mode, on the settings' device.
+        student: trained in place; ends in eval mode, on the settings' device, with the data's class names.
         data: selection sees its validation images only.
         settings: loss, weights, temperature, training.
         key: opens a box; with it the student is a partner's.
@@ -52,13 +52,19 @@ def distill(
     Raises:
         ConfigError: a key was given for something that is not a box, or the loss teaches nothing with so few classes.
         KeyFileError: the key is of another box.
+        ModelError: the teacher's classes are not the data's.
     """
     settings = (settings or DistillSettings()).resolved()
     check_loss(settings, data.num_classes)
+    asked_of = teacher.classifier if isinstance(teacher, Box) else teacher
+    if isinstance(asked_of, Classifier):
+        other = settings.other_class_names
+        compare_class_names(asked_of.class_names, data.class_names, "teacher", other_class_names=other)
     if key is not None:
         if not isinstance(teacher, Box):
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
         teacher = ask(teacher, key, settings)
+    student.class_names = data.class_names
     device = choose_device(settings.device)
     batches = repeated(train_batches(data, settings, device), settings.views)
     with process_group(device):

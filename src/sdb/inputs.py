@@ -60,7 +60,9 @@ def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initia
     spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, data.mean, data.std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, purpose))
-        return spec.build()
+        model = spec.build()
+    model.class_names = data.class_names
+    return model
 
 
 def load_model(path: Path) -> Box | Classifier:
@@ -76,7 +78,8 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
     for candidate in (params.teacher, params.teacher / BOX):
         if is_box(candidate):
             box = Box.load(candidate, allow_factory=":" in (params.teacher_model or ""))
-            check_fits(box.classifier, candidate, data.num_classes, data.image_shape)
+            names = data.class_names, params.other_class_names
+            check_fits(box.classifier, candidate, data.num_classes, data.image_shape, *names)
             return box
     return load_classifier(
         params.teacher,
@@ -86,6 +89,7 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
         num_classes=data.num_classes,
         image_shape=data.image_shape,
         class_names=data.class_names,
+        other_class_names=params.other_class_names,
     )
 
 

@@ -84,7 +84,11 @@ def wrap_job(
     if params.key is not None or params.owner is not None or (folder / KEY).exists():
         # Bad keys are refused before anything is written or discarded.
         check_keys(*wrapping_keys(folder, params), params)
-    more = [load_classifier(path, num_classes=data.num_classes) for path in params.more_teachers]
+    names, other = data.class_names, params.other_class_names
+    more = [
+        load_classifier(path, num_classes=data.num_classes, class_names=names, other_class_names=other)
+        for path in params.more_teachers
+    ]
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         keys, owner = wrapping_keys(folder, params)
         result: Result = {}
@@ -182,14 +186,21 @@ JOBS: dict[str, Callable[..., Result]] = {"train": train_job, "wrap": wrap_job, 
 
 
 def evaluate_job(
-    path: Path, *, key_file: Path | None, dataset: str | None, data_root: Path | None, device: str
+    path: Path,
+    *,
+    key_file: Path | None,
+    dataset: str | None,
+    data_root: Path | None,
+    device: str,
+    other_class_names: bool = False,
 ) -> Result:
     """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
     if not path.exists() and path.suffix != ".tar":  # a published best_model.tar may stand for our own file
         raise CheckpointError(f"{path}: no such run folder, checkpoint or box")
     data = described_data(path, dataset, data_root)
     model = load_model(path)
-    check_fits(model.classifier if isinstance(model, Box) else model, path, data.num_classes, data.image_shape)
+    classifier = model.classifier if isinstance(model, Box) else model
+    check_fits(classifier, path, data.num_classes, data.image_shape, data.class_names, other_class_names)
     model = model.to(choose_device(device))
     if not isinstance(model, Box):
         if key_file is not None:
@@ -211,6 +222,7 @@ def trace_job(
     data_root: Path | None,
     device: str,
     reveal: bool,
+    other_class_names: bool = False,
 ) -> TraceResult:
     """Look for a box's mark in a run folder, checkpoint or box, on the test images of the box's data."""
     box = load_model(box_path)
@@ -231,6 +243,7 @@ def trace_job(
         data,
         reference=reference.to(place) if reference is not None else None,
         reveal=reveal,
+        other_class_names=other_class_names,
     )
 
 

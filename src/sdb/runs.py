@@ -30,7 +30,7 @@ from torch import Tensor
 from sdb.checkpoint import read_tensors, write_tensors
 from sdb.config import defaults, read_json
 from sdb.errors import ConfigError, RunExistsError, StorageError
-from sdb.models import Classifier
+from sdb.models import Classifier, compare_class_names
 from sdb.runtime import environment, folder_lock, world, write_atomic
 
 LAST, BEST, METRICS, RESOLVED = (
@@ -57,12 +57,17 @@ class RunFolder:
         self._resume = resume
         self._board: Path | None = None
 
-    def resume_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
-        """Tensors and history of the last finished epoch, or None for a fresh run."""
+    def resume_state(self, model: Classifier) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
+        """Tensors and history of the last finished epoch, or None for a fresh run.
+
+        Raises:
+            ModelError: the data's classes are not those that the run was begun with.
+        """
         if not self._resume or not (self.folder / LAST).exists():
             return None
         tensors, header = read_tensors(self.folder / LAST)
         history = header["history"]
+        compare_class_names(header.get("class_names", ()), model.class_names, self.folder)
         if world().is_main:
             # The checkpoint is the truth: an epoch may have been saved and not yet written here.
             write_atomic(self.folder / METRICS, b"".join(_line(record) for record in history))
@@ -79,6 +84,7 @@ class RunFolder:
         """
         weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         header = {"spec": model.spec.to_json() if model.spec else None, "history": history}
+        header["class_names"] = list(model.class_names)
         if improved:
             write_tensors(self.folder / BEST, weights, header)
         write_tensors(self.folder / LAST, weights | optimizer, header)

@@ -36,7 +36,7 @@ from sdb.checkpoint import check_fits
 from sdb.data import ImageSet, Splits
 from sdb.errors import DataError, ModelError
 from sdb.keys import Owner
-from sdb.models import Classifier, check
+from sdb.models import Classifier, check, compare_class_names
 from sdb.training import class_mean_outputs, evaluation_batches
 
 # A suspect is said to carry the mark below this.
@@ -136,6 +136,7 @@ def trace(
     *,
     reference: nn.Module | None = None,
     reveal: bool = False,
+    other_class_names: bool = False,
 ) -> TraceResult:
     """Look for the mark of a box in a suspect.
 
@@ -149,18 +150,26 @@ def trace(
             so that which classes look alike does not count. Never a box, opened or not, nor a partner's model, which
             may have learnt of the secret.
         reveal: also put the decoys into the table. They are the owner's secret.
+        other_class_names: data, suspect and reference may call the box's classes otherwise, in the same order.
 
     Raises:
         KeyFileError: the owner is another's.
         CheckpointError: the box has no record (methods "sdb", "nasty"), or it was altered.
-        ModelError: the suspect does not answer such images with that many classes, or not with numbers.
+        ModelError: the suspect does not answer such images with that many classes, or not with numbers; or classes go
+            by other names.
         DataError: there are no images, or labels are out of range.
     """
     record = box.owner_record(owner)
     classes = len(box.info.class_names)
     images = data.test if isinstance(data, Splits) else data
     if isinstance(data, Splits):
-        check_fits(box.classifier, "the box", data.num_classes, data.image_shape)
+        names = data.class_names, other_class_names
+        check_fits(box.classifier, "the box", data.num_classes, data.image_shape, *names)
+    for name, model in (("the suspect", suspect), ("the reference", reference)):
+        inner = model.classifier if isinstance(model, Box) else model
+        if isinstance(inner, Classifier):
+            own, given = inner.class_names, box.info.class_names
+            compare_class_names(own, given, name, other_class_names=other_class_names)
     means, counts = class_log_means(suspect, images, classes, "the suspect")
     if reference is not None:
         expected, _ = class_log_means(reference, images, classes, "the reference")

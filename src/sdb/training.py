@@ -52,7 +52,7 @@ class Kept(Protocol):
 
     folder: Path
 
-    def resume_state(self) -> tuple[dict[str, Tensor], list[Record]] | None: ...  # noqa: D102
+    def resume_state(self, model: Any) -> tuple[dict[str, Tensor], list[Record]] | None: ...  # noqa: D102
     def save_epoch(  # noqa: D102
         self, model: Any, optimizer: dict[str, Tensor], history: list[Record], improved: bool
     ) -> None: ...
@@ -93,7 +93,7 @@ def fit(
     trained = [module for module in (model, beside) if module is not None]
     optimizer = make_optimizer(trained, settings)
     history: list[Record] = []
-    if run is not None and (saved := run.resume_state()) is not None:
+    if run is not None and (saved := run.resume_state(model)) is not None:
         tensors, history = saved
         weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         load_weights(model, weights, run.folder)
@@ -319,7 +319,7 @@ def train(
     """Train a classifier with cross-entropy: a teacher, or a student without a teacher.
 
     Args:
-        model: trained in place; ends in eval mode, on the settings' device.
+        model: trained in place; ends in eval mode, on the settings' device, with the data's class names.
         data: selection sees its validation images only.
         settings: `label_smoothing` makes it the label-smoothing student.
         run: folder to checkpoint to and resume from.
@@ -327,6 +327,7 @@ def train(
     """
     settings = settings or TrainSettings()
     device = choose_device(settings.device)
+    model.class_names = data.class_names
     with process_group(device):
         model.to(device)
         validation = evaluation_batches(data.validation, device)

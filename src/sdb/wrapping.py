@@ -97,11 +97,14 @@ def wrap(
     check_keys(keys, owner, settings)
     owner = owner or (Owner.of(keys[0]) if keys else None)
     for each in (teacher, *more_teachers):
-        check_fits(each, "teacher", data.num_classes, data.image_shape)
+        check_fits(
+            each, "teacher", data.num_classes, data.image_shape, data.class_names, settings.other_class_names
+        )
     device = choose_device(settings.device)
     with process_group(device):
         teachers = [frozen(each, device) for each in (teacher, *more_teachers)]
         network = start_network(teachers[0], settings).to(device)
+        network.class_names = data.class_names
         validation = evaluation_batches(data.validation, device)
         batches = repeated(train_batches(data, settings, device), None)
         private, keyless, secret_record = None, None, {}

@@ -109,7 +109,7 @@ class Ground:
         if self.subject.box is None:
             return None
         box = Box.load(self.subject.box)
-        check_fits(box.classifier, self.subject.box, self.data.num_classes, self.data.image_shape)
+        self._check_fits(box.classifier, self.subject.box)
         return box.to(self.device)
 
     @functools.cached_property
@@ -117,10 +117,16 @@ class Ground:
         """The unprotected model: the box's teacher where it was given, else one of the same architecture."""
         if self.subject.teacher is not None:
             teacher = load_classifier(self.subject.teacher)
-            check_fits(teacher, self.subject.teacher, self.data.num_classes, self.data.image_shape)
+            self._check_fits(teacher, self.subject.teacher)
         else:
             teacher = load_classifier(self.folder / "teacher")
         return teacher.to(self.device)
+
+    def _check_fits(self, classifier: Classifier, source: Path) -> None:
+        data = self.data
+        names = data.class_names, self.settings.other_class_names
+        check_fits(classifier, source, data.num_classes, data.image_shape, *names)
+        classifier.class_names = data.class_names  # names that were let pass are not asked about again
 
     def check(self) -> None:
         """Refuse what cannot be audited, before anything is written or trained.

@@ -111,6 +111,8 @@ class AuditSettings(Settings):
     """As in a run's parameters; with a box, the box's own."""
     stream: bool | None = None
     """As in a run's parameters."""
+    other_class_names: bool = False
+    """The data may call the classes of box and teacher by other names: the same classes in the same order."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

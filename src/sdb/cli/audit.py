@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import Cluster, KeyOption, Overwrite, Set, TaskCpus, TaskGpus, Workers, say, where_of
+from sdb.cli.shell import (
+    Cluster,
+    KeyOption,
+    OtherClassNames,
+    Overwrite,
+    Set,
+    TaskCpus,
+    TaskGpus,
+    Workers,
+    say,
+    where_of,
+)
 
 
 def audit(
@@ -40,6 +51,7 @@ def audit(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    other_class_names: OtherClassNames = False,
     workers: Workers = 2,
     cluster: Cluster = None,
     task_cpus: TaskCpus = 1,
@@ -71,6 +83,7 @@ def audit(
         "defences": tuple(defence or ()),
         "dataset": dataset,
         "data_root": data_root,
+        "other_class_names": other_class_names or None,
     }
     values = {name: value for name, value in named.items() if value is not None} | parse_overrides(sets or [])
     subject, settings = find_subject(box, key, teacher, owner, without_key, AuditSettings(**values))

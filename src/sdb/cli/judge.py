@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import KeyOption, print_json, say
+from sdb.cli.shell import KeyOption, OtherClassNames, print_json, say
 
 
 def evaluate(
@@ -17,11 +17,20 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Data set, where PATH does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    other_class_names: OtherClassNames = False,
 ) -> None:
     """Print test accuracies as JSON."""
     from sdb.jobs import evaluate_job
 
-    print_json(evaluate_job(path, key_file=key, dataset=dataset, data_root=data_root, device=device))
+    result = evaluate_job(
+        path,
+        key_file=key,
+        dataset=dataset,
+        data_root=data_root,
+        device=device,
+        other_class_names=other_class_names,
+    )
+    print_json(result)
 
 
 def trace(
@@ -37,6 +46,7 @@ def trace(
     reveal: Annotated[
         bool, typer.Option("--reveal", help="Also print the decoys, which are your secret.")
     ] = False,
+    other_class_names: OtherClassNames = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")
     ] = None,
@@ -57,6 +67,7 @@ def trace(
         data_root=data_root,
         device=device,
         reveal=reveal,
+        other_class_names=other_class_names,
     )
     values = result.to_json()
     if json_file is not None:

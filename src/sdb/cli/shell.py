@@ -35,6 +35,10 @@ Processes = Annotated[
 ]
 TaskCpus = Annotated[float, typer.Option(help="On a cluster: CPU cores for each at once.")]
 TaskGpus = Annotated[float, typer.Option(help="On a cluster: GPUs for each at once; 0.25 puts four on one GPU.")]
+OtherClassNames = Annotated[
+    bool,
+    typer.Option("--other-class-names", help="The data may call the classes by other names, in the same order."),
+]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
 
 

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from sdb.address import check_remote
-from sdb.config.settings import DistillSettings, Settings, TrainSettings, WrapSettings
+from sdb.config.settings import DistillSettings, Settings, TeacherSettings, TrainSettings, WrapSettings
 
 
 class RunParams(Settings):
@@ -34,7 +34,7 @@ class RunParams(Settings):
     None streams a data set whose decoded images take more than 16 GiB."""
 
 
-class TeacherParams(Settings):
+class TeacherParams(TeacherSettings):
     """Where a run's teacher is."""
 
     teacher: Path

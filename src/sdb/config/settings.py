@@ -83,7 +83,14 @@ class TrainSettings(FitSettings):
     """Mass of the labels' cross-entropy that is spread over all classes (the label-smoothing student: 0.1)."""
 
 
-class WrapSettings(FitSettings):
+class TeacherSettings(Settings):
+    """How a teacher and the data are held together."""
+
+    other_class_names: bool = False
+    """The data may call the teacher's classes by other names: the same classes in the same order, says who sets it."""
+
+
+class WrapSettings(FitSettings, TeacherSettings):
     """How a teacher is wrapped."""
 
     method: Literal["decoy", "sdb", "nasty"] = "decoy"
@@ -127,7 +134,7 @@ class WrapSettings(FitSettings):
     """decoy: augmented views over which the teacher's answer is averaged for partners."""
 
 
-class DistillSettings(TrainSettings):
+class DistillSettings(TrainSettings, TeacherSettings):
     """How a student is distilled. What is None takes the default of the loss (`LOSS_DEFAULTS`)."""
 
     loss: Literal["kd", "dkd", "dist", "standardised_kd"] = "kd"

@@ -9,7 +9,17 @@ Names are those of the reference code; the state dicts of its checkpoints load i
 """
 
 from sdb.models.architectures import MODEL_DEFAULTS, MODELS, build
+from sdb.models.class_names import compare_class_names
 from sdb.models.classifier import Classifier, ModelSpec, from_module
 from sdb.models.probe import check
 
-__all__ = ["MODELS", "MODEL_DEFAULTS", "Classifier", "ModelSpec", "build", "check", "from_module"]
+__all__ = [
+    "MODELS",
+    "MODEL_DEFAULTS",
+    "Classifier",
+    "ModelSpec",
+    "build",
+    "check",
+    "compare_class_names",
+    "from_module",
+]

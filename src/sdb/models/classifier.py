@@ -29,6 +29,7 @@ class Classifier(nn.Module):
 
     Attributes:
         spec: how to build it again, or None when the network came as a module object.
+        class_names: of the data that it was trained on, in label order; empty where they are not known.
 
     Raises:
         ModelError: a size is out of range, or mean or std does not hold one usable number a channel.
@@ -55,6 +56,7 @@ class Classifier(nn.Module):
         self.num_classes = int(num_classes)
         self.image_shape = (int(image_shape[0]), int(image_shape[1]), int(image_shape[2]))
         self.spec: ModelSpec | None = None
+        self.class_names: tuple[str, ...] = ()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise pixels (N, C, H, W) in [0, 1] and return logits (N, num_classes)."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sdb.errors import CheckpointError, ModelError
+from sdb.models.class_names import WITHOUT_NAMES
 from sdb.models.classifier import Classifier, ModelSpec
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -29,8 +28,6 @@ ASIDE = (
     *("id2label", "label2id", "num_labels", "problem_type", "_attn_implementation", "attn_implementation"),
 )
 
-log = logging.getLogger(__name__)
-
 
 def is_pretrained(path: Path) -> bool:
     """Whether a path is a folder of `save_pretrained`."""
@@ -41,18 +38,16 @@ def load_pretrained(
     folder: Path,
     *,
     image_shape: tuple[int, int, int] | None = None,
-    class_names: Sequence[str] | None = None,
 ) -> Classifier:
     """A trained classifier with the normalisation of its processor, in eval mode.
 
     Args:
         folder: as `save_pretrained` of the model and of its image processor wrote it.
         image_shape: (C, H, W) of the images it will be given; None takes the size that it was made for.
-        class_names: of the data, in label order; a name that the model has too must have the same number there.
 
     Raises:
         CheckpointError: a file is missing, damaged, or not what is read here.
-        ModelError: transformers is not installed; not an image classifier; it does not fit the images or the classes.
+        ModelError: transformers is not installed; not an image classifier; it does not fit the images.
     """
     fields = _json(folder / CONFIG)
     name = _architecture(fields, folder)
@@ -64,8 +59,6 @@ def load_pretrained(
         )
     network, config = _network(name, fields, folder)
     classes = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    if class_names is not None:
-        _compare(classes, class_names, folder)
     processor = _json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
     shape = image_shape or _shape(config, processor, folder)
     normalisation = normalisation_beside(folder, shape[0])
@@ -82,6 +75,8 @@ def load_pretrained(
         classifier.network.load_state_dict(network.state_dict())
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: its weights do not fit its configuration: {error}") from None
+    if not all(WITHOUT_NAMES.fullmatch(name) for name in classes):
+        classifier.class_names = classes
     return classifier.eval()
 
 
@@ -192,21 +187,3 @@ def _shape(config: Any, processor: dict[str, Any], folder: Path) -> tuple[int, i
     if not isinstance(height, int) or not isinstance(width, int):
         raise CheckpointError(f"{folder}: does not say the size of its images: give it as the data has it")
     return int(getattr(config, "num_channels", 3)), height, width
-
-
-def _compare(own: Sequence[str], data: Sequence[str], folder: Path) -> None:
-    """Refuse a model that gives a class of the data another number.
-
-    Raises:
-        ModelError: naming the first such class.
-    """
-    numbers = {name.casefold(): number for number, name in enumerate(data)}
-    shared = [(number, name) for number, name in enumerate(own) if name.casefold() in numbers]
-    for number, name in shared:
-        if numbers[name.casefold()] != number and own.count(name) == 1:
-            raise ModelError(
-                f"{folder}: class {number} is {name!r} there and {data[number] if number < len(data) else None!r} in "
-                "the data: put the classes of the data into the model's order"
-            )
-    if not shared and not all(re.fullmatch(r"LABEL_\d+", name) for name in own):
-        log.warning("%s: its class names are not the data's, so their order was not checked", folder)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from sdb.address import Address
 from sdb.errors import ConfigError, DataError, ModelError, RemoteError
 from sdb.keys import Key
+from sdb.models import compare_class_names
 from sdb.remote.answers import Answers
 from sdb.remote.protocol import Client
 
@@ -86,8 +88,14 @@ class RemoteTeacher(nn.Module):
         """Images that the server has answered, over all runs of this cache, and answers taken from it in this one."""
         return {"asked": self._answers.count(), "from_cache": self._from_cache}
 
-    def check_fits(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-        """Refuse a remote model of another data set.
+    def check_fits(
+        self,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str] = (),
+        other_class_names: bool = False,
+    ) -> None:
+        """Refuse a remote model of another data set; see `sdb.checkpoint.check_fits`.
 
         Raises:
             ModelError: naming both.
@@ -98,6 +106,9 @@ class RemoteTeacher(nn.Module):
                 f"teacher_url: the model there takes images {given[1]} and knows {given[0]} classes, the data set has "
                 f"{image_shape} and {num_classes}"
             )
+        compare_class_names(
+            self.model.class_names, class_names, "teacher_url", other_class_names=other_class_names
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

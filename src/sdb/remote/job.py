@@ -29,5 +29,5 @@ def remote_teacher(folder: Path, params: DistillParams, data: Splits, key: Key |
         )
     token = token_from(params.teacher_token_env)
     teacher = RemoteTeacher(params.teacher_url or "", key=key, token=token, cache=folder / CACHE)
-    teacher.check_fits(data.num_classes, data.image_shape)
+    teacher.check_fits(data.num_classes, data.image_shape, data.class_names, params.other_class_names)
     return teacher

@@ -31,6 +31,7 @@ class RemoteModel:
         num_classes: number of classes.
         most: images that a request may hold.
         fingerprint: of the metadata that say which model it is.
+        class_names: in label order; empty where the server does not say them.
     """
 
     input: str
@@ -39,6 +40,7 @@ class RemoteModel:
     num_classes: int
     most: int
     fingerprint: str
+    class_names: tuple[str, ...] = ()
 
 
 class Client:
@@ -90,7 +92,11 @@ class Client:
         print_of = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
         hint = more.get("max_images")
         most = min(hint, REQUEST_IMAGES) if type(hint) is int and hint > 0 else REQUEST_IMAGES
-        return RemoteModel(name, (shape[1], shape[2], shape[3]), kind, widths[kind][1], most, print_of)
+        classes, names = widths[kind][1], more.get("class_names")
+        known = isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
+        return RemoteModel(
+            name, (shape[1], shape[2], shape[3]), kind, classes, most, print_of, tuple(names) if known else ()
+        )
 
     def infer(self, model: RemoteModel, images: np.ndarray) -> Iterator[np.ndarray]:
         """Logits float32 (n, classes) of images float32 (N, C, H, W), request by request, in order.

@@ -79,15 +79,14 @@ def load_model(
     for module in modules.values():
         module.eval().requires_grad_(False).to(place)
         check(module, classifier.image_shape, classifier.num_classes, place)
-    is_named = isinstance(source, Box)
-    box_id = source.info.id if is_named else ""
+    box_id = source.info.id if isinstance(source, Box) else ""
     variants = {variant: _by_torch(module, place) for variant, module in modules.items()}
     if onnx:
         variants = _by_files(variants, onnx, classifier.image_shape, box_id)
     return Model(
         name=name,
         image_shape=classifier.image_shape,
-        class_names=source.info.class_names if is_named else tuple(map(str, range(classifier.num_classes))),
+        class_names=classifier.class_names or tuple(map(str, range(classifier.num_classes))),
         variants=variants,
         platform="onnxruntime_onnx" if onnx else "pytorch_safetensors",
         box_id=box_id,
