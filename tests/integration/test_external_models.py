@@ -271,7 +271,7 @@ class TestPretrainedFolder:
         assert load_classifier(folder, class_names=("Cat", "Cow", "Dog")).class_names == ("cat", "cow", "dog")
         with pytest.raises(ModelError, match=r"class 0 is 'cat' there and 'dog' in the data"):
             load_classifier(folder, class_names=("dog", "cow", "cat"))
-        with pytest.raises(ModelError, match="say so with other_class_names"):
+        with pytest.raises(ModelError, match="say so: other_class_names"):
             load_classifier(folder, class_names=("n01", "n02", "n03"))
         load_classifier(folder, class_names=("n01", "n02", "n03"), other_class_names=True)
         with pytest.raises(ModelError, match="made for 3 classes, the data has 4"):

@@ -211,7 +211,7 @@ class TestPValue:
 
 
 def locked(classifier, record, classes, owner=OWNER, method="decoy"):
-    info = BoxInfo(method, {}, tuple(f"class {c}" for c in range(classes)), owner_id=owner.id)
+    info = BoxInfo(method, {}, tuple(map(str, range(classes))), owner_id=owner.id)
     return Box(classifier, info).lock(None, record, [], owner)
 
 

@@ -49,7 +49,7 @@ def compare_class_names(
     if mine != theirs and not other_class_names:
         raise ModelError(
             f"{source}: its classes are {_some(own)}, those of the data {_some(given)}: name the right data; if these "
-            "are the same classes in the same order under other names, say so with other_class_names"
+            "are the same classes in the same order under other names, say so: other_class_names (--other-class-names)"
         )
 
 
