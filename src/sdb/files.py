@@ -88,9 +88,11 @@ def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
             more than `MAX_DEPTH` brackets in brackets, an integer beyond 64 bits, or a number that is not finite.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
-    options = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
+    constant, number = (_refuse, _finite) if finite else (None, None)
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer, **options)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_int=_integer, parse_float=number, parse_constant=constant
+        )
     except RecursionError:
         raise ValueError("brackets in brackets, too deep") from None
     if not _is_shallow(value):

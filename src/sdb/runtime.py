@@ -66,8 +66,8 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
 def exchange(first: Path, second: Path) -> None:
     """Let two folders of one file system change places: at no instant is either name without one.
 
-    Where the system cannot (file systems without RENAME_EXCHANGE, other systems than Linux) there is an instant in which
-    nothing is at `second`.
+    Where the system cannot (file systems without RENAME_EXCHANGE, other systems than Linux) there is an instant in
+    which nothing is at `second`.
 
     Raises:
         OSError: neither way works; both are where they were.

@@ -25,6 +25,7 @@ from sdb.auditing.plan import BOX, NONE
 from sdb.data import Batch, Batches
 from sdb.defences.defence import Defence, Defended
 from sdb.errors import CheckpointError, ConfigError, TrainingError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
 from sdb.models import Classifier
 from sdb.runtime import derive_seed, write_atomic
 from sdb.training import evaluate, evaluation_batches
@@ -85,10 +86,10 @@ def read(task: Task, work: Path) -> dict[str, Any]:
     """
     path = task.file(work)
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(read_bytes(path, JSON_LIMIT), finite=False)
         if not isinstance(values, dict) or "seconds" not in values:
             raise ValueError("not a finished task")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); delete it and go on with --resume") from None
     return values
 

@@ -9,6 +9,7 @@ import typer
 
 from sdb.cli.shell import Encrypt, KeyOption, new_passphrase, print_json, say
 from sdb.errors import ConfigError
+from sdb.files import read_bytes
 
 LICENCE_LIMIT = 2**20  # bytes; a text of this length is no licence
 BoxPath = Annotated[Path, typer.Argument(metavar="BOX", help="Box, or run folder that holds one.")]
@@ -101,9 +102,7 @@ def _box_in(path: Path) -> Path:
 
 def _read_licence(path: Path) -> str:
     try:
-        if path.stat().st_size > LICENCE_LIMIT:
-            raise ConfigError(f"--licence: {path} is larger than {LICENCE_LIMIT} bytes; give the text alone")
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, LICENCE_LIMIT).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(f"--licence: cannot read {path}: {reason}") from None

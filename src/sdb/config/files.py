@@ -10,6 +10,7 @@ from typing import Any
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, our_name, short
 from sdb.config.params import COMMANDS, DistillParams, WrapParams
 from sdb.errors import ConfigError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
 
 
 def load(folder: Path, command: str, overrides: Sequence[str] = ()) -> Any:
@@ -52,14 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: missing, unreadable, not JSON or not an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_bytes(path, JSON_LIMIT), finite=False)  # an old run's results may hold NaN
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; write one, or copy one from experiments/") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+    except ValueError as error:
         raise ConfigError(f"{path}: not a file of parameters: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, a JSON object of parameters is expected")
@@ -74,8 +75,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"--set {item!r}: expected KEY=VALUE, for example --set epochs=10")
         try:
-            values[name] = json.loads(text)
-        except (ValueError, RecursionError):
+            values[name] = parse_json(text, finite=False)  # NaN is refused by its field
+        except ValueError:
             values[name] = text
     return values
 

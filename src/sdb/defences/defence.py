@@ -21,6 +21,7 @@ from sdb.box import Box
 from sdb.config import FitSettings
 from sdb.data import Splits
 from sdb.errors import CheckpointError, RunExistsError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.runtime import choose_device, derive_seed, folder_lock, write_atomic
@@ -190,12 +191,12 @@ def read_done(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder}: holds no finished defence; build it first")
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(read_bytes(path, JSON_LIMIT), finite=False)
         if record["schema"] != SCHEMA:
             raise CheckpointError(f"{path}: schema {record['schema']!r}, this sdb reads {SCHEMA}: build it again")
         if wrong := [name for name, kind in FIELDS.items() if not isinstance(record[name], kind)]:
             raise TypeError(f"{wrong[0]} is not of its type")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: damaged ({error}); remove the folder and build it again") from None

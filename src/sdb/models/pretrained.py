@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from sdb.errors import CheckpointError, ModelError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
 from sdb.models.class_names import WITHOUT_NAMES
 from sdb.models.classifier import Classifier, ModelSpec
 
@@ -114,11 +115,9 @@ def _per_channel(values: Any, channels: int) -> list[float]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file}: not readable JSON ({type(error).__name__}): restore it from a copy"
-        ) from None
+        content = parse_json(read_bytes(file, JSON_LIMIT))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable JSON ({error}): restore it from a copy") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, a JSON object is expected")
     return content

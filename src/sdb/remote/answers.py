@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sdb.errors import CheckpointError, StorageError
+from sdb.files import DATABASE_LIMIT, check_regular
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -86,7 +87,8 @@ class Answers:
     def _open(self) -> sqlite3.Connection:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK, 0o600))
+            check_regular(self.path, DATABASE_LIMIT)
         database = sqlite3.connect(":memory:" if self.path is None else self.path)
         # With a write-ahead log a commit is one append: quick, and whole or absent after a kill.
         database.execute("PRAGMA journal_mode = WAL")

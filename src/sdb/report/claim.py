@@ -4,13 +4,13 @@ Unknown fields are refused, and so is a claim in which the audited box lacks a c
 its evidence is worse than no page.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdb.errors import ConfigError
+from sdb.files import parse_json, read_bytes
 from sdb.report.record import faults_of
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -302,16 +302,13 @@ def load_claim(path: Path) -> Claim:
         ConfigError: There is no such file, it is no whole JSON object, or it is not a claim that can be reported.
     """
     try:
-        size = path.stat().st_size
-        value = json.loads(path.read_bytes()) if size <= LARGEST else None
+        value = parse_json(read_bytes(path, LARGEST), finite=False)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; give the claim that `sdb audit` wrote") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ConfigError(
             f"{path}: not a whole JSON file; it may be half written. Give the claim that `sdb audit` wrote"
         ) from None
-    if size > LARGEST:
-        raise ConfigError(f"{path}: {size:,} bytes; an audit's claim has at most {LARGEST:,}")
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: a JSON {type(value).__name__}; an audit's claim is an object")
     try:

@@ -7,7 +7,6 @@ below that cost is what stops an extraction; a daily one only slows it, so that 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from sdb.errors import ConfigError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
 
 SECONDS_A_DAY = 86_400
 
@@ -75,7 +75,7 @@ class LimitSet:
         """
         default, changed = cls(), {}
         try:
-            for name, values in json.loads(Path(path).read_text(encoding="utf-8")).items():
+            for name, values in parse_json(read_bytes(Path(path), JSON_LIMIT)).items():
                 changed[name] = replace(getattr(default, name), **values)
             return cls(**changed)
         except (OSError, ValueError, TypeError, AttributeError) as error:

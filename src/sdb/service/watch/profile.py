@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from sdb.errors import ConfigError, DataError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
 from sdb.runtime import write_atomic
 from sdb.service.watch.statistics import Traits
 
@@ -85,7 +86,7 @@ class Profile:
             ConfigError: it is missing, damaged, or of another version.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(read_bytes(Path(path), JSON_LIMIT))
             if values.pop("version") != VERSION:
                 raise ValueError(f"version is not {VERSION}")
             for name in ("mean", "components", "variances", "confidence"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
+from sdb.files import DATABASE_LIMIT, check_regular
 from sdb.service.watch.counts import MAX_ALERTS, Count, Store
 
 _SCHEMA = (
@@ -44,6 +45,7 @@ class SqliteStore:
         try:
             if self._path != ":memory:":
                 Path(path).touch(mode=0o600)
+                check_regular(Path(path), DATABASE_LIMIT)
             self._connection = sqlite3.connect(
                 self._path, timeout=5, check_same_thread=False, isolation_level=None
             )

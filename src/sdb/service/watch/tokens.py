@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import ConfigError, KeyFileError, SDBError, StorageError
+from sdb.files import check_regular
 from sdb.service.watch.limits import Limits
 
 ANONYMOUS_NAME = "anonymous"
 ANSWERS = ("logits", "probabilities", "top_k", "labels")
 # Every digest is compared for every request, so their number is bounded (10,000 take about a millisecond).
 MAX_TOKENS = 10_000
+TOKENS_LIMIT = 2**26  # bytes of a file, which is read as a whole; that many tokens take a tenth
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SCHEMA = """CREATE TABLE IF NOT EXISTS tokens (
     name TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, partner TEXT NOT NULL, answers TEXT, limits TEXT,
@@ -117,8 +119,14 @@ class TokenFile:
                 self.path.touch(mode=0o600)
             except OSError as error:
                 raise StorageError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-        if not self.path.is_file():
-            raise KeyFileError(f"{path}: no token file; make a first token: sdb token new NAME --tokens {path}")
+        try:
+            check_regular(self.path, TOKENS_LIMIT)
+        except FileNotFoundError:
+            raise KeyFileError(
+                f"{path}: no token file; make a first token: sdb token new NAME --tokens {path}"
+            ) from None
+        except OSError as error:
+            raise KeyFileError(f"{path}: cannot be used as a token file: {error.strerror or error}") from None
         with self._open("rw" if create else "ro") as connection:
             if create:
                 connection.execute(_SCHEMA)
