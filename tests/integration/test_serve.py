@@ -294,6 +294,15 @@ def test_onnx_files_are_matched_with_keys_by_their_answers(place, onnx, images, 
         create_app(box, onnx=[place / "missing.onnx"])
 
 
+def test_on_loopback_only_our_own_names_are_served(place, sdb_command):
+    def head(port, host):
+        return raw(port, f"GET /v2 HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())[:12]
+
+    with process(sdb_command, place / "model.box", "--allowed-host", "models.example.com") as (_, port):
+        asked = {host: head(port, host) for host in ("evil.example", f"localhost:{port}", "models.example.com")}
+    assert list(asked.values()) == [b"HTTP/1.1 421", b"HTTP/1.1 200", b"HTTP/1.1 200"]
+
+
 def test_a_start_that_fails_says_why_in_one_line(place, quick_sdb, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for options, word in (
@@ -302,6 +311,7 @@ def test_a_start_that_fails_says_why_in_one_line(place, quick_sdb, tmp_path):
             ((place / "model.box", "--host", "192.0.2.1"), "listen"),
             ((place / "model.box", "--engine", "onnx"), "--onnx"),
             ((place / "model.box", "--answers", "all"), "top_k"),
+            ((place / "model.box", "--allowed-host", "http://x"), "without scheme"),
             ((place / "model.box", "--max-batch", "64", "--max-queue", "32"), "max_queue"),
             ((place / "model.box", "--partner-keys", place / "partner.key"), "--tokens"),
             ((place / "model.box", "--tokens", tmp_path / "missing.db"), "token"),
@@ -369,10 +379,13 @@ def test_clients_that_do_not_behave(place):
             assert status in answer.split(b"\r\n")[0] if status else answer == b"", (name, answer)
             if status:
                 assert list(json.loads(answer.partition(b"\r\n\r\n")[2].splitlines()[-1])) == ["error"], name
+                assert answer.lower().count(b"x-content-type-options: nosniff") == 1, name
             assert b"Traceback" not in answer
         # One byte at a time is too slow as well (the answer may be lost with the connection); others are answered.
         assert raw(port, *[bytes([byte]) for byte in head[:12]], pause=0.05)[:12] in (b"HTTP/1.1 408", b"")
         assert b" 200 " in raw(port, b"GET /v2/health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+        seen = raw(port, b"HEAD /v2/health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+        assert b" 200 " in seen and b"content-length: 14" in seen.lower() and seen.endswith(b"\r\n\r\n")
 
 
 def test_an_idle_connection_is_kept_for_a_while(place):

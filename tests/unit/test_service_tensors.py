@@ -103,6 +103,21 @@ REFUSED = {
     "256": {"inputs": [tensor(datatype="UINT8", data=[256] * 12)]},
     "fractions of UINT8": {"inputs": [tensor(datatype="UINT8", data=[0.5] * 12)]},
     "bytes that are not there": {"inputs": [of_bytes(PIXELS, "FP32")[0]]},
+    "shared memory beside data": {"inputs": [tensor(parameters={"shared_memory_offset": 0})]},
+    "outputs in shared memory": {
+        "inputs": [tensor()],
+        "outputs": [
+            {"name": "logits", "parameters": {"shared_memory_region": "x", "shared_memory_byte_size": 80}}
+        ],
+    },
+    "parameters": {"inputs": [tensor()], "parameters": ["binary_data_output"]},
+    "parameters of an input": {"inputs": [tensor(parameters="x")]},
+    "parameters of an output": {"inputs": [tensor()], "outputs": [{"name": "logits", "parameters": 1}]},
+    "flag": {"inputs": [tensor()], "parameters": {"binary_data_output": "false"}},
+    "flag of an output": {
+        "inputs": [tensor()],
+        "outputs": [{"name": "logits", "parameters": {"binary_data": 0}}],
+    },
     "shared memory": {"inputs": [tensor(data=None, parameters={"shared_memory_region": "x"})]},
 }
 
@@ -160,6 +175,43 @@ def test_a_wrong_size_of_the_json_is_refused(size):
 def test_random_bytes_are_refused_and_nothing_else_happens(body, size):
     with pytest.raises(Refusal):
         read_request(body, size, SHAPE, 4)
+
+
+def test_what_is_null_is_left_out():
+    """At every place where the protocol says optional."""
+    plain = asked({"inputs": [tensor()], "outputs": [{"name": "logits"}]})
+    null = {"id": None, "parameters": None, "inputs": [tensor() | {"parameters": None}]}
+    for more in (
+        {"outputs": [{"name": "logits", "parameters": None}]},
+        {"outputs": [{"name": "logits", "parameters": {"binary_data": None}}]},
+        {"outputs": [{"name": "logits"}], "parameters": {"binary_data_output": None}},
+    ):
+        given = asked(null | more)
+        assert (given.id, given.wanted, given.as_bytes) == (plain.id, plain.wanted, plain.as_bytes)
+    given = asked(null | {"outputs": None, "inputs": [tensor(parameters={"binary_data_size": None})]})
+    assert (given.id, given.wanted) == (None, {})
+    entry, data = of_bytes(PIXELS, "FP32")
+    np.testing.assert_array_equal(asked({"inputs": [entry | {"data": None}]}, data).images, PIXELS)
+
+
+@pytest.mark.parametrize("name", ["", "q", "\u20ac", "\ud800", " ", "null"])
+def test_every_id_comes_back(name):
+    def said(**more):
+        body, _ = write_response(asked({"inputs": [tensor()], **more}), answer(LOGITS, "logits"), "box")
+        return json.loads(body)
+
+    assert said(id=name)["id"] == name
+    assert "id" not in said() and "id" not in said(id=None)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+def test_numbers_in_json_are_exact_and_all_of_one_length(numbers):
+    values = np.array([numbers], np.float32)
+    request = asked({"inputs": [tensor()]})
+    body, _ = write_response(request, {"logits": values}, "box")
+    back = np.array(json.loads(body)["outputs"][0]["data"], np.float32)
+    np.testing.assert_array_equal(back.view(np.uint32), values.ravel().view(np.uint32))
+    assert len(body) == len(write_response(request, {"logits": np.zeros_like(values)}, "box")[0])
 
 
 LOGITS = np.array([[0.0, 3.0, 3.0, -1.0, 2.0, 1.0, 1.5], [9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]], np.float32)

@@ -25,6 +25,10 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name of this server, where a proxy on this machine passes it on."),
+    ] = None,
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "box",
     answers: Annotated[
         str, typer.Option(help="What is given away: logits, probabilities, top_k or labels.")
@@ -91,6 +95,8 @@ def serve(
             watch=watcher,
             answers=answers,
             limits=limits,
+            # A page on the internet can have its own name lead to this machine; what others reach has many names.
+            allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
             device=device,
         )
         advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"

@@ -4,9 +4,9 @@
     sdb serve model.box                                # the same under uvicorn
 
 What it is made of: `model` (what answers: torch or ONNX Runtime), `batching` (many requests, one forward), `limits`
-(what is refused), `bodies`, `tensors` and `protocol` (bytes to images and back), `images` (pictures), `answers` (how
-much of an answer is given), `metrics`, `service` and `app` (the routes), `run` (sockets, signals), `watch` (who asks,
-and how much).
+(what is refused), `origins` (pages of other sites), `bodies`, `forms`, `tensors` and `protocol` (bytes to images and
+back), `images` (pictures), `answers` (how much of an answer is given), `metrics`, `guard` (around every route),
+`service` and `app` (the routes), `run` (sockets, signals), `watch` (who asks, and how much).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def create_app(
     watch: Watch | None = None,
     answers: str = "logits",
     limits: Limits | None = None,
+    allowed_hosts: Sequence[str] | None = None,
     device: str = "auto",
 ) -> FastAPI:
     """Make the server's ASGI application, with its model loaded and tried once.
@@ -48,6 +49,7 @@ def create_app(
         watch: says who asks and how much they may; None: everybody is anonymous and nothing is counted.
         answers: what is given away: logits, probabilities, top_k or labels.
         limits: what is refused; None for the defaults.
+        allowed_hosts: names that a request may ask this server by, besides localhost and addresses; None for any.
         device: for torch: auto, cpu, cuda or cuda:N.
 
     Raises:
@@ -60,4 +62,4 @@ def create_app(
     from sdb.service.model import load_model
 
     model = load_model(box, name=name, onnx=onnx, partner_keys=partner_keys, device=device)
-    return build_app(model, watch=watch, answers=answers, limits=limits or Limits())
+    return build_app(model, watch=watch, answers=answers, limits=limits or Limits(), allowed_hosts=allowed_hosts)

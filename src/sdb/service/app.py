@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ try:
     from sdb.service.forms import upload
     from sdb.service.guard import Guard, add_error_handlers
     from sdb.service.images import read_picture
+    from sdb.service.origins import known_names
     from sdb.service.pages import add_pages
     from sdb.service.service import Service
 except ImportError as error:
@@ -44,9 +45,12 @@ class DirectRoute(APIRoute):
         return self.endpoint
 
 
-def build_app(model: Model, *, watch: Watch | None, answers: str, limits: Limits) -> FastAPI:
+def build_app(
+    model: Model, *, watch: Watch | None, answers: str, limits: Limits, allowed_hosts: Sequence[str] | None = None
+) -> FastAPI:
     """The ASGI application of one model; `sdb.service.create_app` explains the arguments."""
     service = Service(model, watch, answers, limits)
+    names = None if allowed_hosts is None else known_names(allowed_hosts)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -68,7 +72,7 @@ def build_app(model: Model, *, watch: Watch | None, answers: str, limits: Limits
     _add_protocol(app, service)
     _add_rest(app, service)
     add_pages(app)
-    app.add_middleware(Guard, metrics=service.metrics)
+    app.add_middleware(Guard, metrics=service.metrics, names=names)
     return app
 
 
@@ -133,6 +137,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
                 path + suffix, route, methods=[method], **descriptions.with_path(said, path, model.name)
             )
 
+    @app.get("/v2/", include_in_schema=False)  # as the protocol's own OpenAPI file has it
     @app.get("/v2", **descriptions.SERVER)
     async def server(request: Request) -> Response:
         """Name, version and extensions of the server."""
@@ -145,8 +150,8 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/health/ready", **descriptions.LIVE)
     async def ready(request: Request) -> Response:
-        """Whether the server answers."""
-        return as_json({"ready": True})
+        """Whether the server answers; the protocol's text calls the field live, servers and clients ready."""
+        return as_json({"live": True, "ready": True})
 
     @app.post("/v2/repository/index", **descriptions.INDEX)
     async def index(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Around every route: what is refused becomes `{"error": ...}`, bugs stay inside, everything is counted."""
+"""Around every route: who may ask, HEAD, refusals as `{"error": ...}`, bugs that stay inside, counts."""
 
 from __future__ import annotations
 
@@ -11,29 +11,37 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdb.service.limits import MAX_HEAD, Refusal
 from sdb.service.metrics import Metrics
+from sdb.service.origins import check_host, check_site
 
 log = logging.getLogger("sdb.service")
 # Statuses after which the client may still be sending: the connection ends with the answer.
 CLOSING = (408, 413)
+# A browser must not guess what an answer is.
+NO_SNIFFING = ("x-content-type-options", "nosniff")
 
 
 class Guard:
-    """ASGI middleware: refuses large heads, answers bugs with a plain 500, counts requests and their time.
+    """ASGI middleware: refuses large heads and foreign pages, answers bugs with a plain 500, counts requests and time.
+
+    HEAD is answered wherever GET is: load balancers ask so.
 
     Args:
         app: what is guarded.
         metrics: where it is counted.
+        names: of this server; None where any Host will do.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, names: frozenset[str] | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -42,20 +50,25 @@ class Guard:
             return
         begin = time.perf_counter()
         status = 0
+        head_only = scope["method"] == "HEAD"
+        if head_only:
+            scope = {**scope, "method": "GET"}
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message).setdefault(*NO_SNIFFING)
+            elif head_only:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            if head_size(scope) > MAX_HEAD:
-                await error_response(431, f"URL and headers have more than {MAX_HEAD} bytes")(
-                    scope, receive, counted
-                )
-            else:
-                await self.app(scope, receive, counted)
+            self._check(scope)
+            await self.app(scope, receive, counted)
+        except Refusal as refusal:
+            self.metrics.refused.labels(refusal.reason).inc()
+            await error_response(refusal.status, str(refusal))(scope, receive, counted)
         except ClientDisconnect:
             pass
         except Exception:
@@ -66,6 +79,14 @@ class Guard:
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status or 499).inc()
         self.metrics.latency.labels(route).observe(time.perf_counter() - begin)
+
+    def _check(self, scope: Scope) -> None:
+        if head_size(scope) > MAX_HEAD:
+            raise Refusal(431, f"URL and headers have more than {MAX_HEAD} bytes")
+        headers = Headers(scope=scope)
+        if self.names is not None:
+            check_host(headers, self.names)
+        check_site(headers, scope["method"], self.names or frozenset())
 
 
 def add_error_handlers(app: FastAPI) -> None:

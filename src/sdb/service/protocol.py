@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2 over HTTP: what an inference request says, and what is answered.
 
 A body is one JSON object; with the header `Inference-Header-Content-Length` it is that many bytes of JSON, then the
-tensors' bytes in their order. Keys and parameters that are not known are ignored, as the protocol asks. No
-Content-Type is needed: the usual client sends none.
+tensors' bytes in their order. Keys and parameters that are not known are ignored, as the protocol asks; what is null
+counts as left out. No Content-Type is needed: the usual client sends none.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from sdb.service.tensors import INPUT, read_images, write_tensor
 
 HEADER = "inference-header-content-length"
 VERSION = "1"
-EXTENSIONS = ("binary_tensor_data", "model_repository")
+# By the names that Triton gave them. Of its model repository there is the index alone, so it is not announced.
+EXTENSIONS = ("binary_tensor_data",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,13 @@ class InferRequest:
 
     Attributes:
         images: float32 (N, C, H, W), pixels in [0, 1].
-        id: the client's name for the request, "" where it gave none.
+        id: the client's name for the request, None where it gave none.
         wanted: names of outputs, in order, and whether each comes as bytes; empty for all of them.
         as_bytes: how outputs come where `wanted` does not say.
     """
 
     images: np.ndarray
-    id: str
+    id: str | None
     wanted: dict[str, bool]
     as_bytes: bool
 
@@ -65,19 +67,19 @@ def read_request(
     inputs = _objects(request, "inputs")
     if len(inputs) != 1 or inputs[0].get("name") != INPUT:
         raise Refusal(400, f"expected one input, named {INPUT!r}")
-    size = _parameters(inputs[0]).get("binary_data_size", 0)
-    if type(size) is not int or size < 0 or size != len(binary):
+    size = _parameters(inputs[0]).get("binary_data_size")
+    if type(size) not in (int, NoneType) or (size or 0) != len(binary):
         raise Refusal(400, f"binary_data_size must be the {len(binary)} bytes that follow the JSON")
     images = read_images(inputs[0], binary, image_shape, max_images)
-    name = request.get("id", "")
-    if not isinstance(name, str):
+    name = request.get("id")
+    if not isinstance(name, str | None):
         raise Refusal(400, "the request's id must be text")
-    as_bytes = _parameters(request).get("binary_data_output") is True
+    as_bytes = _flag(_parameters(request), "binary_data_output", False)
     wanted: dict[str, bool] = {}
-    for output in _objects(request, "outputs") if "outputs" in request else []:
+    for output in _objects(request, "outputs") if request.get("outputs") is not None else []:
         if not isinstance(output.get("name"), str):
             raise Refusal(400, "every entry of outputs needs a name")
-        wanted[output["name"]] = _parameters(output).get("binary_data", as_bytes) is True
+        wanted[output["name"]] = _flag(_parameters(output), "binary_data", as_bytes)
     return InferRequest(images, name, wanted, as_bytes)
 
 
@@ -101,10 +103,10 @@ def write_response(
         entry, data = write_tensor(name, tensors[name], request.wanted.get(name, request.as_bytes))
         entries.append(entry)
         parts.append(data)
-    answer: dict[str, Any] = {"model_name": model, "model_version": VERSION}
-    if request.id:
+    answer = {"model_name": model, "model_version": VERSION}
+    if request.id is not None:
         answer["id"] = request.id
-    text = json.dumps(answer | {"outputs": entries}).encode()
+    text = f'{json.dumps(answer)[:-1]}, "outputs": [{", ".join(entries)}]}}'.encode()
     binary = b"".join(parts)
     if not binary:
         return text, {"content-type": "application/json"}
@@ -129,4 +131,15 @@ def _objects(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
     value = holder.get("parameters")
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict | None):
+        raise Refusal(400, "parameters must be an object")
+    if any(name.startswith("shared_memory_") for name in value or {}):
+        raise Refusal(400, "this server has no shared memory: send and take tensors in the body")
+    return value or {}
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name)
+    if not isinstance(value, bool | None):
+        raise Refusal(400, f"{name} must be true or false")
+    return default if value is None else value

@@ -207,7 +207,7 @@ def protocol_class(read_timeout: float) -> type[HttpToolsProtocol]:
             body = json.dumps({"error": message}).encode()
             head = (
                 f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                "connection: close\r\n\r\n"
+                "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
             self.transport.close()
