@@ -34,7 +34,7 @@ class PrivatePart(nn.Module):
     def __init__(self, classifier: Classifier, whole: bool = False) -> None:
         super().__init__()
         own_parameters, own_buffers = dict(classifier.named_parameters()), dict(classifier.named_buffers())
-        everything = [name for name in classifier.state_dict() if name not in ("mean", "std")]
+        everything = [name for name in _names(classifier) if name not in ("mean", "std")]
         self.replaced = everything if whole else replaceable(classifier)
         # Module attribute names may not hold dots, parameter names do.
         for name in self.replaced:
@@ -43,7 +43,7 @@ class PrivatePart(nn.Module):
             else:
                 self.register_buffer(_key(name), own_buffers[name].detach().clone())
         self.adapted = adaptable(classifier) if not (whole or has_norms(classifier)) else []
-        self.adapted = [name for name in self.adapted if name not in self.replaced]
+        self.adapted = [name for name in self.adapted if name in own_parameters and name not in self.replaced]
         for name in self.adapted:
             weight = own_parameters[name].detach()
             rows, columns = weight.shape[0], weight[0].numel()
@@ -108,9 +108,18 @@ def replaceable(classifier: Classifier) -> list[str]:
     names = []
     for prefix, module in classifier.named_modules():
         if is_norm(module) or module is head:
-            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            # With what a parametrisation (weight norm, spectral norm) holds below a layer.
+            own = (*module.named_parameters(), *module.named_buffers())
             names += [f"{prefix}.{name}" for name, _ in own]
-    return names
+    kept = set(_names(classifier))
+    return [name for name in names if name in kept]
+
+
+def _names(classifier: Classifier) -> list[str]:
+    """What a file of weights holds, a tensor with two names (tied weights, a module used twice) by its first."""
+    kept = classifier.state_dict()
+    own = (*classifier.named_parameters(), *classifier.named_buffers())
+    return [name for name, _ in own if name in kept]
 
 
 def has_norms(classifier: Classifier) -> bool:

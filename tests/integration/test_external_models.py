@@ -106,7 +106,7 @@ class TestFactories:
     def test_spec_builds_and_tries_it(self, user_module):
         classifier = ModelSpec(f"{user_module}:Head", {}, 7, (3, 8, 8), MEAN, STD).build()
         assert classifier(torch.rand(2, 3, 8, 8)).shape == (2, 7)
-        with pytest.raises(ModelError, match=r"returned \(2, 9\), expected \(2, 7\)"):
+        with pytest.raises(ModelError, match=r"returned \(2, 9\), and logits \(N, 7\) are expected"):
             ModelSpec(f"{user_module}:Head", {"num_classes": 9}, 7, (3, 8, 8), MEAN, STD).build()
 
     @pytest.mark.parametrize(

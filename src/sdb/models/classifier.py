@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -12,8 +13,13 @@ from torch import Tensor, nn
 
 from sdb.errors import ModelError
 from sdb.models.architectures import MODELS, build
-from sdb.models.probe import check
-from sdb.models.sizes import check_normalisation, check_sizes
+from sdb.models.probe import TWIN_SEED, ask, check_steady, logits_of, needs_company, probes, settled, undisturbed
+from sdb.models.sizes import check_normalisation, check_sizes, warn_of_scale
+
+# How far pixels may lie outside [0, 1] before somebody is told: what float32 arithmetic costs, and more.
+ROOM = 1e-3
+
+log = logging.getLogger("sdb")
 
 
 class Classifier(nn.Module):
@@ -22,7 +28,8 @@ class Classifier(nn.Module):
     The state dict holds `network.*`, `mean` and `std`, so whoever has the weights has the normalisation too.
 
     Args:
-        network: takes normalised images, returns logits or an output object that carries `.logits`.
+        network: takes normalised images, returns logits, or what holds them clearly (see `logits_of`). It is used as
+            it is, in float32; DataParallel and the like around it are taken off.
         mean, std: per channel, of pixels in [0, 1].
         num_classes: number of logits.
         image_shape: (C, H, W) of one image.
@@ -30,9 +37,12 @@ class Classifier(nn.Module):
     Attributes:
         spec: how to build it again, or None when the network came as a module object.
         class_names: of the data that it was trained on, in label order; empty where they are not known.
+        company: in eval mode, the network gets one image more than it is asked about, since it fails on a lone one
+            (`.squeeze()` takes the batch axis too).
 
     Raises:
-        ModelError: a size is out of range, or mean or std does not hold one usable number a channel.
+        ModelError: a size is out of range, mean or std does not hold one usable number a channel, or the network holds
+            what no file of plain tensors can.
     """
 
     mean: Tensor
@@ -49,6 +59,8 @@ class Classifier(nn.Module):
         super().__init__()
         check_sizes(num_classes, image_shape)
         check_normalisation(mean, std, channels=image_shape[0])
+        warn_of_scale(tuple(mean), tuple(std))
+        network = settled(network, image_shape)
         # Channels-last kernels write no transposed copies and pool whole vectors; outputs follow the weights' layout.
         self.network = network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -57,11 +69,58 @@ class Classifier(nn.Module):
         self.image_shape = (int(image_shape[0]), int(image_shape[1]), int(image_shape[2]))
         self.spec: ModelSpec | None = None
         self.class_names: tuple[str, ...] = ()
+        self.company = False
+        self._looks, self._told = True, False
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels (N, C, H, W) in [0, 1] and return logits (N, num_classes)."""
+        """Normalise pixels (N, C, H, W) in [0, 1] and return logits (N, num_classes).
+
+        Raises:
+            ModelError: these are no float images of that many channels in a batch, or the network returns no logits.
+        """
+        if pixels.dim() != 4 or pixels.shape[1] != self.image_shape[0] or not pixels.is_floating_point():
+            self._refuse(pixels)
+        if not torch.compiler.is_compiling() and self._looks:
+            self._look(pixels)
+        company = self.company and not self.training
+        if company:
+            pixels = torch.cat([pixels, pixels[:1]])
         output = self.network((pixels - self.mean) / self.std)
-        return output if isinstance(output, Tensor) else output.logits
+        logits = logits_of(output, self.num_classes)
+        return logits[:-1] if company else logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode or back; the next pixels are looked at again."""
+        self._looks = not self._told
+        return super().train(mode)
+
+    def _refuse(self, pixels: Tensor) -> None:
+        shape, channels = tuple(pixels.shape), self.image_shape[0]
+        given = f"images are {shape} of {str(pixels.dtype).removeprefix('torch.')}"
+        expected = f"expected a batch (N, {channels}, H, W) of float pixels in [0, 1]"
+        if not pixels.is_floating_point():
+            raise ModelError(f"{given}, {expected}: use images.float() / 255 where they count from 0 to 255")
+        if pixels.dim() == 3:
+            raise ModelError(f"{given}, {expected}: use image.unsqueeze(0) for one image")
+        raise ModelError(f"{given}, {expected}")
+
+    def _look(self, pixels: Tensor) -> None:
+        """Warn, once, of pixels outside [0, 1]."""
+        # A look waits for the device, and a training step has no time: there, only the first since train() or eval().
+        self._looks = not self.training and pixels.device.type == "cpu"
+        if not pixels.numel() or pixels.is_meta or torch.jit.is_tracing():
+            return
+        try:
+            low, high = (float(value) for value in pixels.detach().aminmax())
+        except RuntimeError:
+            return  # inside torch.func's transforms a tensor has no value to read
+        if low >= -ROOM and high <= 1 + ROOM:
+            return
+        self._looks, self._told = False, True
+        remedy = "divide them by 255" if high > 16 else "leave a normalisation of your own out, it has its own"
+        log.warning(
+            "a classifier was given pixels from %.3g to %.3g, and takes them in [0, 1]: %s", low, high, remedy
+        )
 
 
 def from_module(
@@ -71,19 +130,50 @@ def from_module(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Classifier:
-    """Make a classifier from a network that the caller built, on the device it is on, after trying it once.
+    """Make a classifier from a network that the caller built, on the device it is on, after trying it.
+
+    It is tried on two images and on one, in eval and in training mode, which leaves its modes, running statistics and
+    random state as they were. The network itself becomes part of the classifier: half and double weights become
+    float32, lazy layers get their sizes.
 
     Raises:
-        ModelError: the network does not map such images to `num_classes` logits.
+        ModelError: the network does not map such images to `num_classes` logits, gives probabilities, answers at random
+            in eval mode, or holds what no file of plain tensors can.
     """
     if not isinstance(module, nn.Module):
         raise ModelError(f"the model is a {type(module).__name__}: give an nn.Module")
+    classifier = _around(module, num_classes, image_shape, mean, std)
+    _try(classifier, None)
+    return classifier
+
+
+def _around(
+    module: nn.Module,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Classifier:
+    """A classifier on the network's device."""
     parameter = next(module.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     with device:  # only the normalisation is new; a module may be spread over devices, so it is not moved
-        classifier = Classifier(module, mean, std, num_classes, image_shape)
-    check(classifier, image_shape, num_classes, device)
-    return classifier
+        return Classifier(module, mean, std, num_classes, image_shape)
+
+
+def _try(classifier: Classifier, twin: Classifier | None) -> None:
+    """Refuse a classifier whose network does not do; find out whether it needs company. `twin`: see `check_steady`."""
+    shape, classes, device = classifier.image_shape, classifier.num_classes, classifier.mean.device
+    with undisturbed(classifier, training=False):
+        ask(classifier, 2, shape, classes, device)
+        lone = (probes(1, shape, device) - classifier.mean) / classifier.std
+        classifier.company = needs_company(classifier.network, lone, classes)
+        ask(classifier, 1, shape, classes, device)
+    with undisturbed(classifier, training=True):
+        ask(classifier, 2, shape, classes, device)
+    if twin is not None:
+        twin.company = classifier.company
+    check_steady(classifier, twin, probes(2, shape, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +229,16 @@ class ModelSpec:
         Raises:
             ModelError: the network cannot be built, or does not map such images to `num_classes` logits.
         """
+        classifier = self._made(allow_factory)
+        if self.name not in MODELS:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(TWIN_SEED)
+                twin = self._made(allow_factory)
+            _try(classifier, twin)
+        classifier.spec = self
+        return classifier
+
+    def _made(self, allow_factory: bool) -> Classifier:
         network = build(
             self.name,
             num_classes=self.num_classes,
@@ -146,12 +246,7 @@ class ModelSpec:
             arguments=self.arguments,
             allow_factory=allow_factory,
         )
-        if self.name in MODELS:
-            classifier = Classifier(network, self.mean, self.std, self.num_classes, self.image_shape)
-        else:
-            classifier = from_module(network, self.num_classes, self.image_shape, self.mean, self.std)
-        classifier.spec = self
-        return classifier
+        return _around(network, self.num_classes, self.image_shape, self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

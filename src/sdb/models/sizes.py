@@ -1,5 +1,7 @@
 """What the description of a classifier may hold: sizes and normalisation."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -7,6 +9,8 @@ from sdb.errors import ModelError
 
 MAX_CLASSES = 1_000_000
 MAX_SIDE = 16_384
+
+log = logging.getLogger("sdb")
 
 
 def check_sizes(num_classes: int, image_shape: Sequence[int]) -> None:
@@ -29,6 +33,18 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: i
             # The comparison also refuses NaN, infinities and integers beyond any float.
             if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= 1e6:
                 raise ModelError(f"{field} holds {value!r}: give numbers from {least:g} to 1e6")
+
+
+@functools.cache  # once for each normalisation
+def warn_of_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Warn of a normalisation that pixels in [0, 1] cannot have: it is meant for pixels from 0 to 255."""
+    if max(*mean, *std) > 1:
+        log.warning(
+            "mean %s and std %s are not those of pixels in [0, 1], which is what a classifier takes: divide both by "
+            "255 if they are on the 0-255 scale",
+            mean,
+            std,
+        )
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:
