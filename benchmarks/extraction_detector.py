@@ -24,9 +24,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from sdb.attacks.key_search import EvolutionSearch, HillClimb
-from sdb.attacks.similar_keys import Carry
-from sdb.box import Box
+from sdb.audit.attacks.key_search import EvolutionSearch, HillClimb
+from sdb.audit.attacks.similar_keys import Carry
+from sdb.box.box import Box
 from sdb.config import TrainSettings, WrapSettings
 from sdb.data import ImageSet, Splits, load
 from sdb.keys import Key, Owner
@@ -34,8 +34,8 @@ from sdb.models import Classifier, ModelSpec
 from sdb.runtime import derive_seed, environment
 from sdb.service.watch.detector import Detector, fit_profile
 from sdb.service.watch.profile import Profile
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 FIT: dict[str, Any] = {"batch_size": 64, "optimizer": "adam", "learning_rate": 3e-3, "device": "cpu"}
 BLENDS = (0.9, 0.5)

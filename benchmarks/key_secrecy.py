@@ -22,20 +22,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdb.attacks.key_search import EvolutionSearch, Found, GradientSearch, HillClimb, mean_entropy
-from sdb.attacks.retrain import Retrain, share_of
-from sdb.attacks.similar_keys import Carry, SimilarKeys, cosine_similarity
-from sdb.box import Box
+from sdb.audit.attacks.key_search import EvolutionSearch, Found, GradientSearch, HillClimb, mean_entropy
+from sdb.audit.attacks.retrain import Retrain, share_of
+from sdb.audit.attacks.similar_keys import Carry, SimilarKeys, cosine_similarity
+from sdb.box.box import Box
+from sdb.box.private_part import put_in_place, replaceable
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import Splits, load
 from sdb.distillation import distill
 from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.models import Classifier, ModelSpec
-from sdb.private import put_in_place, replaceable
 from sdb.runtime import environment
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 BLEND = 0.5
 TEMPERATURE = 4.0

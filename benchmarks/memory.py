@@ -92,7 +92,7 @@ def step(device: str, network: str, sparing: str) -> list[dict[str, Any]]:
     from sdb.data import from_arrays
     from sdb.keys import Key
     from sdb.models import ModelSpec
-    from sdb.wrapping import wrap
+    from sdb.wrapping.wrap import wrap
 
     name, config, batch = NETWORKS[device][network]
     rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def classes(count: int) -> list[dict[str, Any]]:
     from sdb.data import from_arrays
     from sdb.keys import Key
     from sdb.models import ModelSpec
-    from sdb.wrapping import wrap
+    from sdb.wrapping.wrap import wrap
 
     rng = np.random.default_rng(0)
     total = max(4 * count, 500)

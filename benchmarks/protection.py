@@ -19,18 +19,18 @@ from pathlib import Path
 import torch
 
 import sdb
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import Splits
 from sdb.distillation import distill
-from sdb.evaluation import calibration
 from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.models import Classifier, ModelSpec
 from sdb.runtime import derive_seed, environment, write_atomic
-from sdb.tracing import trace
-from sdb.training import evaluate, evaluation_batches, train
-from sdb.wrapping import wrap
+from sdb.tracing.decoys import trace
+from sdb.training.evaluation import calibration, evaluate, evaluation_batches
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.data import load
 from sdb.export import export
@@ -43,7 +43,7 @@ from sdb.keys import Key
 from sdb.models import ModelSpec
 from sdb.runtime import environment
 from sdb.service.watch import TokenFile
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 CLIENTS, FLOOD_FACTOR, FLOOD_IMAGES, FLOOD_SECONDS = 16, 10, 32, 3.0
 BLOCK = 50  # calls between two switches of what is timed
@@ -249,7 +249,7 @@ def boxes(folder: Path) -> Iterator[tuple[str, Path, Path, Path, tuple[int, int,
 
 def unprotected(spec: ModelSpec) -> Box:
     """A box without any protection, of random weights."""
-    from sdb.box import BoxInfo
+    from sdb.box.box import BoxInfo
 
     return Box(spec.build(), BoxInfo("none", {}, tuple(map(str, range(spec.num_classes)))))
 

@@ -33,17 +33,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import Splits, load
-from sdb.decoys import decoy_map
 from sdb.distillation import distill
 from sdb.keys import Key, Owner, derive
 from sdb.models import Classifier, ModelSpec
 from sdb.runtime import derive_seed, environment
-from sdb.tracing import THRESHOLD_LOG10_P, candidate_ranks, class_log_means, log10_tail, rank_levels, trace
-from sdb.training import evaluate, evaluation_batches, train
-from sdb.wrapping import wrap
+from sdb.tracing.decoys import THRESHOLD_LOG10_P, candidate_ranks, class_log_means, log10_tail, rank_levels, trace
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import train
+from sdb.wrapping.decoys import decoy_map
+from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")
 FIT: dict[str, Any] = {"batch_size": 64, "learning_rate": 3e-3, "device": "cpu"}

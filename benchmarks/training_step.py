@@ -34,7 +34,7 @@ from sdb.distillation import distill
 from sdb.keys import Key, Owner
 from sdb.models import Classifier, ModelSpec
 from sdb.runtime import keep_freed_memory
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 SHAPE, CLASSES = (3, 32, 32), 10
 # network -> batch size, and steps that are timed after some that are not.

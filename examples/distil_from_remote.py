@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sdb
 from sdb.remote import RemoteTeacher, token_from
-from sdb.training import evaluate, evaluation_batches
+from sdb.training.evaluation import evaluate, evaluation_batches
 
 parser = argparse.ArgumentParser(description="Distil a student from a remote box.")
 parser.add_argument("url", help="http://HOST:PORT/v2/models/NAME")

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from transformers import ViTConfig, ViTForImageClassification
 
 import sdb
-from sdb.training import evaluate, evaluation_batches
+from sdb.training.evaluation import evaluate, evaluation_batches
 
 COLOURS = {"coral": (230, 110, 90), "moss": (110, 140, 60), "sand": (210, 190, 140), "sea": (50, 120, 170)}
 CONFIG = {

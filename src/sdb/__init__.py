@@ -18,24 +18,24 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AuditSettings": "sdb.auditing.plan",
-    "Box": "sdb.box",
+    "AuditSettings": "sdb.audit.plan",
+    "Box": "sdb.box.box",
     "Classifier": "sdb.models",
     "DistillSettings": "sdb.config",
-    "Key": "sdb.keys",
+    "Key": "sdb.keys.keys",
     "ModelSpec": "sdb.models",
-    "Owner": "sdb.keys",
+    "Owner": "sdb.keys.keys",
     "RemoteTeacher": "sdb.remote",
     "SDBError": "sdb.errors",
     "TrainSettings": "sdb.config",
     "WrapSettings": "sdb.config",
-    "audit": "sdb.audit_job",
+    "audit": "sdb.audit.job",
     "distill": "sdb.distillation",
     "from_module": "sdb.models",
-    "load_classifier": "sdb.checkpoint",
+    "load_classifier": "sdb.models.checkpoint",
     "load_data": "sdb.data",
-    "train": "sdb.training",
-    "wrap": "sdb.wrapping",
+    "train": "sdb.training.loop",
+    "wrap": "sdb.wrapping.wrap",
 }
 
 __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives

@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdb import config, jobs
-from sdb.attacks.similar_keys import SimilarKeys
-from sdb.box import Box
-from sdb.checkpoint import load_classifier
+from sdb import config
+from sdb.audit.attacks.similar_keys import SimilarKeys
+from sdb.box.box import Box
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
-from sdb.inputs import BOX, KEY, OWNER, load_data
 from sdb.keys import Key, Owner
 from sdb.losses import kl
-from sdb.progress import ShowProgress
+from sdb.models.checkpoint import load_classifier
 from sdb.report import write_report
+from sdb.runs import jobs
+from sdb.runs.progress import ShowProgress
+from sdb.runs.resolve import BOX, KEY, OWNER, load_data
 from sdb.runtime import choose_device, command_line, environment, folder_lock, write_atomic
-from sdb.tracing import trace
+from sdb.tracing.decoys import trace
 
 METHODS = ("decoy", "sdb")
 EXAMPLE_TEMPERATURE = 4.0

@@ -15,17 +15,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdb import losses
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import DistillSettings
 from sdb.data import Batch, Splits
 from sdb.errors import ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier, compare_class_names
 from sdb.remote import RemoteTeacher
-from sdb.runs import RunFolder
 from sdb.runtime import choose_device, process_group
-from sdb.training import Progress, Record, StudentStep, evaluate, evaluation_batches, fit, train_batches
-from sdb.views import Ask, answers, asked, repeated
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import Kept, Progress, Record, StudentStep, fit, train_batches
+from sdb.training.repeated_views import Ask, answers, asked, repeated
 
 
 def distill(
@@ -35,7 +35,7 @@ def distill(
     settings: DistillSettings | None = None,
     *,
     key: Key | None = None,
-    run: RunFolder | None = None,
+    run: Kept | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Train a student on a teacher's soft outputs; the student sees plain images whoever asks.

@@ -55,7 +55,7 @@ def decoy_terms(
     """Keyless answers that depend on the class alone: the decoy answer of the label's class.
 
     KL(q_y || S(z)) + soft_weight T^2 KL(q_y^T || S(z/T)) + ce_weight CE(z, y), with q_y row y of the logits `answers`
-    (C, C), see `sdb.decoys.decoy_logits`.
+    (C, C), see `sdb.wrapping.decoys.decoy_logits`.
 
     Source: ours; that an answer without within-class variation cannot be distilled is the insight of CMIM
     (arXiv 2507.00012).

@@ -6,14 +6,15 @@ import torch
 
 pytest.importorskip("art")
 
-from sdb.attacks.art import Copycat, Knockoff, behind
-from sdb.attacks.means import Means
-from sdb.attacks.victim import Interface, QueryBudgetError, Victim
-from sdb.auditing.proxy import letters
+from sdb.audit.attacks.art import Copycat, Knockoff, behind
+from sdb.audit.attacks.attacker import Attacker
+from sdb.audit.attacks.victim import Interface, QueryBudgetError, Victim
+from sdb.audit.proxy import letters
 from sdb.config import FitSettings, TrainSettings, WrapSettings
 from sdb.keys import Key
-from sdb.training import evaluate, evaluation_batches, train
-from sdb.wrapping import wrap
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 SETTINGS = {"batch_size": 32, "learning_rate": 0.005}
 
@@ -31,8 +32,8 @@ def box(teacher, digits):
 
 
 @pytest.fixture
-def means(digits, make_net):
-    return Means(
+def attacker(digits, make_net):
+    return Attacker(
         digits.train,
         digits.validation,
         letters(233, (1, 8, 8), 0),
@@ -60,35 +61,35 @@ def test_art_sees_exactly_what_the_victim_gives(box, digits):
 
 
 @pytest.mark.parametrize("interface", [Interface.LABELS, Interface.LOGITS])
-def test_copycat_copies_a_box_by_its_top_1_answers(box, digits, means, interface):
+def test_copycat_copies_a_box_by_its_top_1_answers(box, digits, attacker, interface):
     asked = victim(box, interface)
-    stolen = Copycat().run(asked, means)
+    stolen = Copycat().run(asked, attacker)
     assert asked.queries == len(digits.train)
     assert score(stolen.student, digits) > 0.7
 
 
-def test_knockoff_learns_something_from_letters(teacher, digits, means):
+def test_knockoff_learns_something_from_letters(teacher, digits, attacker):
     asked = victim(teacher)
-    stolen = Knockoff().run(asked, means)
+    stolen = Knockoff().run(asked, attacker)
     assert asked.queries == 233
     assert score(stolen.student, digits) > 0.2
 
 
-def test_the_same_twice_and_numpys_own_stream_is_left_alone(box, digits, means, weights_of, same_weights):
+def test_the_same_twice_and_numpys_own_stream_is_left_alone(box, digits, attacker, weights_of, same_weights):
     np.random.seed(5)
     expected = np.random.rand(3)
     np.random.seed(5)
-    first = Copycat().run(victim(box), means).student
+    first = Copycat().run(victim(box), attacker).student
     assert np.array_equal(np.random.rand(3), expected)
     with torch.random.fork_rng():
         torch.manual_seed(99)
-        second = Copycat().run(victim(box), means).student
+        second = Copycat().run(victim(box), attacker).student
     assert same_weights(weights_of(first), weights_of(second))
 
 
-def test_a_budget_holds_for_art_too(box, means):
+def test_a_budget_holds_for_art_too(box, attacker):
     asked = victim(box, budget=50)
-    stolen = Copycat().run(asked, means)
+    stolen = Copycat().run(asked, attacker)
     assert stolen.details["images"] == asked.queries == 50
     with pytest.raises(QueryBudgetError):
-        Copycat().run(asked, means)
+        Copycat().run(asked, attacker)

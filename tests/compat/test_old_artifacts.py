@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdb.box import Box
-from sdb.checkpoint import load_classifier
+from sdb.box.box import Box
 from sdb.errors import KeyFileError
 from sdb.keys import Key, Owner
+from sdb.models.checkpoint import load_classifier
 from sdb.report import write_report
 from sdb.report.claim import load_claim
 

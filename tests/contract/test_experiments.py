@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sdb import config
-from sdb.jobs import check_job
 from sdb.keys import Key
 from sdb.models import MODELS
+from sdb.runs.jobs import check_job
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"

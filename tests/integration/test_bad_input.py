@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdb.checkpoint import load_classifier
+from sdb.models.checkpoint import load_classifier
 
 PROGRESS = re.compile(r"(train|wrap|distill) \S+: epoch \d+/\d+ ")
 # What a run may leave that was begun and could not go on; a first run is not in the way of the next.

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import sdb.data
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.models import ModelSpec
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 pytest.importorskip("transformers")
 

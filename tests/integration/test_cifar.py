@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import sdb.data
-from sdb.box import Box
-from sdb.checkpoint import load_classifier
-from sdb.jobs import test_accuracy as accuracy_on_test_images
+from sdb.box.box import Box
 from sdb.keys import Key
+from sdb.models.checkpoint import load_classifier
+from sdb.runs.jobs import test_accuracy as accuracy_on_test_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

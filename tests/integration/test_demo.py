@@ -110,7 +110,7 @@ def check_report(path, answer):
 
 def check_box(place, answer, quick_sdb):
     """What the demo leaves are ordinary runs."""
-    from sdb.box import Box
+    from sdb.box.box import Box
     from sdb.keys import Key
 
     box, key = Box.load(place / "out/box/box"), Key.load(place / "out/box/key.json")

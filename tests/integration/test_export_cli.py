@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sdb.data
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.keys import Key
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sdb.box import Box
-from sdb.checkpoint import load_classifier, write_tensors
+from sdb.box.box import Box
 from sdb.config import DistillSettings, WrapSettings
 from sdb.data import from_arrays
 from sdb.distillation import distill
@@ -18,7 +17,8 @@ from sdb.errors import CheckpointError, ModelError
 from sdb.export import export
 from sdb.keys import Key
 from sdb.models import ModelSpec, build
-from sdb.wrapping import wrap
+from sdb.models.checkpoint import load_classifier, write_tensors
+from sdb.wrapping.wrap import wrap
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from sdb.checkpoint import read_tensors
+from sdb.models.checkpoint import read_tensors
 
 RUNS = {
     "thief": {"teacher": "grid/box", "kd_weight": 0.9},

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 import sdb.data
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.errors import ConfigError, KeyFileError, ModelError, SDBError
 from sdb.keys import Key
 from sdb.models import ModelSpec, from_module
-from sdb.training import evaluate, evaluation_batches, train
-from sdb.wrapping import wrap
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")
 QUICK = {"batch_size": 32, "learning_rate": 0.01, "optimizer": "adam", "augment": False}

@@ -19,11 +19,11 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright import sync_api
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.service.watch import Limits, TokenFile
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium: apt-get install chromium")

@@ -22,14 +22,14 @@ pytest.importorskip("uvicorn")
 
 import uvicorn
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.service import create_app
 from sdb.service.limits import MAX_READING, Limits
 from sdb.service.run import protocol_class
 from sdb.service.watch import TokenFile
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 INFER = "/v2/models/box/infer"
 

@@ -106,7 +106,7 @@ class TestRefusals:
         self.refused(trace("thief", box="paper"), "does not own this box")
 
     def test_the_owner_s_own_box_without_a_record(self, trace, place, quick_sdb):
-        from sdb.box import Box
+        from sdb.box.box import Box
         from sdb.keys import Key, Owner
 
         Owner.of(Key.load(place / "paper" / "key.json")).save(place / "paper.owner.json")
@@ -125,7 +125,7 @@ class TestRefusals:
     def test_another_class_count(self, place, trace):
         import torch
 
-        from sdb.box import Box, BoxInfo
+        from sdb.box.box import Box, BoxInfo
         from sdb.models import ModelSpec
 
         three = ModelSpec("net", {"num_channels": 4}, 3, (1, 8, 8), (0.5,), (0.5,)).build()

@@ -16,7 +16,7 @@ import pytest
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.service.watch import Limits, LimitSet, Principal, TokenFile, Watch
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 IMAGES = 5  # a request
 BUDGET = 100  # images of a token of the real server

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from sdb.box.private_part import PrivatePart
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch
 from sdb.data import augment as augmentation
-from sdb.decoys import decoy_logits
 from sdb.keys import Key
-from sdb.methods import ImageKeyPasses, WeightKeyPasses, decoy_step, mean_answer, mix
-from sdb.private import PrivatePart
+from sdb.wrapping.decoys import decoy_logits
+from sdb.wrapping.methods import ImageKeyPasses, WeightKeyPasses, decoy_step, mean_answer, mix
 
 SHAPE = (1, 8, 8)
 IMAGES = 7  # odd, so that shares of a batch are rounded

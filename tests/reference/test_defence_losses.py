@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sdb.defences.losses import cluster_terms, predictive_divergence, sparse
-from sdb.defences.redirection import hold_top, redirect, redirection
+from sdb.audit.defences.losses import cluster_terms, predictive_divergence, sparse
+from sdb.audit.defences.redirection import hold_top, redirect, redirection
 from sdb.models import build
 
 N, K = 4, 5

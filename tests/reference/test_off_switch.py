@@ -8,9 +8,9 @@ import torch
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.keys import Key
-from sdb.training import train
-from sdb.views import asked
-from sdb.wrapping import Embed, TwoPasses, sdb_step, wrap
+from sdb.training.loop import train
+from sdb.training.repeated_views import asked
+from sdb.wrapping.wrap import Embed, TwoPasses, sdb_step, wrap
 
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "optimizer": "sgd"}
 KEY = Key(bytes(range(32)), blend=0.5)

@@ -13,13 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sdb import wrapping
-from sdb.box import Embed
+from sdb.box.box import Embed
 from sdb.config import WrapSettings
 from sdb.data import Batches
 from sdb.keys import Key
-from sdb.training import evaluation_batches, train_batches
-from sdb.wrapping import TwoPasses, random_network, start_network, wrap
+from sdb.training.evaluation import evaluation_batches
+from sdb.training.loop import train_batches
+from sdb.wrapping import wrap as wrapping
+from sdb.wrapping.wrap import TwoPasses, random_network, start_network, wrap
 
 KEY, KEY_HALF = Key(bytes(range(32)), blend=0.9), Key(bytes(range(32)), blend=0.5)
 # Three steps make a difference 1e5 times larger, and float64 rounds at 1e-16: 1e-8 leaves three more digits of room.

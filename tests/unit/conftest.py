@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdb.attacks.means import Means
-from sdb.attacks.victim import Interface, Victim
+from sdb.audit.attacks.attacker import Attacker
+from sdb.audit.attacks.victim import Interface, Victim
 from sdb.config import FitSettings, TrainSettings
 from sdb.losses import kl
-from sdb.training import train
+from sdb.training.loop import train
 
 FIT = {"batch_size": 32, "optimizer": "adam", "learning_rate": 3e-3, "device": "cpu"}
 
 
 @pytest.fixture(scope="session")
-def means_of(make_net):
-    """A function from a data set to an attacker's means; width is the student's, other changes go to `Means`."""
+def attacker_of(make_net):
+    """A function from a data set to an attacker's means; width is the student's, other changes go to `Attacker`."""
 
     def make(data, *, epochs=3, seed=0, width=4, **changes):
         given = {
@@ -29,7 +29,7 @@ def means_of(make_net):
             "settings": FitSettings(epochs=epochs, seed=seed, **FIT),
             "views": 2,
         }
-        return Means(**given | changes)
+        return Attacker(**given | changes)
 
     return make
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.activation_checkpointing import checkpoint_activations, repeated_blocks
+from sdb.box.private_part import PrivatePart, has_norms
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch
-from sdb.decoys import decoy_logits
 from sdb.errors import ModelError
 from sdb.keys import Key
-from sdb.methods import ImageKeyPasses, WeightKeyPasses, decoy_step
 from sdb.models import ModelSpec, build, from_module
-from sdb.private import PrivatePart, has_norms
+from sdb.training.activation_checkpointing import checkpoint_activations, repeated_blocks
+from sdb.wrapping.decoys import decoy_logits
+from sdb.wrapping.methods import ImageKeyPasses, WeightKeyPasses, decoy_step
 
 CLASSES = 5
 VIT = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdb.attacks.batch_norm import BatchNormAgain, estimated_again
-from sdb.attacks.victim import Interface, InterfaceError
+from sdb.audit.attacks.batch_norm import BatchNormAgain, estimated_again
+from sdb.audit.attacks.victim import Interface, InterfaceError
 from sdb.models import ModelSpec
 
 
@@ -23,10 +23,10 @@ def spoilt(small_teacher, weights_of):
 
 
 def test_positive_control_statistics_alone_come_back(
-    digits, spoilt, means_of, victim_of, accuracy_of, weights_of, same_weights
+    digits, spoilt, attacker_of, victim_of, accuracy_of, weights_of, same_weights
 ):
     before, lost = weights_of(spoilt), accuracy_of(spoilt)
-    stolen = BatchNormAgain().run(victim_of(spoilt, digits, Interface.WEIGHTS), means_of(digits))
+    stolen = BatchNormAgain().run(victim_of(spoilt, digits, Interface.WEIGHTS), attacker_of(digits))
     assert accuracy_of(stolen.recovered) > max(0.8, lost + 0.2)
     assert stolen.details["chosen"] == min(
         stolen.details["cross_entropy"], key=stolen.details["cross_entropy"].get
@@ -45,8 +45,8 @@ def test_statistics_are_those_of_the_images(digits, small_teacher):
     images = torch.rand(600, *digits.image_shape)
     tuned = estimated_again(small_teacher, images)
     first = small_teacher.network.conv1((images - small_teacher.mean) / small_teacher.std)
-    means = [part.mean(dim=(0, 2, 3)) for part in first.split(256)]
-    assert torch.allclose(tuned.network.bn1.running_mean, torch.stack(means).mean(dim=0), atol=1e-5)
+    attacker = [part.mean(dim=(0, 2, 3)) for part in first.split(256)]
+    assert torch.allclose(tuned.network.bn1.running_mean, torch.stack(attacker).mean(dim=0), atol=1e-5)
     assert tuned.network.bn1.momentum == small_teacher.network.bn1.momentum
 
 
@@ -57,14 +57,14 @@ def test_paler_images_have_less_variance(digits, small_teacher):
     assert (pale.network.bn1.running_var < 0.5 * plain.network.bn1.running_var).all()
 
 
-def test_without_batch_norm_there_is_nothing_to_do(few, means_of, victim_of):
+def test_without_batch_norm_there_is_nothing_to_do(few, attacker_of, victim_of):
     network = ModelSpec("mlp", {}, few.num_classes, few.image_shape, few.mean, few.std).build()
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         pytest.skip("this mlp has batch norm")
     with pytest.raises(InterfaceError, match="batch norm"):
-        BatchNormAgain().run(victim_of(network, few, Interface.WEIGHTS), means_of(few))
+        BatchNormAgain().run(victim_of(network, few, Interface.WEIGHTS), attacker_of(few))
 
 
-def test_it_needs_the_weights(few, small_teacher, means_of, victim_of):
+def test_it_needs_the_weights(few, small_teacher, attacker_of, victim_of):
     with pytest.raises(InterfaceError, match="weights"):
-        BatchNormAgain().run(victim_of(small_teacher, few, Interface.LOGITS), means_of(few))
+        BatchNormAgain().run(victim_of(small_teacher, few, Interface.LOGITS), attacker_of(few))

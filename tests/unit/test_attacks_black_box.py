@@ -10,15 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
-from sdb.attacks.data_free import DataFree
-from sdb.attacks.distil import FULL, Distil, Recipe, TunedDistil
-from sdb.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
-from sdb.attacks.random_patterns import RandomPatterns
-from sdb.attacks.sanitise import Averager, AveragerUnlabelled, Clip, SecondPeakRemoved, TargetAgainstRest, TopKOnly
-from sdb.attacks.skeptical import Skeptical
-from sdb.attacks.victim import Interface, InterfaceError, QueryBudgetError
-from sdb.auditing.proxy import letters
+from sdb.audit.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
+from sdb.audit.attacks.data_free import DataFree
+from sdb.audit.attacks.distil import FULL, Distil, Recipe, TunedDistil
+from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
+from sdb.audit.attacks.random_patterns import RandomPatterns
+from sdb.audit.attacks.sanitise import (
+    Averager,
+    AveragerUnlabelled,
+    Clip,
+    SecondPeakRemoved,
+    TargetAgainstRest,
+    TopKOnly,
+)
+from sdb.audit.attacks.skeptical import Skeptical
+from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
+from sdb.audit.proxy import letters
 from sdb.data import from_arrays
 from sdb.errors import ConfigError
 
@@ -57,9 +64,9 @@ class Counting(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def own(digits, means_of):
+def own(digits, attacker_of):
     """Means with which students of the teacher do well."""
-    return means_of(digits, epochs=20, width=8, proxy=letters(1500, digits.image_shape, 0))
+    return attacker_of(digits, epochs=20, width=8, proxy=letters(1500, digits.image_shape, 0))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +76,9 @@ def reference(digits, small_teacher, own, victim_of, accuracy_of):
 
 
 @pytest.fixture
-def scanty(few, means_of):
+def scanty(few, attacker_of):
     """48 images, two epochs."""
-    return means_of(few, epochs=2, proxy=letters(60, few.image_shape, 0))
+    return attacker_of(few, epochs=2, proxy=letters(60, few.image_shape, 0))
 
 
 def short(attack):
@@ -152,16 +159,18 @@ def test_it_uses_only_what_it_says(attack, few, small_teacher, scanty, victim_of
         other = replace(other, train=nothing, validation=nothing)
     if "proxy" not in attack.uses:
         other = replace(other, proxy=few.train.take(np.arange(0)))
-    students = [short(attack).run(victim_of(small_teacher, few), means).student for means in (scanty, other)]
+    students = [short(attack).run(victim_of(small_teacher, few), attacker).student for attacker in (scanty, other)]
     assert same_weights(*(weights_of(student) for student in students))
 
 
-def test_with_two_classes_a_thief_leaves_out_losses_that_teach_nothing_and_says_so(make_net, means_of, victim_of):
+def test_with_two_classes_a_thief_leaves_out_losses_that_teach_nothing_and_says_so(
+    make_net, attacker_of, victim_of
+):
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     labels = np.arange(40) % 2
     data = from_arrays(images, labels, test_images=images, test_labels=labels, class_names=["cat", "dog"])
-    victim, means = victim_of(make_net(data), data), means_of(data, epochs=1)
-    stolen = TunedDistil(recipes=FULL).run(victim, means)
+    victim, attacker = victim_of(make_net(data), data), attacker_of(data, epochs=1)
+    stolen = TunedDistil(recipes=FULL).run(victim, attacker)
     empty = {str(recipe) for recipe in FULL if recipe.loss == "standardised_kd"}
     assert stolen.details["left_out"].keys() == empty
     assert "two classes" in " ".join(stolen.details["left_out"].values())
@@ -169,9 +178,9 @@ def test_with_two_classes_a_thief_leaves_out_losses_that_teach_nothing_and_says_
     alone = Recipe("standardised_kd", 2.0, 9.0, 1.0)
     for attack in (TunedDistil(recipes=(alone,)), Distil(recipe=alone)):
         with pytest.raises(ConfigError, match="teaches"):
-            attack.run(victim, means)
+            attack.run(victim, attacker)
 
 
-def test_with_more_classes_no_loss_is_left_out(few, small_teacher, means_of, victim_of):
-    stolen = TunedDistil().run(victim_of(small_teacher, few), means_of(few, epochs=1))
+def test_with_more_classes_no_loss_is_left_out(few, small_teacher, attacker_of, victim_of):
+    stolen = TunedDistil().run(victim_of(small_teacher, few), attacker_of(few, epochs=1))
     assert stolen.details.keys() == {"chosen", "validation"}

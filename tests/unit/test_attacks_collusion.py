@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.collusion import TwoBoxes
-from sdb.attacks.victim import QueryBudgetError
-from sdb.decoys import decoy_logits
+from sdb.audit.attacks.collusion import TwoBoxes
+from sdb.audit.attacks.victim import QueryBudgetError
 from sdb.errors import ConfigError
+from sdb.wrapping.decoys import decoy_logits
 
 
 class Peaked(nn.Module):
@@ -33,39 +33,39 @@ def boxes(small_teacher):
 
 
 def test_positive_control_two_boxes_say_more_than_one(
-    digits, boxes, small_teacher, means_of, victim_of, distance_of, weights_of, same_weights
+    digits, boxes, small_teacher, attacker_of, victim_of, distance_of, weights_of, same_weights
 ):
     before = weights_of(small_teacher)
     victim, other = (victim_of(box, digits) for box in boxes)
-    both = TwoBoxes().run(victim, means_of(digits, epochs=20, width=8, colluder=other))
-    alone = TwoBoxes().run(victim, means_of(digits, epochs=20, width=8, colluder=victim))
+    both = TwoBoxes().run(victim, attacker_of(digits, epochs=20, width=8, colluder=other))
+    alone = TwoBoxes().run(victim, attacker_of(digits, epochs=20, width=8, colluder=victim))
     assert distance_of(small_teacher, both.student) < 0.7 * distance_of(small_teacher, alone.student)
     assert both.details["chosen"] in ("mean", "minimum")
     assert same_weights(weights_of(small_teacher), before)
 
 
-def test_both_are_asked_the_same_and_all_is_counted(few, boxes, means_of, victim_of):
+def test_both_are_asked_the_same_and_all_is_counted(few, boxes, attacker_of, victim_of):
     victim, other = (victim_of(box, few) for box in boxes)
-    stolen = TwoBoxes().run(victim, means_of(few, epochs=1, colluder=other))
+    stolen = TwoBoxes().run(victim, attacker_of(few, epochs=1, colluder=other))
     assert victim.queries == other.queries == stolen.details["colluder_queries"] == 2 * len(few.train)
     assert torch.equal(torch.cat(boxes[0].asked), torch.cat(boxes[1].asked))
 
 
-def test_the_budget_holds(few, boxes, means_of, victim_of):
-    means = means_of(few, epochs=1, colluder=victim_of(boxes[1], few, budget=1000))
+def test_the_budget_holds(few, boxes, attacker_of, victim_of):
+    attacker = attacker_of(few, epochs=1, colluder=victim_of(boxes[1], few, budget=1000))
     victim = victim_of(boxes[0], few, budget=60)
-    TwoBoxes().run(victim, means)
+    TwoBoxes().run(victim, attacker)
     assert victim.queries <= 60
     with pytest.raises(QueryBudgetError):
-        TwoBoxes().run(victim_of(boxes[0], few, budget=3), means)
+        TwoBoxes().run(victim_of(boxes[0], few, budget=3), attacker)
 
 
-def test_the_same_seed_steals_the_same(few, boxes, means_of, victim_of, weights_of, same_weights):
-    means = means_of(few, epochs=1, colluder=victim_of(boxes[1], few))
-    runs = [weights_of(TwoBoxes().run(victim_of(boxes[0], few), means).student) for _ in range(2)]
+def test_the_same_seed_steals_the_same(few, boxes, attacker_of, victim_of, weights_of, same_weights):
+    attacker = attacker_of(few, epochs=1, colluder=victim_of(boxes[1], few))
+    runs = [weights_of(TwoBoxes().run(victim_of(boxes[0], few), attacker).student) for _ in range(2)]
     assert same_weights(*runs)
 
 
-def test_it_takes_two(few, boxes, means_of, victim_of):
+def test_it_takes_two(few, boxes, attacker_of, victim_of):
     with pytest.raises(ConfigError, match="colluder"):
-        TwoBoxes().run(victim_of(boxes[0], few), replace(means_of(few), colluder=None))
+        TwoBoxes().run(victim_of(boxes[0], few), replace(attacker_of(few), colluder=None))

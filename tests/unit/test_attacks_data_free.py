@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.data_free import LATENT, DataFree, Generator, centred
-from sdb.attacks.random_patterns import patterns
-from sdb.attacks.victim import Interface, Victim
+from sdb.audit.attacks.data_free import LATENT, DataFree, Generator, centred
+from sdb.audit.attacks.random_patterns import patterns
+from sdb.audit.attacks.victim import Interface, Victim
 from sdb.errors import ConfigError
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 9, 13)]
@@ -59,13 +59,13 @@ def test_the_disagreement_points_where_it_grows():
     assert module.weight.grad is None and student.weight.grad is None
 
 
-def test_queries_stay_within_what_was_said(few, small_teacher, means_of, victim_of):
+def test_queries_stay_within_what_was_said(few, small_teacher, attacker_of, victim_of):
     victim = victim_of(small_teacher, few)
-    stolen = DataFree(queries=1000, batch_size=64, width=8).run(victim, means_of(few, epochs=1))
+    stolen = DataFree(queries=1000, batch_size=64, width=8).run(victim, attacker_of(few, epochs=1))
     assert 1000 - 3 * 64 < victim.queries <= 1000
     assert stolen.details["images"] == 600 + 2 * 64 * 2
 
 
-def test_a_share_is_a_share(few, small_teacher, means_of, victim_of):
+def test_a_share_is_a_share(few, small_teacher, attacker_of, victim_of):
     with pytest.raises(ConfigError, match="pattern_share: 0"):
-        DataFree(pattern_share=0.0).run(victim_of(small_teacher, few), means_of(few))
+        DataFree(pattern_share=0.0).run(victim_of(small_teacher, few), attacker_of(few))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.keys_tried import Asking, KeyByGradients, KeyByQueries, LeakedPart, RandomKeys, shares
-from sdb.attacks.similar_keys import Carry
-from sdb.attacks.victim import Interface, InterfaceError, QueryBudgetError
+from sdb.audit.attacks.keys_tried import Asking, KeyByGradients, KeyByQueries, LeakedPart, RandomKeys, shares
+from sdb.audit.attacks.similar_keys import Carry
+from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
 from sdb.config import WrapSettings
 from sdb.errors import ConfigError
 from sdb.keys import Key
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 KEY = Key(bytes(range(32)), blend=0.5)
 ATTACKS = {
@@ -54,20 +54,20 @@ def closed(facts, distance):
 
 
 def test_positive_control_gradients_find_the_key(
-    digits, box, facts, small_teacher, means_of, victim_of, distance_of
+    digits, box, facts, small_teacher, attacker_of, victim_of, distance_of
 ):
     victim = victim_of(box.classifier, digits, Interface.WEIGHTS)
-    stolen = KeyByGradients(steps=150, restarts=1).run(victim, means_of(digits, epochs=25, blend=0.5))
+    stolen = KeyByGradients(steps=150, restarts=1).run(victim, attacker_of(digits, epochs=25, blend=0.5))
     assert closed(facts, distance_of(small_teacher, stolen.recovered)) > 0.5
 
 
 def test_positive_control_queries_find_the_key(
-    digits, box, facts, small_teacher, means_of, victim_of, distance_of
+    digits, box, facts, small_teacher, attacker_of, victim_of, distance_of
 ):
     victim = victim_of(box, digits, Interface.LOGITS)
-    means = means_of(digits, epochs=25, blend=0.5)
+    attacker = attacker_of(digits, epochs=25, blend=0.5)
     few, many = (
-        closed(facts, distance_of(small_teacher, KeyByQueries(queries=n).run(victim, means).recovered))
+        closed(facts, distance_of(small_teacher, KeyByQueries(queries=n).run(victim, attacker).recovered))
         for n in (256, 12_000)
     )
     assert many > 0.4
@@ -75,19 +75,19 @@ def test_positive_control_queries_find_the_key(
 
 
 def test_positive_control_half_a_key_opens_more_than_guesses(
-    digits, box, facts, small_teacher, means_of, victim_of, distance_of
+    digits, box, facts, small_teacher, attacker_of, victim_of, distance_of
 ):
-    means = means_of(digits, epochs=25, blend=0.5, leaked_key=KEY)
+    attacker = attacker_of(digits, epochs=25, blend=0.5, leaked_key=KEY)
     victim = victim_of(box, digits, Interface.LOGITS)
     half, guessed = (
-        closed(facts, distance_of(small_teacher, attack.run(victim, means).recovered))
+        closed(facts, distance_of(small_teacher, attack.run(victim, attacker).recovered))
         for attack in (LeakedPart(), RandomKeys(count=16))
     )
     assert half > 0.5
     assert half > guessed
 
 
-def test_the_best_of_the_random_keys_is_used(few, means_of, victim_of):
+def test_the_best_of_the_random_keys_is_used(few, attacker_of, victim_of):
     class Picky(nn.Module):  # opens for a bright first pixel; else all classes are the same to it
         def forward(self, images):
             first = images[:, 0, 0, 0]
@@ -96,89 +96,91 @@ def test_the_best_of_the_random_keys_is_used(few, means_of, victim_of):
     def few_labels(images):  # what each image shows, whatever is laid over it: by its last corner pixel
         return torch.arange(len(images)) % 10
 
-    means = means_of(few, epochs=1, blend=0.5)
-    stolen = RandomKeys(count=40, images=8).run(victim_of(Picky(), few), means)
-    others = RandomKeys(count=1, images=8).run(victim_of(Picky(), few), means)
+    attacker = attacker_of(few, epochs=1, blend=0.5)
+    stolen = RandomKeys(count=40, images=8).run(victim_of(Picky(), few), attacker)
+    others = RandomKeys(count=1, images=8).run(victim_of(Picky(), few), attacker)
     assert stolen.details["distance_from_own"] <= others.details["distance_from_own"]
     assert stolen.details["tried"] == 40
 
 
 @pytest.mark.parametrize("name", BLACK_BOX)
 @pytest.mark.parametrize("budget", [80, 130, 10_000])
-def test_the_budget_holds(few, small_teacher, means_of, victim_of, name, budget):
+def test_the_budget_holds(few, small_teacher, attacker_of, victim_of, name, budget):
     victim = victim_of(small_teacher, few, budget=budget)
-    ATTACKS[name].run(victim, means_of(few, epochs=1, blend=0.5, leaked_key=KEY))
+    ATTACKS[name].run(victim, attacker_of(few, epochs=1, blend=0.5, leaked_key=KEY))
     assert 0 < victim.queries <= budget
 
 
 @pytest.mark.parametrize("name", BLACK_BOX)
-def test_a_budget_for_nothing_is_refused_and_not_spent(few, small_teacher, means_of, victim_of, name):
+def test_a_budget_for_nothing_is_refused_and_not_spent(few, small_teacher, attacker_of, victim_of, name):
     victim = victim_of(small_teacher, few, budget=12)
     with pytest.raises(QueryBudgetError):
-        ATTACKS[name].run(victim, means_of(few, epochs=1, blend=0.5, leaked_key=KEY))
+        ATTACKS[name].run(victim, attacker_of(few, epochs=1, blend=0.5, leaked_key=KEY))
     assert victim.queries == 0
 
 
-def test_a_budget_is_shared_between_search_and_student(few, small_teacher, means_of, victim_of):
-    means = means_of(few)  # 48 images, 2 views
+def test_a_budget_is_shared_between_search_and_student(few, small_teacher, attacker_of, victim_of):
+    attacker = attacker_of(few)  # 48 images, 2 views
     for budget, wanted, expected in (
         (None, 500, (500, 48, 2)),
         (600, 500, (500, 48, 2)),
         (200, 500, (104, 48, 2)),
     ):
-        search, rest = shares(victim_of(small_teacher, few, budget=budget), means, wanted, 8)
+        search, rest = shares(victim_of(small_teacher, few, budget=budget), attacker, wanted, 8)
         assert (search, len(rest.train), rest.views) == expected
-    search, rest = shares(victim_of(small_teacher, few, budget=150), means, 500, 8)
+    search, rest = shares(victim_of(small_teacher, few, budget=150), attacker, 500, 8)
     assert (search, len(rest.train), rest.views) == (75, 48, 1)
-    search, rest = shares(victim_of(small_teacher, few, budget=60), means, 500, 8)
+    search, rest = shares(victim_of(small_teacher, few, budget=60), attacker, 500, 8)
     assert (search, len(rest.train), rest.views) == (30, 30, 1)
 
 
-def test_the_same_seed_steals_the_same(few, small_teacher, means_of, victim_of, attack, weights_of, same_weights):
+def test_the_same_seed_steals_the_same(
+    few, small_teacher, attacker_of, victim_of, attack, weights_of, same_weights
+):
     state = torch.get_rng_state()
     runs = []
     for seed in (1, 1, 2):
         victim = victim_of(small_teacher, few, max(attack.needs, Interface.LOGITS))
-        means = means_of(few, epochs=1, seed=seed, blend=0.5, leaked_key=KEY)
-        runs.append(weights_of(attack.run(victim, means).student))
+        attacker = attacker_of(few, epochs=1, seed=seed, blend=0.5, leaked_key=KEY)
+        runs.append(weights_of(attack.run(victim, attacker).student))
     assert torch.equal(torch.get_rng_state(), state)
     assert same_weights(runs[0], runs[1])
     assert not same_weights(runs[0], runs[2])
 
 
-def test_the_victim_stays_as_it_is(few, small_teacher, means_of, victim_of, attack, weights_of, same_weights):
+def test_the_victim_stays_as_it_is(few, small_teacher, attacker_of, victim_of, attack, weights_of, same_weights):
     before = weights_of(small_teacher)
     victim = victim_of(small_teacher, few, max(attack.needs, Interface.LOGITS))
-    attack.run(victim, means_of(few, epochs=1, blend=0.5, leaked_key=KEY))
+    attack.run(victim, attacker_of(few, epochs=1, blend=0.5, leaked_key=KEY))
     assert same_weights(weights_of(small_teacher), before)
     assert all(p.requires_grad and p.grad is None for p in small_teacher.parameters())
 
 
-def test_only_a_leak_looks_at_the_leaked_key(few, small_teacher, means_of, victim_of, attack):
+def test_only_a_leak_looks_at_the_leaked_key(few, small_teacher, attacker_of, victim_of, attack):
     class Untouchable:
         def pattern(self, shape):
             raise AssertionError("the attack looked at the true key")
 
     victim = victim_of(small_teacher, few, max(attack.needs, Interface.LOGITS))
-    means = means_of(few, epochs=1, blend=0.5, leaked_key=Untouchable())
+    attacker = attacker_of(few, epochs=1, blend=0.5, leaked_key=Untouchable())
     if "leaked_key" in attack.uses:
         with pytest.raises(AssertionError, match="looked"):
-            attack.run(victim, means)
+            attack.run(victim, attacker)
         with pytest.raises(ConfigError, match="leaked_key"):
-            attack.run(victim, replace(means, leaked_key=None))
+            attack.run(victim, replace(attacker, leaked_key=None))
     else:
-        attack.run(victim, means)
+        attack.run(victim, attacker)
 
 
-def test_the_blend_must_be_known(few, small_teacher, means_of, victim_of, attack):
+def test_the_blend_must_be_known(few, small_teacher, attacker_of, victim_of, attack):
     victim = victim_of(small_teacher, few, max(attack.needs, Interface.LOGITS))
     with pytest.raises(ConfigError, match="blend"):
-        attack.run(victim, means_of(few, epochs=1, leaked_key=KEY))
+        attack.run(victim, attacker_of(few, epochs=1, leaked_key=KEY))
 
 
-def test_labels_alone_are_too_little(few, small_teacher, means_of, victim_of, attack):
+def test_labels_alone_are_too_little(few, small_teacher, attacker_of, victim_of, attack):
     with pytest.raises(InterfaceError):
-        attack.run(victim_of(small_teacher, few, Interface.LABELS), means_of(few, blend=0.5, leaked_key=KEY))
+        attack.run(victim_of(small_teacher, few, Interface.LABELS), attacker_of(few, blend=0.5, leaked_key=KEY))
 
 
 def test_asking_counts_and_answers_as_the_victim(few, small_teacher, victim_of):

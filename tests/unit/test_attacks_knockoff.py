@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdb.attacks.knockoff import Bandit, KnockoffAdaptive, KnockoffRandom, in_parts, rewards_of
-from sdb.auditing.proxy import letters
+from sdb.audit.attacks.knockoff import Bandit, KnockoffAdaptive, KnockoffRandom, in_parts, rewards_of
+from sdb.audit.proxy import letters
 from sdb.errors import ConfigError
 
 KINDS = np.arange(60) % 3
@@ -56,23 +56,23 @@ def test_rewards_are_those_of_a_slow_loop():
         assert row.tolist() == pytest.approx([ranked[0] - ranked[1], diversity, loss], abs=1e-5)
 
 
-def test_each_pass_sees_each_image_once(few, means_of):
+def test_each_pass_sees_each_image_once(few, attacker_of):
     pixels = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
-    transfer = in_parts(pixels, means_of(few), parts=5, batch_size=10)
+    transfer = in_parts(pixels, attacker_of(few), parts=5, batch_size=10)
     seen = [int(value) for epoch in range(5) for batch in transfer.epoch(epoch) for value in batch.index]
     assert sorted(seen) == list(range(100))
-    assert len(in_parts(pixels, means_of(few), parts=50, batch_size=40)) == 1
-    assert in_parts(pixels[:7], means_of(few), parts=3, batch_size=40).batch_size == 7
+    assert len(in_parts(pixels, attacker_of(few), parts=50, batch_size=40)) == 1
+    assert in_parts(pixels[:7], attacker_of(few), parts=3, batch_size=40).batch_size == 7
 
 
-def test_they_ask_as_often_as_they_are_told(few, small_teacher, means_of, victim_of):
-    means = means_of(few, epochs=1, proxy=letters(50, few.image_shape, 0))
+def test_they_ask_as_often_as_they_are_told(few, small_teacher, attacker_of, victim_of):
+    attacker = attacker_of(few, epochs=1, proxy=letters(50, few.image_shape, 0))
     for attack in (KnockoffRandom(images=40), KnockoffAdaptive(images=40, rounds=3)):
         victim = victim_of(small_teacher, few)
-        stolen = attack.run(victim, means)
+        stolen = attack.run(victim, attacker)
         assert victim.queries == stolen.details["images"] == 40
 
 
-def test_without_rounds_nothing_can_be_chosen(few, small_teacher, means_of, victim_of):
+def test_without_rounds_nothing_can_be_chosen(few, small_teacher, attacker_of, victim_of):
     with pytest.raises(ConfigError, match="rounds: 0"):
-        KnockoffAdaptive(rounds=0).run(victim_of(small_teacher, few), means_of(few))
+        KnockoffAdaptive(rounds=0).run(victim_of(small_teacher, few), attacker_of(few))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sdb import losses
-from sdb.attacks.sanitise import (
+from sdb.audit.attacks.sanitise import (
     SecondPeakRemoved,
     TargetAgainstRest,
     TopKOnly,
@@ -70,11 +70,11 @@ def test_class_means_are_those_of_a_slow_loop(scores, classes):
 
 
 def test_target_against_rest_is_dkd_without_the_rest(
-    few, small_teacher, means_of, victim_of, weights_of, same_weights
+    few, small_teacher, attacker_of, victim_of, weights_of, same_weights
 ):
-    means = means_of(few, epochs=2)
-    stolen = TargetAgainstRest().run(victim_of(small_teacher, few), means)
-    transfer = means.transfer()
+    attacker = attacker_of(few, epochs=2)
+    stolen = TargetAgainstRest().run(victim_of(small_teacher, few), attacker)
+    transfer = attacker.transfer()
     scores = transfer.ask(victim_of(small_teacher, few)).scores()
 
     def loss(logits, batch):
@@ -83,7 +83,7 @@ def test_target_against_rest_is_dkd_without_the_rest(
         )
         return {"target": soft, "labels": losses.cross_entropy(logits, batch.labels)}
 
-    student = means.learn(means.new_student(), transfer, loss)
+    student = attacker.learn(attacker.new_student(), transfer, loss)
     assert same_weights(weights_of(student), weights_of(stolen.student))
 
 
@@ -99,17 +99,17 @@ class Rearranged(nn.Module):
         return torch.cat([logits[:, :1], logits[:, 1:].roll(1, dims=1)], dim=1)
 
 
-def test_target_against_rest_does_not_look_among_the_rest(few, small_teacher, means_of, victim_of, distance_of):
+def test_target_against_rest_does_not_look_among_the_rest(few, small_teacher, attacker_of, victim_of, distance_of):
     """Where the target is always the first class, the order of the others changes nothing."""
-    means = means_of(few, epochs=20)
-    means = replace(means, train=replace(few.train, labels=0 * few.train.labels))
+    attacker = attacker_of(few, epochs=20)
+    attacker = replace(attacker, train=replace(few.train, labels=0 * few.train.labels))
     modules = (small_teacher, Rearranged(small_teacher))
-    students = [TargetAgainstRest().run(victim_of(module, few), means).student for module in modules]
-    others = [TopKOnly().run(victim_of(module, few), means).student for module in modules]
+    students = [TargetAgainstRest().run(victim_of(module, few), attacker).student for module in modules]
+    others = [TopKOnly().run(victim_of(module, few), attacker).student for module in modules]
     assert 100 * distance_of(*students) < distance_of(*others)
 
 
 @pytest.mark.parametrize("attack", [TopKOnly(k=0), SecondPeakRemoved(peaks=0), SecondPeakRemoved(peaks=9)])
-def test_impossible_parameters_are_refused(attack, few, small_teacher, means_of, victim_of):
+def test_impossible_parameters_are_refused(attack, few, small_teacher, attacker_of, victim_of):
     with pytest.raises(ConfigError, match="k: 0|peaks: "):
-        attack.run(victim_of(small_teacher, few), means_of(few))
+        attack.run(victim_of(small_teacher, few), attacker_of(few))

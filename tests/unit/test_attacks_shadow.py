@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.decoys_removed import ByClass, DecoysRemoved, Deviations, decoys_in, without
-from sdb.attacks.shadow import ShadowByClass, ShadowRecovery, WayBack, WayBackByClass
-from sdb.attacks.victim import Interface, QueryBudgetError
+from sdb.audit.attacks.decoys_removed import ByClass, DecoysRemoved, Deviations, decoys_in, without
+from sdb.audit.attacks.shadow import ShadowByClass, ShadowRecovery, WayBack, WayBackByClass
+from sdb.audit.attacks.victim import Interface, QueryBudgetError
 from sdb.config import TrainSettings
-from sdb.decoys import decoy_logits
 from sdb.errors import ConfigError
 from sdb.losses import kl
-from sdb.training import train
+from sdb.training.loop import train
+from sdb.wrapping.decoys import decoy_logits
 
 
 class Decoyed(nn.Module):
@@ -49,12 +49,12 @@ def shadow(digits, make_net):
 
 
 def test_positive_control_a_leaky_box_is_undone_for_any_decoys(
-    digits, small_teacher, shadow, means_of, victim_of, distance_of, weights_of, same_weights
+    digits, small_teacher, shadow, attacker_of, victim_of, distance_of, weights_of, same_weights
 ):
     box, before = Decoyed(small_teacher, 1), weights_of(small_teacher)
-    means = means_of(digits, epochs=2, shadow=shadow)
+    attacker = attacker_of(digits, epochs=2, shadow=shadow)
     by_class, plain = (
-        distance_of(small_teacher, attack.run(victim_of(box, digits), means).recovered)
+        distance_of(small_teacher, attack.run(victim_of(box, digits), attacker).recovered)
         for attack in (ShadowByClass(steps=400), ShadowRecovery(steps=400))
     )
     keyless = distance_of(small_teacher, box)
@@ -65,7 +65,7 @@ def test_positive_control_a_leaky_box_is_undone_for_any_decoys(
 
 
 def test_positive_control_a_defence_that_is_the_same_for_all_is_undone(
-    digits, small_teacher, shadow, means_of, victim_of, distance_of
+    digits, small_teacher, shadow, attacker_of, victim_of, distance_of
 ):
     def flat(module):
         return nn.Sequential(module, Scaled())
@@ -80,7 +80,7 @@ def test_positive_control_a_defence_that_is_the_same_for_all_is_undone(
 
     for attack in (ShadowRecovery(steps=400), ShadowByClass(steps=400)):
         box = flat(small_teacher)
-        stolen = attack.run(victim_of(box, digits), means_of(digits, epochs=2, shadow=same))
+        stolen = attack.run(victim_of(box, digits), attacker_of(digits, epochs=2, shadow=same))
         assert distance_of(small_teacher, stolen.recovered) < 0.8 * distance_of(small_teacher, box)
 
 
@@ -88,7 +88,7 @@ def test_positive_control_a_defence_that_is_the_same_for_all_is_undone(
     "attack", [ShadowRecovery(steps=10), ShadowByClass(steps=10)], ids=lambda attack: attack.name
 )
 def test_shadows_are_behind_the_same_interface_and_cost_no_queries(
-    few, small_teacher, means_of, victim_of, attack
+    few, small_teacher, attacker_of, victim_of, attack
 ):
     def make(images, seed):
         assert len(images) == len(few.train)
@@ -99,7 +99,7 @@ def test_shadows_are_behind_the_same_interface_and_cost_no_queries(
         runs = []
         for seed in (1, 1, 2) if interface is Interface.TOP_K else (1,):
             victim = victim_of(Decoyed(small_teacher, 1), few, interface, budget=100)
-            stolen = attack.run(victim, means_of(few, epochs=1, seed=seed, shadow=make))
+            stolen = attack.run(victim, attacker_of(few, epochs=1, seed=seed, shadow=make))
             assert victim.queries == 96
             runs.append(stolen.details["shadow_distance"])
         if len(runs) > 1:
@@ -107,21 +107,23 @@ def test_shadows_are_behind_the_same_interface_and_cost_no_queries(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_budget_holds(few, small_teacher, means_of, victim_of):
-    means = means_of(few, epochs=1, shadow=lambda images, seed: (small_teacher, Decoyed(small_teacher, seed)))
+def test_the_budget_holds(few, small_teacher, attacker_of, victim_of):
+    attacker = attacker_of(
+        few, epochs=1, shadow=lambda images, seed: (small_teacher, Decoyed(small_teacher, seed))
+    )
     victim = victim_of(small_teacher, few, budget=50)
-    ShadowRecovery(steps=10).run(victim, means)
+    ShadowRecovery(steps=10).run(victim, attacker)
     assert victim.queries <= 50
     with pytest.raises(QueryBudgetError):
-        ShadowRecovery().run(victim_of(small_teacher, few, budget=5), means)
+        ShadowRecovery().run(victim_of(small_teacher, few, budget=5), attacker)
 
 
-def test_it_must_be_known_how_the_defence_is_made(few, small_teacher, means_of, victim_of):
+def test_it_must_be_known_how_the_defence_is_made(few, small_teacher, attacker_of, victim_of):
     with pytest.raises(ConfigError, match="shadow"):
-        ShadowRecovery().run(victim_of(small_teacher, few), means_of(few))
-    means = means_of(few, shadow=lambda images, seed: (small_teacher, small_teacher))
+        ShadowRecovery().run(victim_of(small_teacher, few), attacker_of(few))
+    attacker = attacker_of(few, shadow=lambda images, seed: (small_teacher, small_teacher))
     with pytest.raises(ConfigError, match="two"):
-        ShadowRecovery(shadows=1).run(victim_of(small_teacher, few), means)
+        ShadowRecovery(shadows=1).run(victim_of(small_teacher, few), attacker)
 
 
 def test_by_class_renamed_classes_rename_the_answer():
@@ -167,12 +169,12 @@ def test_a_decoy_gets_what_the_other_wrong_classes_get():
 
 
 def test_positive_control_a_leaky_box_is_bare_without_its_decoys(
-    digits, small_teacher, means_of, victim_of, distance_of
+    digits, small_teacher, attacker_of, victim_of, distance_of
 ):
     box = Decoyed(small_teacher, 1, leak=0.2)
-    means = means_of(digits, epochs=15, width=8)
+    attacker = attacker_of(digits, epochs=15, width=8)
     raw, removed = (
-        attack.run(victim_of(box, digits), means) for attack in (DecoysRemoved(near=0.0), DecoysRemoved())
+        attack.run(victim_of(box, digits), attacker) for attack in (DecoysRemoved(near=0.0), DecoysRemoved())
     )
     assert raw.details["removed"] == 0
     assert removed.details["removed"] == 20

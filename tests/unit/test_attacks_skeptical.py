@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.skeptical import Headed, Skeptical, pooled, stages
+from sdb.audit.attacks.skeptical import Headed, Skeptical, pooled, stages
 from sdb.models import from_module
 
 ARCHITECTURES = ["net", "mlp", "resnet18", "preresnet20", "mobilenetv2", "shufflenetv2"]
@@ -58,11 +58,11 @@ def test_the_victim_reaches_the_lower_stages_only(few, make_net):
 
 
 def test_in_the_quiet_epochs_the_victim_is_not_heard(
-    few, make_net, small_teacher, means_of, victim_of, weights_of, same_weights
+    few, make_net, small_teacher, attacker_of, victim_of, weights_of, same_weights
 ):
-    means = means_of(few, epochs=2)
+    attacker = attacker_of(few, epochs=2)
     students = [
-        Skeptical(delay=delay).run(victim_of(victim, few), means).student
+        Skeptical(delay=delay).run(victim_of(victim, few), attacker).student
         for delay in (1.0, 0.0)
         for victim in (small_teacher, make_net(few, seed=9).eval())
     ]
@@ -71,6 +71,6 @@ def test_in_the_quiet_epochs_the_victim_is_not_heard(
     assert not same_weights(first, second)
 
 
-def test_it_says_where_its_heads_were(few, small_teacher, means_of, victim_of):
-    stolen = Skeptical().run(victim_of(small_teacher, few), means_of(few, epochs=1))
+def test_it_says_where_its_heads_were(few, small_teacher, attacker_of, victim_of):
+    stolen = Skeptical().run(victim_of(small_teacher, few), attacker_of(few, epochs=1))
     assert stolen.details["heads"] == ["network.bn2", "network.bn3"]

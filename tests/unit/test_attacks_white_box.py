@@ -5,10 +5,18 @@ import copy
 import pytest
 import torch
 
-from sdb.attacks.victim import Interface, InterfaceError
-from sdb.attacks.white_box import Features, FineTuned, FreshHead, FreshHeadLabels, Pruned, WithFeatures, pruned
+from sdb.audit.attacks.victim import Interface, InterfaceError
+from sdb.audit.attacks.white_box import (
+    Features,
+    FineTuned,
+    FreshHead,
+    FreshHeadLabels,
+    Pruned,
+    WithFeatures,
+    pruned,
+)
+from sdb.box.private_part import head_of
 from sdb.errors import ConfigError
-from sdb.private import head_of
 
 ATTACKS = {
     attack.name: attack
@@ -30,60 +38,64 @@ def headless(small_teacher):
     return network
 
 
-def test_the_victim_stays_as_it_is(few, small_teacher, means_of, victim_of, attack, weights_of, same_weights):
+def test_the_victim_stays_as_it_is(few, small_teacher, attacker_of, victim_of, attack, weights_of, same_weights):
     before = weights_of(small_teacher)
     hooks = [len(module._forward_pre_hooks) for module in small_teacher.modules()]
-    attack.run(victim_of(small_teacher, few, Interface.WEIGHTS), means_of(few, epochs=1))
+    attack.run(victim_of(small_teacher, few, Interface.WEIGHTS), attacker_of(few, epochs=1))
     assert same_weights(weights_of(small_teacher), before)
     assert all(p.requires_grad and p.grad is None for p in small_teacher.parameters())
     assert not small_teacher.training
     assert [len(module._forward_pre_hooks) for module in small_teacher.modules()] == hooks
 
 
-def test_the_same_seed_steals_the_same(few, small_teacher, means_of, victim_of, attack, weights_of, same_weights):
+def test_the_same_seed_steals_the_same(
+    few, small_teacher, attacker_of, victim_of, attack, weights_of, same_weights
+):
     state = torch.get_rng_state()
     victim = victim_of(small_teacher, few, Interface.WEIGHTS)
-    runs = [weights_of(attack.run(victim, means_of(few, epochs=1, seed=s)).student) for s in (1, 1, 2)]
+    runs = [weights_of(attack.run(victim, attacker_of(few, epochs=1, seed=s)).student) for s in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert same_weights(runs[0], runs[1])
     assert not same_weights(runs[0], runs[2])
 
 
-def test_they_need_the_weights(few, small_teacher, means_of, victim_of, attack):
+def test_they_need_the_weights(few, small_teacher, attacker_of, victim_of, attack):
     with pytest.raises(InterfaceError, match="weights"):
-        attack.run(victim_of(small_teacher, few, Interface.LOGITS), means_of(few))
+        attack.run(victim_of(small_teacher, few, Interface.LOGITS), attacker_of(few))
 
 
 @pytest.mark.parametrize(
     "attack", [FreshHeadLabels(steps=150), FineTuned(steps=150), Pruned(share=0.3, steps=150)]
 )
 def test_positive_control_a_lost_head_comes_back(
-    digits, headless, small_teacher, means_of, victim_of, distance_of, accuracy_of, attack
+    digits, headless, small_teacher, attacker_of, victim_of, distance_of, accuracy_of, attack
 ):
-    stolen = attack.run(victim_of(headless, digits, Interface.WEIGHTS), means_of(digits))
+    stolen = attack.run(victim_of(headless, digits, Interface.WEIGHTS), attacker_of(digits))
     assert accuracy_of(stolen.recovered) > 0.85
     assert distance_of(small_teacher, stolen.recovered) < 0.5 * distance_of(small_teacher, headless)
 
 
 def test_positive_control_top1_answers_are_enough_for_a_head(
-    digits, small_teacher, means_of, victim_of, distance_of, accuracy_of
+    digits, small_teacher, attacker_of, victim_of, distance_of, accuracy_of
 ):
     victim = copy.deepcopy(small_teacher)
     with torch.no_grad():  # right answers that say nothing else
         victim.network.fc2.weight.mul_(30)
         victim.network.fc2.bias.mul_(30)
-    recovered = FreshHead(steps=150).run(victim_of(victim, digits, Interface.WEIGHTS), means_of(digits)).recovered
+    recovered = (
+        FreshHead(steps=150).run(victim_of(victim, digits, Interface.WEIGHTS), attacker_of(digits)).recovered
+    )
     assert accuracy_of(recovered) > 0.85
     assert distance_of(small_teacher, recovered) < 0.5 * distance_of(small_teacher, victim)
 
 
-def test_positive_control_features_teach(digits, headless, means_of, victim_of, accuracy_of):
+def test_positive_control_features_teach(digits, headless, attacker_of, victim_of, accuracy_of):
     """The head is gone, the student learns all the same, and its features foretell the network's."""
-    means = means_of(digits, epochs=20, width=8)
+    attacker = attacker_of(digits, epochs=20, width=8)
     victim = victim_of(headless, digits, Interface.WEIGHTS)
-    student = Features(weight=10.0).run(victim, means).student
+    student = Features(weight=10.0).run(victim, attacker).student
     assert accuracy_of(student) > 0.8
-    plain = Features(weight=0.0).run(victim, means).student
+    plain = Features(weight=0.0).run(victim, attacker).student
     assert unexplained(student, headless, digits) < unexplained(plain, headless, digits)
 
 
@@ -117,6 +129,6 @@ def test_pruning_removes_its_share_of_the_smallest(few, make_net, share):
             assert not gone.any()
 
 
-def test_a_share_of_all_is_refused(few, small_teacher, means_of, victim_of):
+def test_a_share_of_all_is_refused(few, small_teacher, attacker_of, victim_of):
     with pytest.raises(ConfigError, match="share"):
-        Pruned(share=1.0).run(victim_of(small_teacher, few, Interface.WEIGHTS), means_of(few))
+        Pruned(share=1.0).run(victim_of(small_teacher, few, Interface.WEIGHTS), attacker_of(few))

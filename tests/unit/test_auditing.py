@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from sdb.attacks.attack import Attack, Stolen
-from sdb.attacks.victim import Interface
-from sdb.auditing import runner
-from sdb.auditing.cells import Task, cell, control_column, do, read, references, stages
-from sdb.auditing.claim import make_claim
-from sdb.auditing.ground import Ground, Shuffled, Subject
-from sdb.auditing.plan import AuditSettings, attacks_of, chosen, defences_of, threat_of
-from sdb.auditing.proxy import letters
-from sdb.auditing.runner import plan, run_tasks, take
+from sdb.audit import runner
+from sdb.audit.attacks.attack import Attack, Stolen
+from sdb.audit.attacks.victim import Interface
+from sdb.audit.audit_seed import AuditSeed, Shuffled, Subject
+from sdb.audit.cells import Task, cell, control_column, do, read, references, stages
+from sdb.audit.collect import make_claim
+from sdb.audit.plan import AuditSettings, attacks_of, chosen, defences_of, threat_of
+from sdb.audit.proxy import letters
+from sdb.audit.runner import plan, run_tasks, take
 from sdb.errors import CheckpointError, ConfigError, RunExistsError
 from sdb.report.claim import read_claim
-from sdb.tasks import Where
-from sdb.training import evaluate, evaluation_batches
+from sdb.runs.tasks import Where
+from sdb.training.evaluation import evaluate, evaluation_batches
 
 TINY = {
     "attacks": ("labels", "distil"),
@@ -44,8 +44,8 @@ def quiet(done, total, name):
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    made = Ground(settings(), Subject(), 0, tmp_path_factory.mktemp("audit") / "work")
+def audit_seed(tmp_path_factory):
+    made = AuditSeed(settings(), Subject(), 0, tmp_path_factory.mktemp("audit") / "work")
     made.make_teacher()
     return made
 
@@ -61,10 +61,10 @@ def finished(tmp_path_factory):
 def claim_of(folder):
     from datetime import UTC, datetime
 
-    ground = Ground(settings(), Subject(), 0, folder / "work")
+    audit_seed = AuditSeed(settings(), Subject(), 0, folder / "work")
     extra = {"unlock": [], "traces": []}
     return make_claim(
-        settings(), Subject(), folder / "work", ground, workers=1, started=datetime.now(UTC), extra=extra
+        settings(), Subject(), folder / "work", audit_seed, workers=1, started=datetime.now(UTC), extra=extra
     )
 
 
@@ -93,12 +93,12 @@ def test_unknown_names_are_refused_with_the_nearest():
 
 
 def test_ones_own_attack_is_imported_by_name():
-    found = chosen(("sdb.attacks.distil:Labels",), {}, "attack")
+    found = chosen(("sdb.audit.attacks.distil:Labels",), {}, "attack")
     assert list(found) == ["labels"]
     with pytest.raises(ConfigError, match="cannot be imported"):
-        chosen(("sdb.attacks.distil:Nothing",), {}, "attack")
+        chosen(("sdb.audit.attacks.distil:Nothing",), {}, "attack")
     with pytest.raises(ConfigError, match="an Attack or a Defence is expected"):
-        chosen(("sdb.attacks.distil:SHORT",), {}, "attack")
+        chosen(("sdb.audit.attacks.distil:SHORT",), {}, "attack")
 
 
 def test_the_plain_teacher_is_always_there():
@@ -151,31 +151,31 @@ def test_letters_are_a_function_of_the_seed(shape):
     assert all(image.std() > 0 for image in first.images)
 
 
-def test_a_shuffled_victim_gives_the_same_numbers_in_an_order_that_follows_from_the_image(ground):
-    images = torch.from_numpy(np.array(ground.data.test.images)).float() / 255
-    shuffled = Shuffled(ground.teacher, ground.data.image_shape, 10, seed=3)
+def test_a_shuffled_victim_gives_the_same_numbers_in_an_order_that_follows_from_the_image(audit_seed):
+    images = torch.from_numpy(np.array(audit_seed.data.test.images)).float() / 255
+    shuffled = Shuffled(audit_seed.teacher, audit_seed.data.image_shape, 10, seed=3)
     with torch.no_grad():
-        true, given = ground.teacher(images), shuffled(images)
+        true, given = audit_seed.teacher(images), shuffled(images)
         assert torch.equal(given, shuffled(images))
     assert torch.equal(true.sort(dim=1).values, given.sort(dim=1).values)
-    right = evaluate(shuffled, evaluation_batches(ground.data.test, ground.device))["accuracy"]
+    right = evaluate(shuffled, evaluation_batches(audit_seed.data.test, audit_seed.device))["accuracy"]
     assert right < 0.2
 
 
-def test_students_that_never_saw_a_victim_all_start_alike(ground, weights_of, same_weights):
-    assert same_weights(weights_of(ground.student()), weights_of(ground.student()))
-    assert not same_weights(weights_of(ground.network("a")), weights_of(ground.network("b")))
+def test_students_that_never_saw_a_victim_all_start_alike(audit_seed, weights_of, same_weights):
+    assert same_weights(weights_of(audit_seed.student()), weights_of(audit_seed.student()))
+    assert not same_weights(weights_of(audit_seed.network("a")), weights_of(audit_seed.network("b")))
 
 
-def test_an_attacker_holds_no_test_images(ground):
-    means = ground.means()
-    held = {image.tobytes() for part in (means.train, means.validation) for image in np.array(part.images)}
-    assert not held & {image.tobytes() for image in np.array(ground.data.test.images)}
+def test_an_attacker_holds_no_test_images(audit_seed):
+    attacker = audit_seed.attacker()
+    held = {image.tobytes() for part in (attacker.train, attacker.validation) for image in np.array(part.images)}
+    assert not held & {image.tobytes() for image in np.array(audit_seed.data.test.images)}
 
 
-def test_a_share_of_the_data_is_a_share(ground):
-    less = Ground(settings(data_share=0.5), Subject(), 0, ground.folder.parent)
-    assert len(less.means().train) == round(0.5 * len(ground.means().train))
+def test_a_share_of_the_data_is_a_share(audit_seed):
+    less = AuditSeed(settings(data_share=0.5), Subject(), 0, audit_seed.folder.parent)
+    assert len(less.attacker().train) == round(0.5 * len(audit_seed.attacker().train))
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ class Asleep(Attack):
     summary = "does nothing"
     source = "this test"
 
-    def run(self, victim, means):
-        return Stolen(means.new_student())
+    def run(self, victim, attacker):
+        return Stolen(attacker.new_student())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,23 +203,23 @@ class Cheat(Attack):
     summary = "knows the truth"
     source = "this test"
 
-    def run(self, victim, means):
+    def run(self, victim, attacker):
         return Stolen(Cheat.truth)
 
 
-def controls(ground, attack, column="none"):
-    positive = cell(ground, Task("cell", 0, column, attack.name), attack, defences_of(ground.settings))
-    negative = cell(ground, Task("negative", 0, column, attack.name), attack, defences_of(ground.settings))
+def controls(audit_seed, attack, column="none"):
+    positive = cell(audit_seed, Task("cell", 0, column, attack.name), attack, defences_of(audit_seed.settings))
+    negative = cell(audit_seed, Task("negative", 0, column, attack.name), attack, defences_of(audit_seed.settings))
     return positive["accuracy"], negative["accuracy"]
 
 
-def test_controls_tell_an_attack_that_works_from_one_that_does_not_and_one_that_cheats(ground):
-    ground.make("none", defences_of(ground.settings))
-    bar = references(ground)["from_teacher"]
-    works = controls(ground, attacks_of(settings())["labels"])
-    asleep = controls(ground, Asleep())
-    Cheat.truth = ground.teacher
-    cheat = controls(ground, Cheat())
+def test_controls_tell_an_attack_that_works_from_one_that_does_not_and_one_that_cheats(audit_seed):
+    audit_seed.make("none", defences_of(audit_seed.settings))
+    bar = references(audit_seed)["from_teacher"]
+    works = controls(audit_seed, attacks_of(settings())["labels"])
+    asleep = controls(audit_seed, Asleep())
+    Cheat.truth = audit_seed.teacher
+    cheat = controls(audit_seed, Cheat())
     assert works[0] > 0.8 * bar
     assert works[1] < 0.3
     assert asleep[0] < 0.5
@@ -297,12 +297,12 @@ def test_processes_that_cannot_be(tmp_path, digits, workers, data, match):
         run_tasks(settings(), Subject(), tmp_path, Where(workers), quiet, data=digits if data else None)
 
 
-def test_a_task_is_done_once(ground, tmp_path):
+def test_a_task_is_done_once(audit_seed, tmp_path):
     task = Task("reference", 0)
     work = tmp_path / "work"
     (work / "seed-0").mkdir(parents=True)
-    do(task, ground, {}, {}, work)
+    do(task, audit_seed, {}, {}, work)
     first = task.file(work).read_bytes()
-    do(replace(task), ground, {}, {}, work)
+    do(replace(task), audit_seed, {}, {}, work)
     assert task.file(work).read_bytes() == first
     assert runner.columns_of(settings(), Subject()) == ["none", "stingy", "decoy"]

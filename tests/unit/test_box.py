@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from sdb.box import MANIFEST, WEIGHTS, Box, BoxInfo, is_box
-from sdb.boxfile import write_box_files
+from sdb.box.box import MANIFEST, WEIGHTS, Box, BoxInfo, is_box
+from sdb.box.boxfile import write_box_files
 from sdb.config import WrapSettings
 from sdb.errors import CheckpointError, KeyFileError, ModelError, StorageError
 from sdb.keys import Key
 from sdb.models import ModelSpec, from_module
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 KEY = Key(bytes(range(100, 132)), blend=0.5)
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -323,7 +323,7 @@ def test_a_name_that_leads_out_of_the_box_is_refused(path, box, tmp_path):
 
 
 def _with_digest(manifest):
-    from sdb.boxfile import _digest
+    from sdb.box.boxfile import _digest
 
     body = {name: value for name, value in manifest.items() if name != "sha256"}
     return {MANIFEST: json.dumps(body | {"sha256": _digest(body)}).encode()}

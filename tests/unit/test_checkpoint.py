@@ -10,18 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdb.checkpoint import (
+from sdb.errors import CheckpointError, ModelError
+from sdb.models.checkpoint import (
     REFERENCE_NORMALISATION,
-    flatten_optimizer,
     load_classifier,
     load_weights,
     read_reference,
     read_tensors,
     resolve,
-    restore_optimizer,
     write_tensors,
 )
-from sdb.errors import CheckpointError, ModelError
+from sdb.training.optimizers import flatten_optimizer, restore_optimizer
 
 TENSORS = {
     "model.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -136,7 +135,7 @@ def test_safetensors_files_of_others_are_refused(tmp_path_factory, metadata):
 
 
 def test_a_newer_schema_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdb.checkpoint.SCHEMA", 2)
+    monkeypatch.setattr("sdb.models.checkpoint.SCHEMA", 2)
     write_tensors(tmp_path / "a.safetensors", TENSORS, HEADER)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="schema 2, this sdb reads 1"):

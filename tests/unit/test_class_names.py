@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdb.audit_job import audit
-from sdb.auditing.plan import AuditSettings
-from sdb.box import Box
-from sdb.checkpoint import check_fits, load_classifier, read_tensors, write_tensors
+from sdb.audit.job import audit
+from sdb.audit.plan import AuditSettings
+from sdb.box.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.errors import CheckpointError, ModelError
 from sdb.keys import Key, Owner
 from sdb.models import compare_class_names
-from sdb.runs import open_run
+from sdb.models.checkpoint import check_fits, load_classifier, read_tensors, write_tensors
+from sdb.runs.folder import open_run
 from sdb.runtime import choose_device
 from sdb.service.model import load_model
-from sdb.tracing import trace
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.tracing.decoys import trace
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 FIT = {"epochs": 1, "batch_size": 24, "device": "cpu", "learning_rate": 1e-3, "optimizer": "adam"}
 LETTERS = tuple("abcdefghij")

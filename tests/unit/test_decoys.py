@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdb.decoys import candidates, decoy_logits, decoy_map
 from sdb.errors import ConfigError
+from sdb.wrapping.decoys import candidates, decoy_logits, decoy_map
 
 
 def random_confusion(classes, seed=0):

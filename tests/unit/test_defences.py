@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdb.box import Box
+from sdb.audit.defences import DEFENCES, Defended, boxed
+from sdb.audit.defences.boxes import Nasty
+from sdb.audit.defences.defence import DONE
+from sdb.audit.defences.redirection import GradientRedirection
+from sdb.audit.defences.sparse_teacher import AdversarialSparse
+from sdb.box.box import Box
 from sdb.config import FitSettings
-from sdb.defences import DEFENCES, Defended, boxed
-from sdb.defences.boxes import Nasty
-from sdb.defences.defence import DONE
-from sdb.defences.redirection import GradientRedirection
-from sdb.defences.sparse_teacher import AdversarialSparse
 from sdb.errors import CheckpointError, KeyFileError, RunExistsError
 from sdb.keys import Key
 from sdb.runtime import folder_lock
@@ -131,7 +131,7 @@ def test_an_interrupted_build_is_done_again(name, built, teacher, few, images, t
         raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr("sdb.defences.defence.write_atomic", stop)  # the moment before it would be complete
+        patched.setattr("sdb.audit.defences.defence.write_atomic", stop)  # the moment before it would be complete
         with pytest.raises(Stopped):
             QUICK[name].build(teacher, few, SETTINGS, tmp_path)
     with pytest.raises(CheckpointError, match="no finished defence"):

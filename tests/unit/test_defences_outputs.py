@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sdb.defences import DEFENCES
-from sdb.defences.key_switch import FixedAnswers
-from sdb.defences.outputs import SMALLEST, ReversedAnswers, RoundedAnswers, SparseAnswers, keep_top
-from sdb.defences.redirection import RedirectedAnswers, redirection
+from sdb.audit.defences import DEFENCES
+from sdb.audit.defences.key_switch import FixedAnswers
+from sdb.audit.defences.outputs import SMALLEST, ReversedAnswers, RoundedAnswers, SparseAnswers, keep_top
+from sdb.audit.defences.redirection import RedirectedAnswers, redirection
 
 
 class Says(nn.Module):

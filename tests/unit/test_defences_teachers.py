@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from sdb.audit.defences.sparse_teacher import AdversarialSparse, adversarial, with_adversarial
+from sdb.audit.defences.teachers import Centroids, ClusterCollapse, LabelSmoothed
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Augment, ImageSet
-from sdb.defences.sparse_teacher import AdversarialSparse, adversarial, with_adversarial
-from sdb.defences.teachers import Centroids, ClusterCollapse, LabelSmoothed
-from sdb.training import train, train_batches
-from sdb.wrapping import fresh_copy
+from sdb.training.loop import train, train_batches
+from sdb.wrapping.wrap import fresh_copy
 
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
 SETTINGS = FitSettings(**QUICK)

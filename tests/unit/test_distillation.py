@@ -13,9 +13,9 @@ from sdb.data import Batch, Batches, ImageSet, from_arrays
 from sdb.distillation import check_loss, distill, distillation_step
 from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import Key
-from sdb.training import evaluate, evaluation_batches
-from sdb.views import asked
-from sdb.wrapping import wrap
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.repeated_views import asked
+from sdb.wrapping.wrap import wrap
 
 KEY, FOREIGN = Key(bytes(range(32)), blend=0.5), Key(bytes(32), blend=0.5)
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
@@ -192,7 +192,7 @@ def test_neither_weight_is_refused_before_training(few, make_net, student_of):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_student_comes_nearer_to_its_teacher(digits, make_net, loss):
     from sdb.config import TrainSettings
-    from sdb.training import train
+    from sdb.training.loop import train
 
     teacher, student = make_net(digits, num_channels=8), make_net(digits, seed=7, num_channels=8)
     longer = {"epochs": 15, "batch_size": 32, "learning_rate": 0.01}

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdb.evaluation import calibration
-from sdb.training import evaluation_batches
+from sdb.training.evaluation import calibration, evaluation_batches
 
 
 def slow(probabilities, labels, bins=15):

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import sdb.export
-from sdb.box import Box, BoxInfo
+from sdb.box.box import Box, BoxInfo
 from sdb.config import WrapSettings
 from sdb.errors import ConfigError, KeyFileError, MissingExtraError, ModelError, StorageError
 from sdb.export import export
 from sdb.export.network import compare, example, neutral, search
 from sdb.keys import Key
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -12,11 +12,11 @@ from sdb.data import Batches
 from sdb.distillation import distill
 from sdb.errors import ConfigError
 from sdb.keys import Key, Owner
-from sdb.optimizers import RISE, learning_rate_at, make_optimizer
-from sdb.runs import open_run
-from sdb.training import cut, train, train_batches
-from sdb.views import FixedViews, Remembered, answers
-from sdb.wrapping import wrap
+from sdb.runs.folder import open_run
+from sdb.training.loop import cut, train, train_batches
+from sdb.training.optimizers import RISE, learning_rate_at, make_optimizer
+from sdb.training.repeated_views import FixedViews, Remembered, answers
+from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")
 KEY = Key(bytes(range(32)))
@@ -242,7 +242,7 @@ def test_a_teacher_is_asked_once_for_each_view(few, make_net, changes, passes):
 def test_remembered_answers_train_the_same_student(few, make_net, monkeypatch, changes):
     teacher, students = make_net(few, seed=1).eval(), []
     for limit in (2**30, 0):
-        monkeypatch.setattr("sdb.views.ANSWER_BYTES", limit)
+        monkeypatch.setattr("sdb.training.repeated_views.ANSWER_BYTES", limit)
         student = make_net(few)
         distill(teacher, student, few, DistillSettings(**QUICK | changes))
         students.append(dict(student.state_dict()))
@@ -255,7 +255,7 @@ def test_boxes_on_unchanging_images_are_the_same_when_the_teacher_is_asked_once(
 ):
     teacher, boxes = make_net(few, seed=1), []
     for limit in (2**30, 0):
-        monkeypatch.setattr("sdb.views.ANSWER_BYTES", limit)
+        monkeypatch.setattr("sdb.training.repeated_views.ANSWER_BYTES", limit)
         chosen = WrapSettings(method=method, augment=False, augmentation_weight=0.01, **QUICK)
         box = wrap(teacher, None if method == "nasty" else KEY, few, chosen)
         boxes.append(box.classifier.state_dict())

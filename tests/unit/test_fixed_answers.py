@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.box import Box, BoxInfo
+from sdb.box.box import Box, BoxInfo
 from sdb.config import TrainSettings, WrapSettings
-from sdb.decoys import decoy_logits
 from sdb.errors import CheckpointError, ModelError
 from sdb.keys import Owner
-from sdb.training import train
-from sdb.wrapping import named, wrap
+from sdb.training.loop import train
+from sdb.wrapping.decoys import decoy_logits
+from sdb.wrapping.wrap import named, wrap
 
 SHORT = {"epochs": 2, "batch_size": 32, "learning_rate": 0.005}
 OWNER = Owner(bytes(range(32)))

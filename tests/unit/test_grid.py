@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sdb.errors import ConfigError, RunExistsError, TrainingError
-from sdb.grid import GridRun, find_runs, is_finished, results_of, run_grid
-from sdb.tasks import Where
+from sdb.runs.grid import GridRun, find_runs, is_finished, results_of, run_grid
+from sdb.runs.tasks import Where
 
 COMMON = {
     "model_name": "net",
@@ -104,13 +104,13 @@ def test_a_finished_run_is_not_done_again_and_a_longer_one_goes_on(write):
     folder = write("g/teacher", schedule="constant")
     runs, told = find_runs([Path("g")]), []
     assert not is_finished(runs[0], [])
-    run_grid(runs, Where(), told=quiet)
+    run_grid(runs, Where(), on_progress=quiet)
     assert is_finished(runs[0], ["device=cpu"])
     before = (folder / "result.json").stat().st_mtime_ns
-    run_grid(runs, Where(), told=lambda *each: told.append(each))
+    run_grid(runs, Where(), on_progress=lambda *each: told.append(each))
     assert told == []
     assert (folder / "result.json").stat().st_mtime_ns == before
-    run_grid(runs, Where(), sets=["epochs=3"], told=lambda *each: told.append(each))
+    run_grid(runs, Where(), sets=["epochs=3"], on_progress=lambda *each: told.append(each))
     assert told == [(1, 1, "g/teacher")]
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
     assert "resumed after epoch 2" in (folder / "training.log").read_text()
@@ -118,12 +118,12 @@ def test_a_finished_run_is_not_done_again_and_a_longer_one_goes_on(write):
 
 def test_other_parameters_are_refused_and_the_run_is_left_alone(write):
     folder = write("g/teacher")
-    run_grid(find_runs([Path("g")]), Where(), told=quiet)
+    run_grid(find_runs([Path("g")]), Where(), on_progress=quiet)
     before = (folder / "result.json").read_bytes()
     with pytest.raises(
         TrainingError, match=r"g/teacher: .*cannot resume with other parameters: batch_size was 64"
     ):
-        run_grid(find_runs([Path("g")]), Where(), sets=["batch_size=32"], told=quiet)
+        run_grid(find_runs([Path("g")]), Where(), sets=["batch_size=32"], on_progress=quiet)
     assert (folder / "result.json").read_bytes() == before
 
 
@@ -131,7 +131,7 @@ def test_a_fault_in_any_file_is_said_before_anything_is_begun(write):
     teacher = write("g/a")
     write("g/b", epoch=3)
     with pytest.raises(ConfigError, match=r"g/b/params\.json: epoch: unknown parameter, did you mean 'epochs'"):
-        run_grid(find_runs([Path("g")]), Where(), told=quiet)
+        run_grid(find_runs([Path("g")]), Where(), on_progress=quiet)
     assert [path.name for path in teacher.iterdir()] == ["params.json"]
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_says_no_parameters_is_left_alone(write):
     folder = write("g/a")
     (folder / "last.safetensors").write_bytes(b"somebody's")
     with pytest.raises(RunExistsError, match=r"holds last\.safetensors and no params\.resolved\.json"):
-        run_grid(find_runs([Path("g")]), Where(), told=quiet)
+        run_grid(find_runs([Path("g")]), Where(), on_progress=quiet)
 
 
 def test_a_failed_run_costs_only_those_that_need_it(write):
@@ -148,7 +148,7 @@ def test_a_failed_run_costs_only_those_that_need_it(write):
     write("g/c_good")
     runs = find_runs([Path("g")])
     with pytest.raises(TrainingError, match=r"1 of 3 failed: g/a_bad: .*nowhere.*not begun.*: g/b_student"):
-        run_grid(runs, Where(), told=quiet)
+        run_grid(runs, Where(), on_progress=quiet)
     found = results_of(runs)
     assert found["g/c_good"]["accuracy"] > 0
     assert found["g/a_bad"] is found["g/b_student"] is None
@@ -156,5 +156,5 @@ def test_a_failed_run_costs_only_those_that_need_it(write):
 
 def test_a_list_of_ones_own(write):
     folder = write("g/a")
-    run_grid([GridRun("mine", "train", folder, needs=("finished long ago",))], Where(), told=quiet)
+    run_grid([GridRun("mine", "train", folder, needs=("finished long ago",))], Where(), on_progress=quiet)
     assert (folder / "result.json").exists()

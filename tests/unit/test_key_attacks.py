@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.attacks.key_search import (
+from sdb.audit.attacks.key_search import (
     CountedVictim,
     EvolutionSearch,
     GradientSearch,
@@ -16,13 +16,13 @@ from sdb.attacks.key_search import (
     QueryBudgetError,
     mean_entropy,
 )
-from sdb.attacks.retrain import Retrain, share_of
-from sdb.attacks.similar_keys import Jpeg, Quantise, SimilarKeys, blurred, cosine_similarity, near
+from sdb.audit.attacks.retrain import Retrain, share_of
+from sdb.audit.attacks.similar_keys import Jpeg, Quantise, SimilarKeys, blurred, cosine_similarity, near
+from sdb.box.private_part import replaceable
 from sdb.data import ImageSet
 from sdb.errors import ConfigError
 from sdb.keys import Key
-from sdb.private import replaceable
-from sdb.training import evaluate, evaluation_batches
+from sdb.training.evaluation import evaluate, evaluation_batches
 
 KEY = Key(bytes(range(32)), blend=0.5)
 SHAPE = (1, 8, 8)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.errors import ModelError
 from sdb.export import export
 from sdb.keys import Key
 from sdb.models import Classifier, ModelSpec, from_module
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 SHAPE, CLASSES = (1, 8, 8), 10
 HERE = __name__

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.box import MANIFEST, WEIGHTS, Box
-from sdb.boxfile import PRIVATE, RECORD, write_box_files
+from sdb.box.box import MANIFEST, WEIGHTS, Box
+from sdb.box.boxfile import PRIVATE, RECORD, write_box_files
+from sdb.box.private_part import DOWN, UP, PrivatePart, has_norms, head_of, put_in_place, replaceable
 from sdb.config import WrapSettings
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
 from sdb.keys import Key, Owner, derive
+from sdb.keys.sealing import NONCE_BYTES, unseal
 from sdb.models import ModelSpec, from_module
-from sdb.private import DOWN, UP, PrivatePart, has_norms, head_of, put_in_place, replaceable
-from sdb.sealing import NONCE_BYTES, unseal
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 OWNER = Owner(bytes(range(32)))
 FIRST, SECOND, STRANGER = OWNER.partner("first"), OWNER.partner("second"), Key(bytes(32), kind="weight")

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from sdb.address import Address
 from sdb.config import DistillSettings, WrapSettings, validate
+from sdb.config.address import Address
 from sdb.data import Batches
 from sdb.distillation import distill
 from sdb.errors import CheckpointError, ConfigError, DataError, ModelError, StorageError
 from sdb.keys import Key
 from sdb.remote import RemoteError, RemoteTeacher, token_from
 from sdb.remote import wire as wire_module
-from sdb.views import FixedViews
-from sdb.wrapping import wrap
+from sdb.training.repeated_views import FixedViews
+from sdb.wrapping.wrap import wrap
 
 KEY = Key(bytes(range(32)), blend=0.5)
 TOKEN = "sdb_s3cret-T0ken"

@@ -16,10 +16,10 @@ from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.errors import CheckpointError, ConfigError, RunExistsError, StorageError
 from sdb.keys import Key
-from sdb.runs import BEST, LAST, METRICS, RESOLVED, open_run
+from sdb.runs.folder import BEST, LAST, METRICS, RESOLVED, open_run
 from sdb.runtime import write_atomic
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")
 QUICK = {"epochs": 4, "batch_size": 16, "learning_rate": 0.01, "schedule": [2]}
@@ -244,8 +244,8 @@ def test_a_run_leaves_what_its_docstring_says(folder, few, make_net):
 
 
 def test_best_is_the_epoch_with_the_highest_validation_accuracy(folder, digits, make_net):
-    from sdb.checkpoint import load_classifier
-    from sdb.training import evaluate, evaluation_batches
+    from sdb.models.checkpoint import load_classifier
+    from sdb.training.evaluation import evaluate, evaluation_batches
 
     history = run_training(
         folder, digits, make_net(digits), {"learning_rate": 0.05, "epochs": 6, "schedule": "constant"}
@@ -273,7 +273,7 @@ def test_params_json_is_never_written(folder, few, make_net):
 
 
 def test_the_log_of_the_library_is_left_as_it_was(folder, few, make_net):
-    from sdb.runs import log
+    from sdb.runs.folder import log
 
     before = list(log.handlers)
     run_training(folder, few, make_net(few), {"epochs": 1})

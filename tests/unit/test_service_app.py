@@ -17,16 +17,16 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.errors import CheckpointError, ConfigError, KeyFileError
 from sdb.keys import Key
-from sdb.runs import RunFolder
+from sdb.runs.folder import RunFolder
 from sdb.service import create_app
 from sdb.service.limits import Limits
 from sdb.service.watch import Limits as Allowed
 from sdb.service.watch import LimitSet, TokenFile, Watch
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 INFER = "/v2/models/box/infer"
 BINARY = {"parameters": {"binary_data_output": True}}

@@ -14,13 +14,13 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from sdb.box import Box
-from sdb.boxfile import SIGNATURE
+from sdb.box.box import Box
+from sdb.box.boxfile import SIGNATURE
+from sdb.box.signing import SigningKey, key_id, read_public, sign_box, verify_box, write_public
 from sdb.config import WrapSettings
 from sdb.errors import CheckpointError, KeyFileError, SDBError
 from sdb.keys import Key, Owner
-from sdb.signing import SigningKey, key_id, read_public, sign_box, verify_box, write_public
-from sdb.wrapping import wrap
+from sdb.wrapping.wrap import wrap
 
 OWNER = Owner(bytes(range(32)))
 MAKER, OTHER = SigningKey(bytes(32)), SigningKey(bytes(range(32)))

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdb.errors import ConfigError, DataError, MissingExtraError, TrainingError
+from sdb.runs.tasks import Where, Work, run
+from sdb.runs.tasks.cluster import Site, connected, places_of, reach, same_site, settle, without_gpu
+from sdb.runs.tasks.work import attempt
 from sdb.runtime import environment
-from sdb.tasks import Where, Work, run
-from sdb.tasks.cluster import Site, connected, places_of, reach, same_site, settle, without_gpu
-from sdb.tasks.work import attempt
 
 HERE = Where()
 

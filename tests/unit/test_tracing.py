@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sdb.box import Box, BoxInfo
+from sdb.box.box import Box, BoxInfo
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import ImageSet
-from sdb.decoys import decoy_logits, decoy_map
 from sdb.distillation import distill
 from sdb.errors import CheckpointError, DataError, KeyFileError, ModelError
 from sdb.keys import Owner, derive
-from sdb.tracing import (
+from sdb.tracing.decoys import (
     LEVELS,
     TraceResult,
     candidate_ranks,
@@ -32,8 +31,9 @@ from sdb.tracing import (
     trace,
     weigh,
 )
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.training.loop import train
+from sdb.wrapping.decoys import decoy_logits, decoy_map
+from sdb.wrapping.wrap import wrap
 
 OWNER = Owner(bytes(range(32)))
 

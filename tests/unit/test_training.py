@@ -14,21 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdb.checkpoint import load_classifier, read_tensors
 from sdb.config import TrainSettings
 from sdb.data import Batches, ImageSet
 from sdb.errors import ConfigError, TrainingError
-from sdb.optimizers import learning_rate_at, make_optimizer
-from sdb.runs import LAST, METRICS, open_run
-from sdb.training import (
-    best_epoch,
-    evaluate,
-    evaluation_batches,
-    fit,
-    train,
-    train_batches,
-    uses_bfloat16,
-)
+from sdb.models.checkpoint import load_classifier, read_tensors
+from sdb.runs.folder import LAST, METRICS, open_run
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import best_epoch, fit, train, train_batches, uses_bfloat16
+from sdb.training.optimizers import learning_rate_at, make_optimizer
 
 CPU = torch.device("cpu")
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}

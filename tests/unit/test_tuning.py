@@ -4,9 +4,10 @@ import pytest
 
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.keys import Key
-from sdb.training import evaluate, evaluation_batches, train
-from sdb.tuning import Search, wrap_within_budget
-from sdb.wrapping import wrap
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import train
+from sdb.wrapping.tuning import Search, wrap_within_budget
+from sdb.wrapping.wrap import wrap
 
 FIT = {"batch_size": 32, "learning_rate": 0.01}
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sdb.attacks.means import Means, TransferSet
-from sdb.attacks.victim import Answers, Interface, InterfaceError, QueryBudgetError, Victim
+from sdb.audit.attacks.attacker import Attacker, TransferSet
+from sdb.audit.attacks.victim import Answers, Interface, InterfaceError, QueryBudgetError, Victim
 from sdb.config import FitSettings
 from sdb.data import Augment
 from sdb.errors import ConfigError
@@ -162,7 +162,7 @@ def test_no_views_are_refused(few):
 
 def test_a_student_learns_the_same_twice(few, make_net, weights_of, same_weights):
     def student():
-        means = Means(
+        attacker = Attacker(
             few.train,
             few.validation,
             few.train,
@@ -171,9 +171,9 @@ def test_a_student_learns_the_same_twice(few, make_net, weights_of, same_weights
             lambda: make_net(few),
             FitSettings(epochs=2, batch_size=16, learning_rate=0.003),
         )
-        made = means.transfer()
+        made = attacker.transfer()
         loss = lambda logits, batch: {"cross_entropy": cross_entropy(logits, batch.labels)}  # noqa: E731
-        return weights_of(means.learn(means.new_student(), made, loss))
+        return weights_of(attacker.learn(attacker.new_student(), made, loss))
 
     assert same_weights(student(), student())
     assert not same_weights(student(), weights_of(make_net(few)))

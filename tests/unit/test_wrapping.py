@@ -11,11 +11,12 @@ from sdb.config import TrainSettings, WrapSettings
 from sdb.data import from_arrays
 from sdb.errors import ConfigError, KeyFileError, ModelError
 from sdb.keys import Key, Owner
-from sdb.methods import ImageKeyPasses
 from sdb.models import ModelSpec, from_module
-from sdb.runs import open_run
-from sdb.training import evaluate, evaluation_batches, train
-from sdb.wrapping import TwoPasses, fresh_copy, start_network, wrap
+from sdb.runs.folder import open_run
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.loop import train
+from sdb.wrapping.methods import ImageKeyPasses
+from sdb.wrapping.wrap import TwoPasses, fresh_copy, start_network, wrap
 
 KEY = Key(bytes(range(32)), blend=0.5)
 CPU = torch.device("cpu")

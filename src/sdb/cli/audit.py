@@ -64,13 +64,13 @@ def audit(
 
     Writes OUT/claim.json and OUT/report.html. Exits with 1 where a declared bar fails or is not established.
     """
-    from sdb.audit_job import audit_job, find_subject
-    from sdb.auditing.plan import AuditSettings
+    from sdb.audit.job import audit_job, find_subject
+    from sdb.audit.plan import AuditSettings
     from sdb.config import parse_overrides
-    from sdb.progress import ShowTasks
     from sdb.report.audit_verdict import judge
     from sdb.report.audit_words import findings, headline
     from sdb.report.claim import read_claim
+    from sdb.runs.progress import ShowTasks
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
     named: dict[str, Any] = {
@@ -96,7 +96,7 @@ def audit(
             where=where,
             resume=resume,
             overwrite=overwrite,
-            told=progress.told,
+            on_progress=progress.on_progress,
         )
     except KeyboardInterrupt:
         progress.close()

@@ -30,7 +30,7 @@ def export(
     Without --key the network that everyone may run; with it the unlocked one: that file is the knowledge itself.
     """
     text = "" if licence is None else _read_licence(licence)
-    from sdb.box import Box
+    from sdb.box.box import Box
     from sdb.export import export as write
     from sdb.keys import Key
 
@@ -58,7 +58,7 @@ def sign(
 
     The signature goes into the box and covers every byte of it; sign again after adding a partner.
     """
-    from sdb.signing import SigningKey, key_id, sign_box, write_public
+    from sdb.box.signing import SigningKey, key_id, sign_box, write_public
 
     if new_key is not None:
         if box_path is not None or signing_key is not None:
@@ -87,7 +87,7 @@ def verify(
 
     Exits with 2 when anything differs.
     """
-    from sdb.signing import key_id, read_public, verify_box
+    from sdb.box.signing import key_id, read_public, verify_box
 
     public, place = read_public(public_key), _box_in(box_path)
     print_json({"box": str(place), "id": verify_box(place, public), "signed_by": key_id(public)})
@@ -95,7 +95,7 @@ def verify(
 
 def _box_in(path: Path) -> Path:
     """A box, or the one in a run folder."""
-    from sdb.boxfile import is_box
+    from sdb.box.boxfile import is_box
 
     return path / "box" if not is_box(path) and is_box(path / "box") else path
 

@@ -30,8 +30,8 @@ def grid(
     train, wrap or distill, as each params.json says. What is finished is not done again: the same command goes on after
     anything. Paths in params.json are relative to the current folder.
     """
-    from sdb.grid import find_runs, results_of, run_grid
-    from sdb.progress import ShowTasks
+    from sdb.runs.grid import find_runs, results_of, run_grid
+    from sdb.runs.progress import ShowTasks
     from sdb.runtime import write_atomic
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
@@ -39,7 +39,7 @@ def grid(
     progress = ShowTasks("grid")
     failed: SDBError | None = None
     try:
-        run_grid(runs, where, sets=sets or [], told=progress.told)
+        run_grid(runs, where, sets=sets or [], on_progress=progress.on_progress)
     except KeyboardInterrupt:
         progress.close()
         say("sdb: interrupted; finished epochs are kept, the same command goes on")

@@ -20,7 +20,7 @@ def evaluate(
     other_class_names: OtherClassNames = False,
 ) -> None:
     """Print test accuracies as JSON."""
-    from sdb.jobs import evaluate_job
+    from sdb.runs.jobs import evaluate_job
 
     result = evaluate_job(
         path,
@@ -55,7 +55,7 @@ def trace(
 
     Prints an exact p-value as JSON, and one sentence. Exits with 0 either way.
     """
-    from sdb.jobs import trace_job
+    from sdb.runs.jobs import trace_job
     from sdb.runtime import write_atomic
 
     result = trace_job(

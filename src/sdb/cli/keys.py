@@ -42,7 +42,7 @@ def key_new(
 @key_app.command("show")
 def key_show(path: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Print the public part of a key file as JSON."""
-    from sdb.keyfile import read_secret
+    from sdb.keys.keyfile import read_secret
 
     header, _ = read_secret(path)
     print_json(header)
@@ -73,7 +73,7 @@ def key_partner(
     key = owner.partner(name, kind, blend)  # ty: ignore[invalid-argument-type]
     path = out or Path(f"{name}.key.json")
     if box_path is not None:
-        from sdb.box import Box
+        from sdb.box.box import Box
 
         Box.load(box_path).add_partner(key, owner).save(box_path, overwrite=True)
         say(f"{box_path}: opens for {name} too")

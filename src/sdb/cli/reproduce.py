@@ -36,10 +36,10 @@ def reproduce(
     what others print. The same command goes on; what is finished is not run again. --set changes every run that has the
     parameter, and the table says so.
     """
-    from sdb.progress import ShowTasks
     from sdb.reproduction.job import PAGE, TEXT
     from sdb.reproduction.job import reproduce as run
     from sdb.reproduction.recipes import recipe_of
+    from sdb.runs.progress import ShowTasks
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
     preset, recipe = recipe_of(dataset, preset)
@@ -55,7 +55,7 @@ def reproduce(
             where=where,
             changes=sets or [],
             overwrite=overwrite,
-            told=progress.told,
+            on_progress=progress.on_progress,
         )
     except KeyboardInterrupt:
         progress.close()

@@ -85,7 +85,7 @@ def check(
     ] = None,
 ) -> None:
     """Validate DIR/params.json without running it."""
-    from sdb.jobs import check_job
+    from sdb.runs.jobs import check_job
 
     place = run_folder(folder, save_path)
     say(f"{place}: good for sdb {check_job(place, command, sets or [])}")
@@ -141,7 +141,7 @@ def run_command(
         if cluster is None:
             result = here(command, folder, params, resume, overwrite)
         else:
-            from sdb.data_parallel import run_on_cluster
+            from sdb.runs.data_parallel import run_on_cluster
 
             say(f"sdb: progress is in {folder / 'training.log'}")
             flags = {"cluster": cluster, "processes": processes or 1, "resume": resume, "overwrite": overwrite}
@@ -158,8 +158,8 @@ def run_command(
 
 def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Run a job in this process, with its progress."""
-    from sdb.jobs import JOBS
-    from sdb.progress import ShowProgress
+    from sdb.runs.jobs import JOBS
+    from sdb.runs.progress import ShowProgress
     from sdb.runtime import world
 
     progress = ShowProgress(f"{command} {folder.name}") if world().is_main else None

@@ -12,7 +12,7 @@ import typer
 from sdb.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdb.tasks import Where
+    from sdb.runs.tasks import Where
 
 Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder; holds params.json.")]
 SavePath = Annotated[
@@ -48,7 +48,7 @@ def where_of(workers: int, cluster: str | None, task_cpus: float, task_gpus: flo
     Raises:
         ConfigError: a number is out of range, or is for a cluster and there is none.
     """
-    from sdb.tasks import Where
+    from sdb.runs.tasks import Where
 
     where = Where(workers, cluster, task_cpus, task_gpus)
     if cluster is None and (task_cpus, task_gpus) != (1, 0):
@@ -84,7 +84,7 @@ def new_passphrase(encrypt: bool) -> str | None:
         return None
     import os
 
-    from sdb.keyfile import PASSPHRASE_VARIABLE
+    from sdb.keys.keyfile import PASSPHRASE_VARIABLE
 
     passphrase = os.environ.get(PASSPHRASE_VARIABLE)
     if passphrase is None:

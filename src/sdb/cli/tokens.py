@@ -107,7 +107,7 @@ def token_profile(
     import numpy as np
     import torch
 
-    from sdb.inputs import described_data, load_model
+    from sdb.runs.resolve import described_data, load_model
     from sdb.service.watch.detector import FEWEST_GOOD, MOST_USED, fit_profile
 
     data, model = described_data(box_path, dataset, data_root), load_model(box_path).eval()

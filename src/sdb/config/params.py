@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from sdb.address import check_remote
+from sdb.config.address import check_remote
 from sdb.config.settings import DistillSettings, Settings, TeacherSettings, TrainSettings, WrapSettings
 
 

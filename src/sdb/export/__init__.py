@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from sdb.box import Box
+from sdb.box.box import Box
 from sdb.errors import ConfigError
 from sdb.export.network import INPUT, OUTPUT, Shape, neutral, quiet
 from sdb.export.onnx import to_onnx

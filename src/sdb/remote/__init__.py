@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdb.address import Address
+from sdb.config.address import Address
 from sdb.errors import ConfigError, DataError, ModelError, RemoteError
 from sdb.keys import Key
 from sdb.models import compare_class_names
@@ -95,7 +95,7 @@ class RemoteTeacher(nn.Module):
         class_names: Sequence[str] = (),
         other_class_names: bool = False,
     ) -> None:
-        """Refuse a remote model of another data set; see `sdb.checkpoint.check_fits`.
+        """Refuse a remote model of another data set; see `sdb.models.checkpoint.check_fits`.
 
         Raises:
             ModelError: naming both.

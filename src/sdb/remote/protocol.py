@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdb.address import Address
+from sdb.config.address import Address
 from sdb.errors import RemoteError
 from sdb.remote.wire import Wire
 

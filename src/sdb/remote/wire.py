@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from sdb.address import Address
+from sdb.config.address import Address
 from sdb.errors import ConfigError, RemoteError
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; doubled from one to the other

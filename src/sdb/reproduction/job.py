@@ -12,17 +12,17 @@ from typing import Any
 from sdb import config
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, SDBError
-from sdb.grid import GridRun, is_finished, run_grid
-from sdb.inputs import load_data
 from sdb.reproduction.page import write_page
 from sdb.reproduction.plan import Plan, make_plan, wrong_key
 from sdb.reproduction.published import Recipe
 from sdb.reproduction.recipes import recipe_of
 from sdb.reproduction.table import RESULT, SCHEMA, environments, findings, make_table, training_seconds
 from sdb.reproduction.text import markdown
-from sdb.runs import RESOLVED
+from sdb.runs.folder import RESOLVED
+from sdb.runs.grid import GridRun, is_finished, run_grid
+from sdb.runs.resolve import load_data
+from sdb.runs.tasks import OnProgress, Where
 from sdb.runtime import command_line, folder_lock, write_atomic
-from sdb.tasks import Told, Where
 
 ASKED, TABLE, TEXT, PAGE = "reproduction.json", "table.json", "table.md", "table.html"
 # Of a params.json: where things lie, and where it runs; these may differ when a reproduction goes on elsewhere.
@@ -39,7 +39,7 @@ def reproduce(
     where: Where | None = None,
     changes: Sequence[str] = (),
     overwrite: bool = False,
-    told: Told,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Run a grid into a folder, or go on with it, and write its table; returns the table.
 
@@ -54,7 +54,7 @@ def reproduce(
         where: how many processes, and on which machines.
         changes: KEY=VALUE for every run that has the parameter.
         overwrite: discard the reproduction that is there, its keys too.
-        told: hears of every finished run.
+        on_progress: hears of every finished run.
 
     Raises:
         ConfigError: something asked for does not exist, or differs from what `out` was begun with.
@@ -92,7 +92,7 @@ def reproduce(
             return write_table(recipe, plan, out, done, asked, facts, seeds=seeds, call=call)
 
         try:
-            run_grid([run for run in grid if run.name not in before], where or Where(), told=told)
+            run_grid([run for run in grid if run.name not in before], where or Where(), on_progress=on_progress)
         except SDBError:
             write()
             raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from sdb.box import Box
+    from sdb.box.box import Box
     from sdb.models import Classifier
     from sdb.service.limits import Limits
     from sdb.service.watch import Watch

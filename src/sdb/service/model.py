@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdb.box import Box, is_box
-from sdb.checkpoint import load_classifier
+from sdb.box.box import Box, is_box
 from sdb.errors import ConfigError, MissingExtraError, ModelError
 from sdb.keys import Key
 from sdb.models import Classifier, check
+from sdb.models.checkpoint import load_classifier
 from sdb.runtime import choose_device
 from sdb.service.batching import Forward
 

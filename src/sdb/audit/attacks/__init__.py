@@ -1,0 +1,67 @@
+"""Attacks: what somebody without the key may try. An attack is a small frozen set of parameters and one `run`.
+
+`victim`: the only thing an attack sees of what it attacks. `attacker`: what it has beside that. `attack`: what every
+attack is. All others hold attacks; `ATTACKS` is the list that audits go through. How to add one:
+docs/adding-an-attack.md.
+"""
+
+from sdb.audit.attacks.attack import Attack
+from sdb.audit.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
+from sdb.audit.attacks.batch_norm import BatchNormAgain
+from sdb.audit.attacks.collusion import TwoBoxes
+from sdb.audit.attacks.data_free import DataFree
+from sdb.audit.attacks.decoys_removed import DecoysRemoved, Deviations
+from sdb.audit.attacks.distil import Distil, DistilUnlabelled, Labels, TunedDistil
+from sdb.audit.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
+from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
+from sdb.audit.attacks.random_patterns import RandomPatterns
+from sdb.audit.attacks.sanitise import (
+    Averager,
+    AveragerUnlabelled,
+    Clip,
+    SecondPeakRemoved,
+    TargetAgainstRest,
+    TopKOnly,
+)
+from sdb.audit.attacks.shadow import ShadowByClass, ShadowRecovery
+from sdb.audit.attacks.skeptical import Skeptical
+from sdb.audit.attacks.white_box import Features, FineTuned, FreshHead, FreshHeadLabels, Pruned
+
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        Labels(),
+        Distil(),
+        DistilUnlabelled(),
+        TunedDistil(),
+        TopKOnly(),
+        Clip(),
+        SecondPeakRemoved(),
+        TargetAgainstRest(),
+        Averager(),
+        AveragerUnlabelled(),
+        Skeptical(),
+        AugmentedAverage(),
+        NoiseAverage(),
+        BlendAverage(),
+        DecoysRemoved(),
+        Deviations(),
+        ShadowRecovery(),
+        ShadowByClass(),
+        TwoBoxes(),
+        RandomKeys(),
+        KeyByQueries(),
+        KeyByGradients(),
+        LeakedPart(),
+        KnockoffRandom(),
+        KnockoffAdaptive(),
+        RandomPatterns(),
+        DataFree(),
+        BatchNormAgain(),
+        FineTuned(),
+        Pruned(),
+        FreshHead(),
+        FreshHeadLabels(),
+        Features(),
+    )
+}

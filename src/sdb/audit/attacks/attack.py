@@ -1,0 +1,71 @@
+"""What every attack is: a frozen set of parameters, a statement of what it needs, and one `run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from sdb.audit.attacks.attacker import Attacker
+from sdb.audit.attacks.victim import Interface, Victim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stolen:
+    """What an attack brought home.
+
+    Attributes:
+        student: images to logits; always of the student's architecture, so that attacks can be compared.
+        recovered: where the attack found a module that may answer as the teacher does: that module.
+        details: what it chose and saw, JSON values.
+    """
+
+    student: nn.Module
+    recovered: nn.Module | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Base of all attacks; a subclass adds its parameters and `run`.
+
+    Attributes:
+        name: as the command line and the report have it.
+        needs: the least interface it works with.
+        uses: of "labels" (its own images'), "proxy", "colluder", "shadow", "leaked_key" (what it has beside it),
+            "image_key", "weight_key" (the kind of box it is for), "no_images" (has none of the right kind).
+        summary: one line for somebody who has not read the paper.
+        source: paper and equation, or repository and file.
+        control: the positive control. Share of the way from chance to the student of the unprotected teacher that the
+            attack must go when it attacks the unprotected teacher, or it is not trusted.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Interface]
+    uses: ClassVar[frozenset[str]] = frozenset()
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    control: ClassVar[float] = 0.9
+
+    def run(self, victim: Victim, attacker: Attacker) -> Stolen:
+        """Attack; the victim is asked only through its interface.
+
+        Raises:
+            InterfaceError: it gives less than the attack needs.
+            QueryBudgetError: the budget is too small for the attack.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no run")
+
+    def brief(self) -> Self:
+        """The same attack at a smaller price, where it is dear; for audits in haste."""
+        return self
+
+    def extended(self) -> Self:
+        """The same attack with its long lists of settings, where it has them; for audits without haste."""
+        return self
+
+    def parameters(self) -> dict[str, Any]:
+        """The attack's own parameters, JSON values, for the record."""
+        return json.loads(json.dumps(asdict(self)))

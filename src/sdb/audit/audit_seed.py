@@ -1,0 +1,309 @@
+"""What one seed of an audit stands on: data, teacher, references, defended models, and an attacker's means.
+
+Everything here is made once, kept in the audit's work folder, and loaded again by whichever process needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sdb import data as datasets
+from sdb.audit.attacks.attack import Attack
+from sdb.audit.attacks.attacker import Attacker, Shadow
+from sdb.audit.attacks.retrain import share_of
+from sdb.audit.attacks.victim import Interface, Victim
+from sdb.audit.defences import DEFENCES, boxed
+from sdb.audit.defences.defence import Defence, Defended
+from sdb.audit.plan import BOX, NONE, AuditSettings
+from sdb.audit.proxy import letters
+from sdb.box.box import Box
+from sdb.config import TrainSettings, WrapSettings
+from sdb.data import ImageSet, Splits
+from sdb.errors import ConfigError
+from sdb.keys import Key
+from sdb.models import Classifier, ModelSpec
+from sdb.models.checkpoint import check_fits, load_classifier
+from sdb.runs.folder import open_run
+from sdb.runtime import choose_device, derive_seed
+from sdb.training.loop import train
+
+# Another customer's box and an attacker's own are made as this one was, from seeds of their own.
+COLLUDER = 1_000_000
+SHADOW = 2_000_000
+# Images of another kind for each of the attacker's own.
+PROXY_SHARE = 4
+# Which defence makes boxes of a method and kind of key.
+MAKERS = {
+    ("nasty", ""): "nasty",
+    ("sdb", "image"): "sdb",
+    ("decoy", "weight"): "decoy",
+    ("decoy", "image"): "decoy_image",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is audited, as files: a box with its key and its teacher, or nothing, and then the audit makes all.
+
+    Attributes:
+        box: a box's folder or file.
+        key: a partner's key file; None where only thieves are looked at.
+        teacher: a run folder or checkpoint.
+        owner: the owner's file, for the box's mark.
+        split_seed: of the box's data split; None where each seed splits anew.
+        validation_fraction: of the box's data split.
+    """
+
+    box: Path | None = None
+    key: Path | None = None
+    teacher: Path | None = None
+    owner: Path | None = None
+    split_seed: int | None = None
+    validation_fraction: float = 0.1
+
+
+class AuditSeed:
+    """One seed of an audit; holds what its process has loaded so far.
+
+    Args:
+        settings: filled, see `AuditSettings.filled`.
+        subject: what is audited.
+        seed: of this ground.
+        work: the audit's work folder.
+        data: instead of the data set that the settings name.
+    """
+
+    def __init__(
+        self, settings: AuditSettings, subject: Subject, seed: int, work: Path, data: Splits | None = None
+    ) -> None:
+        self.settings, self.subject, self.seed = settings, subject, seed
+        self.folder = work / f"seed-{seed}"
+        self.device = choose_device(settings.device)
+        self._data = data
+
+    @functools.cached_property
+    def data(self) -> Splits:
+        """The data set."""
+        if self._data is not None:
+            return self._data
+        split = self.seed if self.subject.split_seed is None else self.subject.split_seed
+        return datasets.load(
+            self.settings.dataset,
+            root=self.settings.data_root,
+            seed=split,
+            validation_fraction=self.subject.validation_fraction,
+            subset_percent=self.settings.subset_percent,
+            image_size=self.settings.image_size,
+            stream=self.settings.stream,
+        )
+
+    @functools.cached_property
+    def box(self) -> Box | None:
+        """The audited box."""
+        if self.subject.box is None:
+            return None
+        box = Box.load(self.subject.box)
+        self._check_fits(box.classifier, self.subject.box)
+        return box.to(self.device)
+
+    @functools.cached_property
+    def teacher(self) -> Classifier:
+        """The unprotected model: the box's teacher where it was given, else one of the same architecture."""
+        if self.subject.teacher is not None:
+            teacher = load_classifier(self.subject.teacher)
+            self._check_fits(teacher, self.subject.teacher)
+        else:
+            teacher = load_classifier(self.folder / "teacher")
+        return teacher.to(self.device)
+
+    def _check_fits(self, classifier: Classifier, source: Path) -> None:
+        data = self.data
+        names = data.class_names, self.settings.other_class_names
+        check_fits(classifier, source, data.num_classes, data.image_shape, *names)
+        classifier.class_names = data.class_names  # names that were let pass are not asked about again
+
+    def check(self) -> None:
+        """Refuse what cannot be audited, before anything is written or trained.
+
+        Raises:
+            CheckpointError, ModelError, KeyFileError: box, key or teacher is damaged, or not of this data or this box.
+        """
+        self.student()
+        if self.box is not None:
+            self.maker(BOX, {})
+            self.defended(BOX, {})
+        self.spec()  # loads the teacher, where one was named
+
+    def make_teacher(self) -> None:
+        """Train the unprotected model where none was given; goes on where it was stopped."""
+        folder = self.folder / "teacher"
+        if self.subject.teacher is not None or (folder / "result.json").exists():
+            return
+        # A shadow's teacher is trained in the same way: what the audit makes is made with one recipe.
+        fitted = self.settings.fit(self.seed, self.settings.maker_epochs)
+        resume = (folder / "params.resolved.json").exists()
+        with open_run(folder, fitted.model_dump(mode="json"), self.device, resume=resume) as run:
+            teacher = self.network("teacher")
+            train(teacher, self.data, fitted, run=run)
+            run.write_result({})
+
+    def spec(self) -> tuple[str, dict]:
+        """Architecture of the victim and its arguments."""
+        box = self.box
+        if box is not None and box.classifier.spec is not None:
+            return box.classifier.spec.name, box.classifier.spec.arguments
+        if self.subject.teacher is not None and self.teacher.spec is not None:
+            return self.teacher.spec.name, self.teacher.spec.arguments
+        return self.settings.model_name, self.settings.model_args
+
+    def network(self, purpose: object) -> Classifier:
+        """A fresh network of the victim's architecture."""
+        return self._build(*self.spec(), purpose)
+
+    def student(self, purpose: object = "student") -> Classifier:
+        """A fresh student, the same weights for the same purpose."""
+        return self._build(self.settings.student_model, self.settings.student_args, purpose)
+
+    def _build(self, name: str, arguments: dict, purpose: object) -> Classifier:
+        data = self.data
+        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "network", purpose))
+            return spec.build().to(self.device)
+
+    # --- defended models --------------------------------------------------------------------------------------------
+
+    def maker(self, name: str, defences: dict[str, Defence]) -> Defence:
+        """The defence of that name; for the box the one that makes boxes of its kind.
+
+        Raises:
+            ConfigError: nobody here can make boxes of this method.
+        """
+        if name != BOX:
+            return defences.get(name) or DEFENCES[name]
+        info = self.box.info if self.box is not None else None
+        kind = (info.method, info.key_kind) if info is not None else ("", "")
+        if kind not in MAKERS:
+            raise ConfigError(f"the box's method, {kind[0]!r}, is none that an audit can make again")
+        if self.box is None or info is None:
+            return DEFENCES[MAKERS[kind]]
+        # Others' boxes and shadows are made by the recipe that this box says of itself.
+        public = {name: value for name, value in info.parameters.items() if name in WrapSettings.model_fields}
+        if kind == ("decoy", "weight"):
+            public["fixed_answers"] = self.box.answers is not None
+        blend = {"key_blend": info.parameters["key_blend"]} if info.key_kind == "image" else {}
+        return replace(DEFENCES[MAKERS[kind]], public=tuple(sorted(public.items())), **blend)
+
+    def make(self, name: str, defences: dict[str, Defence], *, colluder: bool = False) -> None:
+        """Build a defence around the teacher, or another customer's copy of it."""
+        if name == BOX and not colluder:
+            return
+        folder, fitted = self._place(name, colluder)
+        self.maker(name, defences).build(self.teacher, self.data, fitted, folder)
+
+    def defended(self, name: str, defences: dict[str, Defence], *, colluder: bool = False) -> Defended:
+        """A defended model that `make` has made, or the audited box."""
+        if name == BOX and not colluder and self.box is not None:
+            key = None if self.subject.key is None else Key.load(self.subject.key)
+            return boxed(self.box, key)
+        folder, _ = self._place(name, colluder)
+        return self.maker(name, defences).load(self.teacher, folder)
+
+    def _place(self, name: str, colluder: bool) -> tuple[Path, TrainSettings]:
+        fitted = self.settings.fit(self.seed + COLLUDER * colluder, self.settings.maker_epochs)
+        return self.folder / "defences" / (f"{name}-colluder" if colluder else name), fitted
+
+    # --- the attacker -----------------------------------------------------------------------------------------------
+
+    def victim(self, defended: Defended, attack: Attack) -> Victim:
+        """What an attack gets to see of a defended model."""
+        shipped = attack.needs is Interface.WEIGHTS
+        given = min(Interface[self.settings.interface.upper()], Interface[defended.interface.upper()])
+        return Victim(
+            defended.network if shipped else defended.keyless,
+            Interface.WEIGHTS if shipped else given,
+            num_classes=self.data.num_classes,
+            image_shape=self.data.image_shape,
+            top_k=min(self.settings.top_k, defended.top_k or self.settings.top_k),
+            budget=self.settings.query_budget,
+            network=defended.network if shipped else None,
+        )
+
+    def attacker(
+        self, name: str = NONE, defences: dict[str, Defence] | None = None, attack: Attack | None = None
+    ) -> Attacker:
+        """The means of an attacker of one defence."""
+        fitted = self.settings.fit(self.seed, self.settings.epochs)
+        own = share_of(self.data, self.settings.data_share, self.seed)
+        uses = attack.uses if attack is not None else frozenset()
+        known = defences or {}
+        attacker = Attacker(
+            train=own.train,
+            validation=own.validation,
+            proxy=self.proxy(PROXY_SHARE * len(own.train) if "proxy" in uses else 1),
+            augment=self.data.augment,
+            new_student=self.student,
+            new_network=lambda purpose="attacker": self.network(("attacker", purpose)),
+            settings=fitted,
+            views=self.settings.views or 1,
+        )
+        if "colluder" in uses:
+            other = self.defended(name, known, colluder=True)
+            attacker = replace(attacker, colluder=self.victim(other, attack))  # ty: ignore[invalid-argument-type]
+        if "shadow" in uses:
+            attacker = replace(attacker, shadow=self.shadow(name, known))
+        if uses & {"image_key", "leaked_key"}:
+            defended = self.defended(name, known)
+            leaked = defended.key if "leaked_key" in uses else None
+            public = defended.box.info.parameters.get("key_blend") if defended.box is not None else None
+            attacker = replace(attacker, blend=public, leaked_key=leaked)
+        return attacker
+
+    def proxy(self, count: int) -> ImageSet:
+        """Images of another kind; they are easier to come by than the right ones."""
+        return letters(count, self.data.image_shape, derive_seed(self.seed, "proxy"))
+
+    def shadow(self, name: str, defences: dict[str, Defence]) -> Shadow:
+        """How an attacker makes the defence again: own teacher, own data, the public recipe, keys of its own."""
+        maker = self.maker(name, defences)
+
+        def make(images: ImageSet, seed: int) -> tuple[nn.Module, nn.Module]:
+            fitted = self.settings.fit(SHADOW + seed % SHADOW, self.settings.maker_epochs)
+            mine = replace(self.data, train=images, test=self.data.validation)
+            teacher = self.network(("shadow", seed))
+            train(teacher, mine, fitted)
+            folder = self.folder / "shadows" / f"{name}-{seed}"
+            shutil.rmtree(folder, ignore_errors=True)
+            maker.build(teacher, mine, fitted, folder)
+            return teacher, maker.load(teacher, folder).keyless
+
+        return make
+
+
+class Shuffled(nn.Module):
+    """A module whose classes are in another order for each image; the order follows from the image's pixels."""
+
+    def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> None:
+        super().__init__()
+        self.module = module
+        generator = torch.Generator().manual_seed(seed)
+        size = image_shape[0] * image_shape[1] * image_shape[2]
+        self.directions: Tensor
+        self.register_buffer("directions", 1e3 * torch.randn(size, num_classes, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K), each row in an order of its own."""
+        order = (images.flatten(1) @ self.directions).sin().argsort(dim=1)
+        return self.module(images).gather(1, order)
+
+
+def shuffled_labels(images: ImageSet, seed: int) -> ImageSet:
+    """The same images with their labels in another order."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).numpy()
+    return replace(images, labels=images.labels[order])

@@ -1,0 +1,306 @@
+"""The tasks of an audit, each of which ends in one JSON file: references, defences, cells and negative controls.
+
+A task whose file is there is done; so an audit that was stopped goes on, and several processes can share one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdb import losses
+from sdb.audit.attacks.attack import Attack
+from sdb.audit.attacks.attacker import Attacker
+from sdb.audit.attacks.distil import Distil, Recipe, distilled
+from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError, Victim
+from sdb.audit.audit_seed import AuditSeed, Shuffled, shuffled_labels
+from sdb.audit.defences.defence import Defence, Defended
+from sdb.audit.plan import BOX, NONE
+from sdb.data import Batch, Batches
+from sdb.errors import CheckpointError, ConfigError, TrainingError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.models import Classifier
+from sdb.runtime import derive_seed, write_atomic
+from sdb.training.evaluation import evaluate, evaluation_batches
+
+TEMPERATURE = 4.0
+# Boxes whose keys are known to be found, and the box that the audit is about where none was given.
+EASY_KEY, WEIGHT_KEY, OURS = "sdb", "decoy", "decoy"
+# Negative controls need not be good, only honest: they get this share of the epochs.
+NEGATIVE_SHARE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece of work.
+
+    Attributes:
+        kind: references, defence, cell or negative.
+        seed: of its ground.
+        defence, attack: names, where they apply.
+    """
+
+    kind: str
+    seed: int
+    defence: str = ""
+    attack: str = ""
+
+    def file(self, work: Path) -> Path:
+        """Where its result goes."""
+        name = "--".join(part for part in (self.defence, self.attack) if part) or "references"
+        return work / f"seed-{self.seed}" / f"{self.kind}s" / f"{name.replace(':', '.')}.json"
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.kind, self.attack, self.defence, f"seed {self.seed}") if part)
+
+
+def do(
+    task: Task, audit_seed: AuditSeed, attacks: dict[str, Attack], defences: dict[str, Defence], work: Path
+) -> None:
+    """Do a task and keep its result; nothing to do where it is kept already."""
+    path = task.file(work)
+    if path.exists():
+        return
+    started = time.perf_counter()
+    if task.kind == "reference":
+        audit_seed.make_teacher()
+        result = references(audit_seed)
+    elif task.kind == "defence":
+        result = defence_row(audit_seed, task.defence, defences, attacks)
+    else:
+        result = cell(audit_seed, task, attacks[task.attack], defences)
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    write_atomic(path, json.dumps(result, indent=1).encode() + b"\n")
+
+
+def read(task: Task, work: Path) -> dict[str, Any]:
+    """A kept result.
+
+    Raises:
+        CheckpointError: the file is not what was written.
+    """
+    path = task.file(work)
+    try:
+        values = parse_json(read_bytes(path, JSON_LIMIT), finite=False)
+        if not isinstance(values, dict) or "seconds" not in values:
+            raise ValueError("not a finished task")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); delete it and go on with --resume") from None
+    return values
+
+
+def score(model: nn.Module, batches: Batches) -> float:
+    """Accuracy, a fraction."""
+    return evaluate(model, batches)["accuracy"]
+
+
+def references(audit_seed: AuditSeed) -> dict[str, Any]:
+    """Teacher, and the students that never saw a defended model; all learn from the same views of the same images."""
+    attacker = audit_seed.attacker()
+    test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    return {
+        "teacher": score(audit_seed.teacher, test),
+        "alone": score(trained_alone(attacker, attacker.new_student(), 0.0), test),
+        "label_smoothing": score(trained_alone(attacker, attacker.new_student(), 0.1), test),
+        "from_teacher": score(partner(audit_seed.teacher, attacker), test),
+        "own_distance": distance(audit_seed.teacher, trained_alone(attacker, attacker.new_network(), 0.0), test),
+    }
+
+
+def trained_alone(attacker: Attacker, network: Classifier, smoothing: float) -> Classifier:
+    """A network trained on the attacker's labels; a student with smoothing 0.1 is the bar.
+
+    Source: the bar is CMIM's (arXiv 2507.00012).
+    """
+
+    def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": losses.cross_entropy(logits, batch.labels, smoothing)}
+
+    return attacker.learn(network, attacker.transfer(), loss)
+
+
+def partner(module: nn.Module, attacker: Attacker) -> nn.Module:
+    """A student of a module by plain distillation, with labels: what a key holder does."""
+    transfer = attacker.transfer()
+    scores = open_victim(module, attacker).ask(transfer.images()).scores()
+    return distilled(attacker, transfer, scores, Recipe(), transfer.targets)
+
+
+def open_victim(module: nn.Module, attacker: Attacker) -> Victim:
+    """A module that answers with logits without limit."""
+    student = attacker.new_student()
+    return Victim(module, Interface.LOGITS, num_classes=student.num_classes, image_shape=student.image_shape)
+
+
+def defence_row(
+    audit_seed: AuditSeed, name: str, defences: dict[str, Defence], attacks: dict[str, Attack]
+) -> dict[str, Any]:
+    """Build a defence where it is not there yet, and measure it: accuracy, distance from the teacher, its partner."""
+    audit_seed.make(name, defences)
+    fits = [attack for attack in attacks.values() if not applies(audit_seed, name, attack, defences)]
+    if any("colluder" in attack.uses for attack in fits):
+        audit_seed.make(name, defences, colluder=True)
+    defended = audit_seed.defended(name, defences)
+    test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    keyed = defended.keyed
+    return {
+        "keyless": score(defended.keyless, test),
+        "keyed": None if keyed is None else score(keyed, test),
+        "partner": None if keyed is None else score(partner(keyed, audit_seed.attacker()), test),
+        "distance": distance(audit_seed.teacher, defended.keyless, test),
+    }
+
+
+def applies(audit_seed: AuditSeed, name: str, attack: Attack, defences: dict[str, Defence]) -> str:
+    """Why an attack cannot be run against a defence; empty where it can."""
+    defended = audit_seed.defended(name, defences)
+    uses, key_kind = attack.uses, None
+    if defended.key is not None:
+        key_kind = defended.key.kind
+    elif name == BOX and audit_seed.box is not None:
+        key_kind = audit_seed.box.info.key_kind
+    if "image_key" in uses and key_kind != "image":
+        return "for boxes with an image key"
+    if "weight_key" in uses and key_kind != "weight":
+        return "for boxes with a weight key"
+    if "leaked_key" in uses and defended.key is None:
+        return "needs the true key, to leak a part of it: give --key"
+    if attack.needs is not Interface.WEIGHTS:
+        given = audit_seed.victim(defended, attack).interface
+        if given < attack.needs:
+            return f"needs {attack.needs.name.lower()}, it gives {given.name.lower()}"
+    return ""
+
+
+def cell(audit_seed: AuditSeed, task: Task, attack: Attack, defences: dict[str, Defence]) -> dict[str, Any]:
+    """One attack against one defended model, or, as a negative control, against nonsense."""
+    if reason := applies(audit_seed, task.defence, attack, defences):
+        return {"status": "not_applicable", "reason": reason}
+    defended = audit_seed.defended(task.defence, defences)
+    attacker = audit_seed.attacker(task.defence, defences, attack)
+    if task.kind == "negative":
+        defended, attacker = nonsense(audit_seed, defended, attacker)
+    victim = audit_seed.victim(defended, attack)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(audit_seed.seed, "cell", task.attack))
+            stolen = attack.run(victim, attacker)
+    except (InterfaceError, QueryBudgetError) as error:
+        return {"status": "not_applicable", "reason": str(error)}
+    except (ConfigError, TrainingError) as error:
+        return {"status": "failed", "reason": str(error)}
+    # What follows is the judge's, not the attacker's: a recovered module may ask the victim for its answers.
+    queries, victim.budget = victim.queries, None
+    test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    student = stolen.student.eval()
+    closed = None
+    if stolen.recovered is not None and task.kind == "cell":
+        own = read(Task("reference", task.seed), audit_seed.folder.parent)["own_distance"]
+        try:
+            closed = 1 - distance(audit_seed.teacher, stolen.recovered.eval(), test) / own if own > 0 else None
+        except TrainingError as error:
+            return {"status": "failed", "reason": str(error)}
+    return {
+        "status": "done",
+        "reason": "",
+        "accuracy": score(student, test),
+        "validation": attacker.score(student),
+        "agreement": agreement(student, defended.keyless, test),
+        "queries": queries,
+        "gap_closed": closed,
+        "details": stolen.details,
+    }
+
+
+def nonsense(audit_seed: AuditSeed, defended: Defended, attacker: Attacker) -> tuple[Defended, Attacker]:
+    """A victim whose answers, and an attacker whose labels, say nothing: whoever learns from these has cheated."""
+    seed = derive_seed(audit_seed.seed, "nonsense")
+    shape, classes = audit_seed.data.image_shape, audit_seed.data.num_classes
+    shuffled = Shuffled(defended.keyless, shape, classes, seed).to(audit_seed.device)
+    untrained = audit_seed.network("nonsense").eval()
+    fitted = attacker.settings.model_copy(update={"epochs": max(1, attacker.settings.epochs // NEGATIVE_SHARE)})
+    attacker = replace(
+        attacker,
+        train=shuffled_labels(attacker.train, seed),
+        validation=shuffled_labels(attacker.validation, seed),
+        settings=fitted,
+        colluder=None
+        if attacker.colluder is None
+        else audit_seed.victim(replace(defended, keyless=shuffled), Distil()),
+        shadow=None if attacker.shadow is None else lambda images, seed: (shuffled, shuffled),
+    )
+    return replace(defended, keyless=shuffled, network=untrained), attacker
+
+
+@torch.no_grad()
+def distance(teacher: nn.Module, model: nn.Module, batches: Batches) -> float:
+    """KL(teacher || model) at temperature 4, nats, over all images."""
+    total, count = 0.0, 0
+    for batch in batches.epoch(0):
+        total += float(losses.kl(teacher(batch.images), model(batch.images), TEMPERATURE)) * len(batch.labels)
+        count += len(batch.labels)
+    if not math.isfinite(total):
+        raise TrainingError("answers are not finite, so they have no distance from the teacher's")
+    return max(0.0, total / count)
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, victim: nn.Module, batches: Batches) -> float:
+    """Share of images to which both give the same class."""
+    same = count = 0
+    for batch in batches.epoch(0):
+        same += int((student(batch.images).argmax(dim=1) == victim(batch.images).argmax(dim=1)).sum())
+        count += len(batch.labels)
+    return same / count
+
+
+def control_column(attack: Attack) -> str:
+    """The defence that an attack must break, or it is not trusted: the plain teacher, or a box whose key is easy."""
+    return EASY_KEY if "image_key" in attack.uses else WEIGHT_KEY if "weight_key" in attack.uses else NONE
+
+
+def stages(
+    seeds: list[int], columns: list[str], attacks: dict[str, Attack], everywhere: set[str]
+) -> list[list[Task]]:
+    """All tasks in the order in which they are best begun; none needs one of a later stage.
+
+    Args:
+        seeds: of the audit.
+        columns: defences, the box among them.
+        attacks: by name.
+        everywhere: those that run against every defence; the others see the box and their control.
+    """
+    grid = [
+        (column, name)
+        for column in columns
+        for name, attack in attacks.items()
+        if name in everywhere or column in (subject_of(columns), NONE, control_column(attack))
+    ]
+    needed = dict.fromkeys([*columns, *(control_column(attack) for attack in attacks.values())])
+    extra = [(control_column(a), n) for n, a in attacks.items() if control_column(a) not in columns]
+    return [
+        [Task("reference", seed) for seed in seeds],
+        [Task("defence", seed, name) for seed in seeds for name in needed],
+        [Task("cell", seed, *place) for seed in seeds for place in [*grid, *extra]]
+        + [Task("negative", seeds[0], control_column(attack), name) for name, attack in attacks.items()],
+    ]
+
+
+def needs_of(task: Task) -> list[Task]:
+    """What must be finished first: the seed's teacher and references, and the defence that is attacked."""
+    if task.kind == "reference":
+        return []
+    reference = Task("reference", task.seed)
+    return [reference] if task.kind == "defence" else [reference, Task("defence", task.seed, task.defence)]
+
+
+def subject_of(columns: list[str]) -> str:
+    """The column that the audit is about."""
+    return BOX if BOX in columns else OURS if OURS in columns else columns[-1]

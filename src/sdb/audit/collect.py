@@ -1,0 +1,198 @@
+"""One audit's claim: everything that was found, as one JSON value; see `sdb.report.claim` for its schema."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sdb.audit.attacks.attack import Attack
+from sdb.audit.audit_seed import AuditSeed, Subject
+from sdb.audit.cells import Task, control_column, read
+from sdb.audit.plan import BOX, NONE, AuditSettings, defences_of, threat_of
+from sdb.audit.proxy import NAME as PROXY
+from sdb.audit.runner import columns_of, plan, rows_of
+from sdb.box.box import Box
+from sdb.models import Classifier
+from sdb.runtime import choose_device, command_line, environment
+
+# A negative control's student may come to be right by luck this many times as often as chance.
+LUCK = 3.0
+# Share of the distance from its own network to the teacher that an attack must close when the victim is the teacher.
+OPENED = 0.5
+
+
+def make_claim(
+    settings: AuditSettings,
+    subject: Subject,
+    work: Path,
+    audit_seed: AuditSeed,
+    *,
+    workers: int,
+    started: datetime,
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    """Put the kept results of all tasks together.
+
+    Args:
+        settings: filled.
+        subject: what was audited.
+        work: the audit's work folder, complete.
+        audit_seed: of the first seed.
+        workers: processes.
+        started: when.
+        extra: unlock curve and traces.
+    """
+    attacks, defences, columns = rows_of(settings, subject), defences_of(settings), columns_of(settings, subject)
+    results = {task: read(task, work) for stage in plan(settings, subject) for task in stage}
+    seeds, data = settings.seed_list(), audit_seed.data
+    finished = datetime.now(UTC)
+    box = audit_seed.box
+    name, arguments = audit_seed.spec()
+    return {
+        "schema": 1,
+        "kind": "audit",
+        "title": f"Can it be stolen? {data.name}",
+        **{
+            key: getattr(settings, key)
+            for key in ("preset", "threat", "interface", "top_k", "query_budget", "views")
+        },
+        "data_share": settings.data_share,
+        "seeds": seeds,
+        "data": {
+            "name": data.name,
+            "train": len(audit_seed.attacker().train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "classes": list(data.class_names),
+            "image_shape": list(data.image_shape),
+            "note": data.note,
+            "proxy": PROXY,
+        },
+        "box": None if box is None else _box(box, subject),
+        "student": _network(audit_seed.student(), settings.student_model, settings.student_args),
+        "victim": _network(audit_seed.teacher, name, arguments),
+        "settings": settings.fit(seeds[0], settings.epochs).model_dump(mode="json"),
+        "references": {
+            key: [results[Task("reference", seed)][key] for seed in seeds]
+            for key in ("teacher", "alone", "label_smoothing", "from_teacher", "own_distance")
+        },
+        "defences": [_defence(column, audit_seed, defences, results, seeds) for column in columns],
+        "attacks": [_attack(attack) for attack in attacks.values()],
+        "cells": _cells(results, columns),
+        "controls": {
+            name: _controls(attack, results, seeds, data.num_classes) for name, attack in attacks.items()
+        },
+        **extra,
+        "seconds": (finished - started).total_seconds(),
+        "workers": workers,
+        "command": command_line(),
+        "environment": environment(choose_device(settings.device)),
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+    }
+
+
+def _box(box: Box, subject: Subject) -> dict[str, Any]:
+    info = box.info
+    return {"path": str(subject.box), "id": info.id, "method": info.method, "key_kind": info.key_kind}
+
+
+def _network(model: Classifier, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"model": name, "arguments": arguments, "parameters": count}
+
+
+def _defence(
+    column: str,
+    audit_seed: AuditSeed,
+    defences: dict[str, Any],
+    results: dict[Task, dict[str, Any]],
+    seeds: list[int],
+) -> dict[str, Any]:
+    rows = [results[Task("defence", seed, column)] for seed in seeds]
+    maker = audit_seed.maker(column, defences)
+    measured = {key: [row[key] for row in rows] for key in ("keyless", "keyed", "partner", "distance", "seconds")}
+    title = "the audited box" if column == BOX else maker.title
+    return {
+        "name": column,
+        "title": title,
+        "summary": maker.summary,
+        "source": maker.source,
+        "parameters": {} if column == BOX else maker.parameters(),
+        "threat_note": maker.threat_note,
+        **measured,
+    }
+
+
+def _attack(attack: Attack) -> dict[str, Any]:
+    return {
+        "name": attack.name,
+        "summary": attack.summary,
+        "source": attack.source,
+        "needs": attack.needs.name.lower(),
+        "uses": sorted(attack.uses),
+        "threat": threat_of(attack),
+        "parameters": attack.parameters(),
+    }
+
+
+def _cells(results: dict[Task, dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
+    places: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for task, result in results.items():
+        if task.kind == "cell" and task.defence in columns:
+            places[task.defence, task.attack].append((task.seed, result))
+    cells = []
+    for (defence, attack), found in places.items():
+        worst = next((r for _, r in found if r["status"] != "done"), found[0][1])
+        kept = ("accuracy", "validation", "agreement", "queries", "seconds", "gap_closed", "details")
+        done = [{"seed": seed, **{key: r[key] for key in kept}} for seed, r in found if r["status"] == "done"]
+        cells.append(
+            {
+                "defence": defence,
+                "attack": attack,
+                "status": worst["status"],
+                "reason": worst["reason"],
+                "seeds": done,
+            }
+        )
+    return cells
+
+
+def _controls(
+    attack: Attack, results: dict[Task, dict[str, Any]], seeds: list[int], classes: int
+) -> dict[str, Any]:
+    """Whether the attack works where it must, and learns nothing where there is nothing to learn."""
+    column, chance = control_column(attack), 1 / classes
+    reached = [results[Task("cell", seed, column, attack.name)] for seed in seeds]
+    best = [results[Task("reference", seed)]["from_teacher"] for seed in seeds]
+    against = "against the unprotected teacher" if column == NONE else f"against the {column} box"
+    needed = chance + attack.control * (sum(best) / len(best) - chance)
+    # Who is handed the plain teacher and returns something farther from it than its own network recovers nothing.
+    shares = [found["gap_closed"] for found in reached if found.get("gap_closed") is not None]
+    opens = column != NONE or not shares or sum(shares) / len(shares) > OPENED
+    limit = min(LUCK * chance, (1 + chance) / 2)
+    return {
+        "positive": _control(reached, lambda mean: mean >= needed and opens, against, needed, "needed"),
+        "negative": _control(
+            [results[Task("negative", seeds[0], column, attack.name)]],
+            lambda mean: mean <= limit,
+            "against shuffled answers and labels",
+            limit,
+            "limit",
+        ),
+    }
+
+
+def _control(found: list[dict[str, Any]], passes: Any, where: str, bound: float, name: str) -> dict[str, Any]:
+    unfit = next((result for result in found if result["status"] != "done"), None)
+    if unfit is not None:
+        return {"passed": None, "reason": f"{where}: {unfit['reason']}", "accuracies": [], name: bound}
+    accuracies = [result["accuracy"] for result in found]
+    return {
+        "passed": passes(sum(accuracies) / len(accuracies)),
+        "reason": where,
+        "accuracies": accuracies,
+        name: bound,
+    }

@@ -1,0 +1,224 @@
+"""What every defence is: a frozen set of parameters, how it is built once, and what it then answers to whom.
+
+defence = DEFENCES["decoy"]
+defence.build(teacher, data, settings, folder)       # trains what must be trained; nothing if that is done
+defended = defence.load(teacher, folder)             # defended.keyless(images), defended.keyed(images)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdb.box.box import Box
+from sdb.config import FitSettings
+from sdb.data import Splits
+from sdb.errors import CheckpointError, RunExistsError
+from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.keys import Key, Owner
+from sdb.models import Classifier
+from sdb.runtime import choose_device, derive_seed, folder_lock, write_atomic
+
+SCHEMA = 1
+# Written last: a folder without it holds a build that was interrupted.
+DONE = "defence.json"
+FIELDS: dict[str, type] = {
+    "name": str,
+    "parameters": dict,
+    "settings": dict,
+    "teacher": str,
+    "data": dict,
+    "seconds": float,
+}
+# The most that users of a defended model get for an image, from least to most.
+Gives = Literal["labels", "top_k", "probabilities", "logits"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Defended:
+    """A defended teacher, ready to be asked; all modules are in eval mode on the teacher's device.
+
+    Attributes:
+        keyless: images (N, C, H, W) in [0, 1] to logits (N, K), as anybody gets them. Where the defence makes
+            probabilities, their logarithms, which are logits of the same probabilities.
+        keyed: the same for who holds the key; None where there is no key.
+        network: what there is when the weights are shipped. Their holder cuts off whatever is done to outputs, so this
+            is the trained network without it.
+        interface: the most that users of `keyless` get.
+        top_k: classes that an answer names, with interface "top_k".
+        key: a partner's key; None where there is none, or where it is a matter of the server's log-in alone.
+        box: the box, where it is one.
+        owner: whose box it is.
+        seconds: what building took.
+    """
+
+    keyless: nn.Module
+    keyed: nn.Module | None
+    network: nn.Module
+    interface: Gives = "logits"
+    top_k: int = 0
+    key: Key | None = None
+    box: Box | None = None
+    owner: Owner | None = None
+    seconds: float = 0.0
+
+    @property
+    def blend(self) -> float | None:
+        """Share of the image in a keyed image; None without an image key."""
+        return self.key.blend if self.key is not None and self.key.kind == "image" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defence:
+    """Base of all defences; a subclass adds its parameters, `make` where it trains something, and `open`.
+
+    Attributes:
+        name: as the command line and the report have it.
+        title: for the head of a column.
+        summary: one line for somebody who has not read the paper.
+        source: paper, or repository and file.
+        threat_note: what the defence cannot do by its nature, for the report; may be empty.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    threat_note: ClassVar[str] = ""
+
+    def build(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
+        """Train what must be trained and keep it in a folder; nothing where that is done already.
+
+        The same arguments give the same answers later. What an interrupted build left is built again.
+
+        Args:
+            teacher: trained; not changed.
+            data: test images are not looked at.
+            settings: how networks are trained; keys and decoys follow from its seed too, so they are no secrets.
+            folder: made if missing; one for each defence, teacher and seed.
+
+        Raises:
+            RunExistsError: the folder holds a build with other parameters, settings, data or teacher, or another
+                process is writing there.
+        """
+        wanted = self._description(teacher, data, settings)
+        if self._is_done(folder, wanted):
+            return
+        with folder_lock(folder):
+            started = time.perf_counter()
+            device = choose_device(settings.device)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(derive_seed(settings.seed, "defence", self.name))
+                self.make(teacher, data, settings, folder)
+            record = {"schema": SCHEMA, **wanted, "seconds": time.perf_counter() - started}
+            write_atomic(folder / DONE, json.dumps(record, indent=1).encode() + b"\n")
+
+    def load(self, teacher: Classifier, folder: Path) -> Defended:
+        """What `build` made of this teacher.
+
+        Raises:
+            CheckpointError: it was not finished, is damaged, or is of another defence or teacher.
+        """
+        record = read_done(folder)
+        if record["name"] != self.name or record["parameters"] != self.parameters():
+            raise CheckpointError(
+                f"{folder}: holds defence {record['name']!r} with parameters {record['parameters']}, not "
+                f"{self.name!r} with {self.parameters()}; build it in a folder of its own"
+            )
+        if record["teacher"] != digest_of(teacher):
+            raise CheckpointError(
+                f"{folder}: built for another teacher; load that one, or build in another folder"
+            )
+        return self.open(teacher, folder, record)
+
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
+        """Train and write files; by default there is nothing to do. Runs under a random state of its own."""
+
+    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+        """Read what `make` wrote.
+
+        Args:
+            teacher: not changed.
+            folder: where it is.
+            record: what `build` was asked for; its settings' seed gives keys again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no open")
+
+    def parameters(self) -> dict[str, Any]:
+        """The defence's own parameters, JSON values, for the record."""
+        return json.loads(json.dumps({each.name: getattr(self, each.name) for each in fields(self)}))
+
+    def _description(self, teacher: Classifier, data: Splits, settings: FitSettings) -> dict[str, Any]:
+        """All that a build depends on."""
+        # Where it runs may change; how it is trained may not.
+        kept = {name: getattr(settings, name) for name in FitSettings.model_fields if name != "device"}
+        labels = hashlib.sha256(data.train.labels.tobytes()).hexdigest()[:16]
+        return {
+            "name": self.name,
+            "parameters": self.parameters(),
+            "settings": json.loads(json.dumps(kept)),
+            "teacher": digest_of(teacher),
+            "data": {"name": data.name, "train": len(data.train), "labels": labels},
+        }
+
+    def _is_done(self, folder: Path, wanted: dict[str, Any]) -> bool:
+        """Whether the very same build is complete."""
+        if not (folder / DONE).exists():
+            return False
+        record = read_done(folder)
+        changed = [name for name in wanted if record[name] != wanted[name]]
+        if changed:
+            raise RunExistsError(
+                f"{folder}: holds a defence built with another {' and '.join(changed)}; choose another folder"
+            )
+        return True
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What a finished build says of itself.
+
+    Raises:
+        CheckpointError: not finished, or damaged.
+    """
+    path = folder / DONE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: holds no finished defence; build it first")
+    try:
+        record = parse_json(read_bytes(path, JSON_LIMIT), finite=False)
+        if record["schema"] != SCHEMA:
+            raise CheckpointError(f"{path}: schema {record['schema']!r}, this sdb reads {SCHEMA}: build it again")
+        if wrong := [name for name, kind in FIELDS.items() if not isinstance(record[name], kind)]:
+            raise TypeError(f"{wrong[0]} is not of its type")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: damaged ({error}); remove the folder and build it again") from None
+    return record
+
+
+def digest_of(module: nn.Module) -> str:
+    """SHA-256 of a module's weights, shortened: tells one teacher from another."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def owner_of(record: dict[str, Any]) -> Owner:
+    """The owner of an audit's own boxes. Follows from the seed, so that an audit comes out the same twice."""
+    return Owner(derive_seed(record["settings"]["seed"], "owner").to_bytes(32, "big"))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are."""
+    tensor: Tensor | None = next(module.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device

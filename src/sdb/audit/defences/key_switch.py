@@ -1,0 +1,67 @@
+"""A server that holds the key: plain answers to partners, one fixed answer a class to everybody else; no training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdb.audit.defences.defence import Defence, Defended, device_of, owner_of
+from sdb.audit.defences.outputs import ONLY_OUTPUTS
+from sdb.config import FitSettings, WrapSettings
+from sdb.data import Splits
+from sdb.models import Classifier
+from sdb.models.checkpoint import read_tensors, write_tensors
+from sdb.runtime import choose_device
+from sdb.wrapping.decoys import decoy_logits
+from sdb.wrapping.wrap import decoy_method, frozen
+
+ANSWERS = "answers.safetensors"
+
+
+class FixedAnswers(nn.Module):
+    """Answers that depend on the teacher's top-1 class alone.
+
+    Args:
+        teacher: images to logits.
+        answers: logits (K, K), row c for class c.
+    """
+
+    def __init__(self, teacher: nn.Module, answers: Tensor) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.answers: Tensor
+        self.register_buffer("answers", answers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        return self.answers[self.teacher(images).argmax(dim=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeySwitch(Defence):
+    """The decoy box's contract kept by an if-statement on a server: what a trained-in box is to be measured against."""
+
+    name = "key_switch"
+    title = "server with a key"
+    summary = "A server that gives its teacher's logits to partners and one fixed answer a class to everybody else"
+    source = "this project; the decoy map of docs/method.md without any training"
+    threat_note = "The server must be trusted and never leak. " + ONLY_OUTPUTS
+
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
+        """Choose the decoys as the decoy box does."""
+        fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
+        wrap_settings, device = WrapSettings(**fitted), choose_device(settings.device)
+        owner = owner_of({"settings": fitted})
+        _, _, chosen = decoy_method([frozen(teacher, device)], data, owner, wrap_settings, device)
+        answers = decoy_logits(chosen["decoys"], wrap_settings.decoy_height, wrap_settings.margin)
+        write_tensors(folder / ANSWERS, {"answers": answers}, {"defence": self.name})
+
+    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+        """The switch: fixed answers, or the teacher."""
+        network = frozen(teacher, device_of(teacher))
+        answers = read_tensors(folder / ANSWERS)[0]["answers"].to(device_of(teacher))
+        keyless = FixedAnswers(network, answers).eval()
+        return Defended(keyless, network, network, seconds=record["seconds"])

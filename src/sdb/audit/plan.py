@@ -1,0 +1,197 @@
+"""What an audit does: its settings, its presets, and the grid of attacks and defences that follows from them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sdb.audit.attacks import ATTACKS
+from sdb.audit.attacks.attack import Attack
+from sdb.audit.attacks.victim import Interface
+from sdb.audit.defences import DEFENCES
+from sdb.audit.defences.defence import Defence
+from sdb.config import Settings, TrainSettings
+from sdb.errors import ConfigError
+
+# The audited box and the plain teacher in the grid.
+BOX, NONE = "box", "none"
+# What quick audits run against every defence; the box and the teacher get everything.
+CORE = ("labels", "distil", "tuned_distil", "averager")
+# Defences of a quick audit: one of each kind; the dearest to build, and the box's own kin, are left to longer ones.
+QUICK = ("labels_only", "reverse_sigmoid", "stingy", "gradient_redirection", "cmi", "nasty", "sdb", "key_switch")
+
+Positive = Annotated[float, Field(gt=0)]
+Whole = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Sizes of an audit.
+
+    Attributes:
+        seeds: how many.
+        epochs: of students.
+        maker_epochs: of teachers and boxes that the audit makes.
+        views: augmented views of each image that a thief asks about.
+        everywhere: whether every attack runs against every defence.
+        effort: how dear attacks may be: "brief", "usual" or "extended".
+    """
+
+    seeds: int
+    epochs: int
+    maker_epochs: int
+    views: int
+    everywhere: bool
+    effort: str
+
+
+PRESETS = {
+    "quick": Preset(1, 20, 20, 8, False, "brief"),
+    "standard": Preset(3, 60, 40, 16, True, "usual"),
+    "full": Preset(5, 100, 60, 32, True, "extended"),
+}
+
+
+class AuditSettings(Settings):
+    """How a box is audited. What is None takes the preset's value."""
+
+    preset: Literal["quick", "standard", "full"] = "quick"
+    """Sizes of everything that is not set."""
+    threat: Literal["api", "shipped"] = "api"
+    """api: the thief asks a service. shipped: it has the weights too; the bar then holds for both kinds of attack."""
+    interface: Literal["labels", "top_k", "probabilities", "logits"] = "logits"
+    """What the service gives away."""
+    top_k: Whole = 3
+    """Classes in a top-k answer."""
+    query_budget: Whole | None = None
+    """Images that the service answers for one thief; none for no limit."""
+    data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training images, with labels, that the thief has."""
+    seeds: Whole | None = None
+    """Number of seeds; the first is `seed`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything but the audited box and its key."""
+    attacks: tuple[str, ...] = ()
+    """Attacks to run, or package.module:name of one's own; all of them by default."""
+    defences: tuple[str, ...] = ()
+    """Defences to set beside the box; all of them by default."""
+    model_name: str = "net"
+    """Architecture of the teacher where there is neither a box nor a teacher."""
+    model_args: dict[str, Any] = Field(default_factory=lambda: {"num_channels": 24})
+    """Its arguments."""
+    student_model: str = "net"
+    """Architecture of every student."""
+    student_args: dict[str, Any] = Field(default_factory=lambda: {"num_channels": 8})
+    """Its arguments."""
+    epochs: Whole | None = None
+    """Of students."""
+    maker_epochs: Whole | None = None
+    """Of teachers and boxes that the audit makes."""
+    views: Whole | None = None
+    """Augmented views of each image that a thief asks about; each is a query."""
+    batch_size: Whole = 64
+    """Images a step."""
+    learning_rate: Positive = 0.003
+    """Of students and of what the audit makes."""
+    optimizer: Literal["auto", "sgd", "adam"] = "auto"
+    """As in training."""
+    dataset: str = "digits"
+    """Data set; with a box, the box's own."""
+    data_root: Path | None = None
+    """Where it lies."""
+    subset_percent: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training images that exist for everybody in this audit, a fraction."""
+    image_size: int | None = None
+    """As in a run's parameters; with a box, the box's own."""
+    stream: bool | None = None
+    """As in a run's parameters."""
+    other_class_names: bool = False
+    """The data may call the classes of box and teacher by other names: the same classes in the same order."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def filled(self) -> AuditSettings:
+        """The same with the preset's values in place of None."""
+        preset = PRESETS[self.preset]
+        values = {name: getattr(preset, name) for name in ("seeds", "epochs", "maker_epochs", "views")}
+        return self.model_copy(update={n: v for n, v in values.items() if getattr(self, n) is None})
+
+    def fit(self, seed: int, epochs: int | None) -> TrainSettings:
+        """Training settings of one seed."""
+        names = ("batch_size", "learning_rate", "optimizer", "device")
+        return TrainSettings(epochs=epochs or 1, seed=seed, **{name: getattr(self, name) for name in names})
+
+    def seed_list(self) -> list[int]:
+        """The seeds."""
+        return list(range(self.seed, self.seed + (self.seeds or PRESETS[self.preset].seeds)))
+
+
+def chosen(names: tuple[str, ...], known: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The attacks or defences of those names; all for none.
+
+    Raises:
+        ConfigError: a name that does not exist, with the nearest that does; or one's own that cannot be imported.
+    """
+    import difflib
+
+    found: dict[str, Any] = {}
+    for name in names or tuple(known):
+        if name in known:
+            found[name] = known[name]
+        elif ":" in name:
+            own = _imported(name, what)
+            found[own.name] = own
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{what}: {name!r} does not exist; {hint}known: {', '.join(sorted(known))}")
+    return found
+
+
+def _imported(name: str, what: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # an installed script does not look there
+    try:
+        value = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ConfigError(f"{what}: {name!r} cannot be imported: {error}") from error
+    value = value() if isinstance(value, type) else value
+    if not isinstance(value, Attack | Defence):
+        raise ConfigError(f"{what}: {name!r} is a {type(value).__name__}, an Attack or a Defence is expected")
+    return value
+
+
+def attacks_of(settings: AuditSettings) -> dict[str, Attack]:
+    """The attacks of an audit, as dear as its preset allows."""
+    made: dict[str, Callable[[Attack], Attack]] = {
+        "brief": lambda attack: attack.brief(),
+        "usual": lambda attack: attack,
+        "extended": lambda attack: attack.extended(),
+    }
+    effort = made[PRESETS[settings.preset].effort]
+    return {name: effort(attack) for name, attack in chosen(settings.attacks, ATTACKS, "attack").items()}
+
+
+def defences_of(settings: AuditSettings) -> dict[str, Defence]:
+    """The defences of an audit; the plain teacher is always among them, since it is the positive control."""
+    names = settings.defences or (() if PRESETS[settings.preset].everywhere else QUICK)
+    return {NONE: DEFENCES[NONE]} | chosen(names, DEFENCES, "defence")
+
+
+def threat_of(attack: Attack) -> str:
+    """Whose attack it is: of a client (api), of who has the weights (shipped), of who has part of a key (leak)."""
+    if "leaked_key" in attack.uses:
+        return "leak"
+    return "shipped" if attack.needs is Interface.WEIGHTS else "api"
+
+
+def runs_everywhere(settings: AuditSettings, attack: str) -> bool:
+    """Whether an attack runs against defences other than the box and the plain teacher."""
+    return PRESETS[settings.preset].everywhere or bool(settings.attacks) or attack in CORE

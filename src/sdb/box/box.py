@@ -1,0 +1,333 @@
+"""The box: a wrapped classifier that anyone can run and only a key holder can distil.
+
+    logits = box(images)                      # anyone; pixels in [0, 1] in, logits out
+    knowledge = box.unlock(key)(images)       # the key's holder
+    box.save("model.box"); Box.load("model.box")
+
+On disk a box is a folder, or the same files in one .zip (`sdb.box.boxfile`): `box.json`, `weights.safetensors`,
+and, encrypted, the private part of a weight-key box and the owner's record. It holds no key, only one-way ids. Each
+partner has a slot: the secret that opens the private part, encrypted under that partner's key. Nothing in a box is
+unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from sdb.box.boxfile import MANIFEST, PRIVATE, RECORD, WEIGHTS, is_box, read_box_files, write_box_files
+from sdb.box.private_part import put_in_place
+from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
+from sdb.keys import Key, Owner, derive
+from sdb.keys.sealing import seal, unseal
+from sdb.models import Classifier, ModelSpec
+from sdb.models.checkpoint import build_with
+
+# Name of the fixed answers among the weights.
+ANSWERS = "answers"
+
+__all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxInfo:
+    """What a box says of itself; all of it is public.
+
+    Attributes:
+        method: how it was made.
+        parameters: of the method, for the record.
+        class_names: in label order.
+        key_ids: one-way ids of the keys it opens for; empty for a method without keys.
+        key_kind: "image", "weight", or "" without keys.
+        slots: of a weight-key box, by key id, hexadecimal: the content secret under the partner's key.
+        owner_id: one-way id of the owner; "" without keys.
+        id: random name of this box.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    class_names: tuple[str, ...]
+    key_ids: tuple[str, ...] = ()
+    key_kind: str = ""
+    slots: dict[str, str] = field(default_factory=dict)
+    owner_id: str = ""
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
+
+
+class Embed(nn.Module):
+    """Puts a key into images (N, C, H, W); the pattern lives on the module's device and in no state dict."""
+
+    def __init__(self, key: Key, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.blend = key.blend
+        self.offset: Tensor
+        pattern = torch.from_numpy(key.pattern(image_shape).copy())
+        self.register_buffer("offset", (1.0 - key.blend) * (pattern.float() / 255), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Keyed images, see `Key.embed`."""
+        return self.blend * images + self.offset
+
+
+class Box(nn.Module):
+    """A classifier with protection trained in; see the module's docstring.
+
+    Args:
+        classifier: pixels in [0, 1] to logits.
+        info: what the box says of itself.
+        private: the encrypted private part of a weight-key box.
+        record: the owner's encrypted record.
+        answers: logits (C, C); with them the box names a class and gives that class's row, always the same, so that
+            its answers say no more than the class. None gives the network's own logits.
+
+    Raises:
+        ModelError: class names or answers do not fit the classifier.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        info: BoxInfo,
+        private: bytes | None = None,
+        record: bytes | None = None,
+        answers: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        classes = classifier.num_classes
+        if len(info.class_names) != classes:
+            raise ModelError(f"{len(info.class_names)} class names for {classes} classes")
+        if answers is not None:
+            check_answers(answers, classes)
+        self.answers: Tensor | None
+        self.register_buffer(ANSWERS, answers)
+        self.classifier = classifier
+        self.classifier.class_names = info.class_names  # also of what is opened from it
+        self.info = info
+        self.private = private
+        self.record = record
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Keyless logits (N, classes) of images (N, C, H, W) with pixels in [0, 1]."""
+        logits = self.classifier(images)
+        return logits if self.answers is None else self.answers[logits.argmax(dim=1)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
+        """Also take fixed answers where this box has none yet; where it has some, a state without them is incomplete.
+
+        Raises:
+            ModelError: they do not fit the classifier.
+        """
+        given = state_dict.get(prefix + ANSWERS)
+        if given is not None:
+            check_answers(given, self.classifier.num_classes)
+            if self.answers is None:
+                self.answers = torch.empty_like(given, device=self.classifier.mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+    def unlock(self, key: Key) -> nn.Module:
+        """The module a partner distils: images to keyed logits.
+
+        Raises:
+            KeyFileError: the key is of another box.
+            CheckpointError: the partner's slot or the private part was altered.
+        """
+        if not self.info.key_ids:
+            raise KeyFileError(f"this box has no keys: method {self.info.method!r} gives knowledge to nobody")
+        if key.id not in self.info.key_ids:
+            opens = ", ".join(short[:8] for short in self.info.key_ids[:4])
+            raise KeyFileError(f"key {key.id[:8]} is of another box; this one opens for {opens}")
+        if key.kind == "image":
+            return self.attempt(key)
+        try:
+            slot = bytes.fromhex(self.info.slots.get(key.id, ""))
+        except ValueError:
+            slot = b""  # altered: opening it fails below and says so
+        content = unseal(self._slot_secret(key), slot, self._context(f"slot/{key.id}"), "the key's slot")
+        return self._open_private(content)
+
+    def attempt(self, key: Key) -> nn.Module:
+        """Ask with any key, as anybody can; audits and wrong-key rows use it.
+
+        A foreign image key is put into the images; a foreign weight key opens nothing and gets keyless answers.
+        """
+        if key.kind == "weight":
+            return self.unlock(key) if key.id in self.info.key_ids else self
+        return nn.Sequential(Embed(key, self.classifier.image_shape), self.classifier).eval()
+
+    def add_partner(self, key: Key, owner: Owner) -> Self:
+        """The same box with a slot for one more partner; needs the owner, not the data.
+
+        Raises:
+            ConfigError: the box or the key is not of the weight kind.
+            KeyFileError: the owner is another's.
+        """
+        if self.info.key_kind != "weight" or key.kind != "weight":
+            raise ConfigError("a partner can be added to a weight-key box; an image key is trained in: wrap again")
+        self.check_owner(owner)
+        slots = {**self.info.slots, key.id: self._slot(key, owner)}
+        ids = tuple(dict.fromkeys([*self.info.key_ids, key.id]))
+        info = replace(self.info, slots=slots, key_ids=ids)
+        return type(self)(self.classifier, info, self.private, self.record, self.answers)
+
+    def lock(
+        self, private: dict[str, Tensor] | None, record: dict[str, Any], keys: list[Key], owner: Owner
+    ) -> Self:
+        """The same network as a finished box: private part and record encrypted, one slot a key."""
+        content = self._content_secret(owner)
+        box = type(self)(
+            self.classifier,
+            self.info,
+            None if private is None else seal(content, to_bytes(private), self._context("private")),
+            seal(
+                derive(owner.secret, f"record/{self.info.id}"),
+                json.dumps(record).encode(),
+                self._context("record"),
+            ),
+            self.answers,
+        )
+        if private is not None:
+            for key in keys:
+                box = box.add_partner(key, owner)
+        return box
+
+    def owner_record(self, owner: Owner) -> dict[str, Any]:
+        """What the owner keeps in the box for itself: decoys and their candidates.
+
+        Raises:
+            KeyFileError: the owner is another's.
+            CheckpointError: there is none, or it was altered.
+        """
+        self.check_owner(owner)
+        if self.record is None:
+            raise CheckpointError(f"this box holds no owner's record: method {self.info.method!r} leaves no mark")
+        secret = derive(owner.secret, f"record/{self.info.id}")
+        return json.loads(unseal(secret, self.record, self._context("record"), "the owner's record"))
+
+    def check_owner(self, owner: Owner) -> None:
+        """Refuse somebody else's owner file.
+
+        Raises:
+            KeyFileError: naming both ids.
+        """
+        if owner.id != self.info.owner_id:
+            raise KeyFileError(
+                f"owner {owner.id[:8]} does not own this box, {self.info.owner_id[:8] or 'nobody'} does"
+            )
+
+    def save(self, path: Path | str, overwrite: bool = False) -> None:
+        """Write the box as a folder, or as one uncompressed archive where the path ends in `.zip`.
+
+        Raises:
+            CheckpointError: something is there that is not a box, or `overwrite` is false.
+            ModelError: the architecture has no name to save.
+            StorageError: the disk is full; what was there is untouched.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise CheckpointError(f"{path} exists; choose another name or overwrite it")
+        if path.exists() and not is_box(path):
+            raise CheckpointError(f"{path} is not a box, so a box does not overwrite it; choose another name")
+        state = {n: t.detach().cpu().contiguous().clone() for n, t in self.classifier.state_dict().items()}
+        if self.answers is not None:
+            state[ANSWERS] = self.answers.cpu().clone()
+        files = {WEIGHTS: to_bytes(state)}
+        files |= {n: data for n, data in ((PRIVATE, self.private), (RECORD, self.record)) if data is not None}
+        manifest = {
+            "id": self.info.id,
+            "method": self.info.method,
+            "parameters": self.info.parameters,
+            "class_names": list(self.info.class_names),
+            "key_kind": self.info.key_kind,
+            "key_ids": list(self.info.key_ids),
+            "slots": self.info.slots,
+            "owner_id": self.info.owner_id,
+            "model": self._model_json(),
+        }
+        write_box_files(path, manifest, files)
+
+    @classmethod
+    def load(cls, path: Path | str, allow_factory: bool = False) -> Self:
+        """Read a box, checking every byte against its manifest.
+
+        Args:
+            path: folder or .zip.
+            allow_factory: also build `package.module:factory` architectures, which imports and runs that code; only
+                for boxes whose author you trust.
+
+        Raises:
+            CheckpointError: missing, damaged, altered, or with files that its manifest does not name.
+            ModelError: the architecture is unknown, or a factory that was not allowed.
+        """
+        path = Path(path)
+        manifest, files = read_box_files(path)
+        try:
+            weights = from_bytes(files[WEIGHTS])
+        except (SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from None
+        answers = weights.pop(ANSWERS, None)
+        classifier = build_with(ModelSpec.from_json(manifest["model"]), weights, path, allow_factory)
+        names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
+        lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
+        info = BoxInfo(**{name: manifest[name] for name in names}, **lists)
+        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), answers)
+
+    def _model_json(self) -> dict[str, Any]:
+        if self.classifier.spec is None:
+            raise ModelError(
+                "this box wraps a module object, which a file cannot name: build the teacher with "
+                "sdb.models.ModelSpec('package.module:factory', ...).build() and wrap that"
+            )
+        return self.classifier.spec.to_json()
+
+    def _context(self, purpose: str) -> dict[str, Any]:
+        """What a sealed part is bound to: this box, its classes and its architecture."""
+        spec = self.classifier.spec
+        return {
+            "box": self.info.id,
+            "purpose": purpose,
+            "method": self.info.method,
+            "class_names": list(self.info.class_names),
+            "model": spec.to_json() if spec else None,
+        }
+
+    def _content_secret(self, owner: Owner) -> bytes:
+        return derive(owner.secret, f"content/{self.info.id}")
+
+    def _slot_secret(self, key: Key) -> bytes:
+        return derive(key.secret, f"slot/{self.info.id}")
+
+    def _slot(self, key: Key, owner: Owner) -> str:
+        return seal(self._slot_secret(key), self._content_secret(owner), self._context(f"slot/{key.id}")).hex()
+
+    def _open_private(self, content: bytes) -> Classifier:
+        if self.private is None:
+            raise CheckpointError(f"{PRIVATE} is missing from this box; restore it from a copy")
+        data = unseal(content, self.private, self._context("private"), "the private part")
+        return put_in_place(self.classifier, from_bytes(data))
+
+
+def check_answers(answers: Tensor, classes: int) -> None:
+    """Refuse fixed answers that would not name the class.
+
+    Raises:
+        ModelError: saying what they must be.
+    """
+    if (
+        answers.dtype != torch.float32
+        or answers.shape != (classes, classes)
+        or not torch.equal(answers.argmax(dim=1).cpu(), torch.arange(classes))
+        or not bool(answers.isfinite().all())
+    ):
+        raise ModelError(
+            f"answers are not finite float32 logits ({classes}, {classes}) whose row c is highest at c"
+        )

@@ -1,0 +1,114 @@
+"""Telling a person how far a run is: a bar on a terminal, plain lines elsewhere, both with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+LINE_SECONDS = 5.0  # shortest time between plain lines
+
+
+class _Shown:
+    """A bar, or lines with the time left.
+
+    Args:
+        label: what is under way.
+        stream: where to write, stderr by default; a bar if it is a terminal.
+    """
+
+    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+        self.label = label
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+        self._task: Any = None
+        self._began = self._spoke = time.monotonic()
+
+    def _open(self, total: int, completed: int, shown: str) -> None:
+        """Put up a bar, where there is a terminal and no bar."""
+        if self._bar is None and self._stream.isatty():
+            self._bar = _bar(self._stream)
+            self._task = self._bar.add_task(self.label, total=total, completed=completed, shown=shown)
+            self._bar.start()
+
+    def _line(self, shown: str, done: int, first: int, total: int) -> None:
+        """Write a plain line, unless one was written just now; what was done first took no time here."""
+        now = time.monotonic()
+        if done < total and now - self._spoke < LINE_SECONDS:
+            return
+        self._spoke = now
+        left = (now - self._began) / (done - first) * (total - done)
+        self._stream.write(f"{self.label}: {shown}  {now - self._began:.0f} s, {left:.0f} s left\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """All is done, or given up; may be called twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class ShowProgress(_Shown):
+    """Progress of one `fit`."""
+
+    def start(self, epochs: int, first: int, steps: int) -> None:
+        """Training begins: epochs in all, epochs done before, steps an epoch."""
+        self._epochs, self._first, self._steps = epochs, first, steps
+        self._began = self._spoke = time.monotonic()
+        self._open(epochs * steps, first * steps, f"epoch {first}/{epochs}")
+
+    def step(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One epoch is done."""
+        done = record["epoch"]
+        shown = f"epoch {done}/{self._epochs}  {summary(record)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done * self._steps, shown=shown)
+        else:
+            self._line(shown, done, self._first, self._epochs)
+
+
+class ShowTasks(_Shown):
+    """Progress of many pieces of work."""
+
+    _first: int | None = None
+
+    def on_progress(self, done: int, total: int, name: str) -> None:
+        """One more is done."""
+        self._open(total, done, "")
+        shown = f"{done}/{total} {name}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, shown=shown)
+            return
+        if self._first is None:
+            self._first = done - 1
+        self._line(shown, done, self._first, total)
+
+
+def _bar(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[shown]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+    )
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The accuracies of an epoch, in per cent, and its loss."""
+    parts = [
+        f"{name.removesuffix('_accuracy') if name != 'accuracy' else 'accuracy'} {100 * value:.1f} %"
+        for name, value in record["validation"].items()
+        if name.endswith("accuracy") and name != "worse_accuracy"
+    ]
+    return "  ".join([f"loss {record['loss']:.3f}", *parts])

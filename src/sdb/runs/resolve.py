@@ -1,0 +1,175 @@
+"""What the parameters of a run name: its data, its models, its keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sdb import config
+from sdb import data as datasets
+from sdb.box.box import Box, is_box
+from sdb.models.checkpoint import check_fits, load_classifier
+from sdb.config import DistillParams, RunParams, TeacherParams, WrapParams
+from sdb.data import Splits
+from sdb.distillation import ask
+from sdb.errors import ConfigError, KeyFileError
+from sdb.keys import DEFAULT_BLEND, Key, Owner
+from sdb.models import Classifier, ModelSpec
+from sdb.runtime import derive_seed, world
+
+BOX, KEY, OWNER = "box", "key.json", "owner.json"
+
+
+def described_data(path: Path, dataset: str | None, data_root: Path | None) -> Splits:
+    """The data that the run around a checkpoint or box was made on, unless a data set is named."""
+    folder = path if path.is_dir() else path.parent
+    described = next(
+        (p for p in (folder / "params.resolved.json", folder.parent / "params.resolved.json") if p.exists()),
+        None,
+    )
+    stored = config.read_json(described) if described else {}
+    name = dataset or stored.get("dataset")
+    if name is None:
+        raise ConfigError(f"{path}: does not say which data it is for: add --dataset")
+    root = data_root or (Path(stored["data_root"]) if stored.get("data_root") else None)
+    # The run's own split, where the data has no test set of its own.
+    own = ("image_size", "stream") if name == stored.get("dataset") else ()
+    names = ("seed", "validation_fraction", *own)
+    split = {name: stored[name] for name in names if name in stored}
+    return datasets.load(name, root=root, **split)
+
+
+def load_data(params: RunParams, seed: int) -> Splits:
+    """The data set that the parameters name."""
+    return datasets.load(
+        params.dataset,
+        root=params.data_root,
+        validation_fraction=params.validation_fraction,
+        seed=seed,
+        subset_percent=params.subset_percent,
+        image_size=params.image_size,
+        stream=params.stream,
+    )
+
+
+def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initialisation") -> Classifier:
+    """A freshly initialised classifier for the data, other weights for another purpose."""
+    spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, data.mean, data.std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, purpose))
+        model = spec.build()
+    model.class_names = data.class_names
+    return model
+
+
+def load_model(path: Path) -> Box | Classifier:
+    """A box (or a run folder that holds one), or a trained classifier."""
+    for candidate in (path, path / BOX):
+        if is_box(candidate):
+            return Box.load(candidate)
+    return load_classifier(path)
+
+
+def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
+    """The teacher that the parameters name, fitting the data."""
+    for candidate in (params.teacher, params.teacher / BOX):
+        if is_box(candidate):
+            box = Box.load(candidate, allow_factory=":" in (params.teacher_model or ""))
+            names = data.class_names, params.other_class_names
+            check_fits(box.classifier, candidate, data.num_classes, data.image_shape, *names)
+            return box
+    return load_classifier(
+        params.teacher,
+        model_name=params.teacher_model,
+        model_args=params.teacher_args,
+        dataset=data.name,
+        num_classes=data.num_classes,
+        image_shape=data.image_shape,
+        class_names=data.class_names,
+        other_class_names=params.other_class_names,
+    )
+
+
+def like_teacher(params: WrapParams, teacher: Classifier) -> WrapParams:
+    """The parameters with the teacher's own arguments where none are given: a box has its teacher's architecture.
+
+    Raises:
+        ConfigError: another architecture is named.
+    """
+    if teacher.spec is None:
+        return params
+    name, arguments = teacher.spec.name, teacher.spec.arguments
+    # A network from another package has its whole configuration for arguments: nobody types that again.
+    own = ({}, arguments) if ":" in name else (arguments,)
+    if params.model_name != name or params.model_args not in own:
+        raise ConfigError(
+            f"model_name: {params.model_name} {params.model_args or ''} differs from the teacher's "
+            f"{name} {arguments or ''}; a box has its teacher's architecture"
+        )
+    return params.model_copy(update={"model_args": arguments})
+
+
+def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | None]:
+    """The keys a box is wrapped for, and its owner.
+
+    The partners' keys where an owner and partners are named, else the key named, else DIR/key.json, made where it is
+    not there yet. Method decoy has an owner in any case: DIR/owner.json, made with the key.
+    """
+    if params.method == "nasty":
+        return [], None
+    if params.partners and params.owner is None:
+        raise ConfigError("partners: their keys follow from an owner: set owner to the owner's file")
+    kind = params.key_kind or ("image" if params.method == "sdb" else "weight")
+    blend = DEFAULT_BLEND if params.key_blend is None else params.key_blend
+    key_path, owner_path = params.key or folder / KEY, params.owner or folder / OWNER
+    if params.key is None and not params.partners and not key_path.exists() and world().is_main:
+        # Kept before training begins: a box without its key would be of no use to its owner.
+        if params.method == "sdb":
+            Key.generate(blend, kind).save(key_path)
+        else:
+            if not owner_path.exists():
+                Owner.generate().save(owner_path)
+            Owner.load(owner_path).partner("partner", kind, blend).save(key_path)
+    if dist.is_initialized():
+        dist.barrier()
+    owner = Owner.load(owner_path) if owner_path.exists() or params.owner is not None else None
+    if params.partners and owner is not None:
+        return [owner.partner(name, kind, blend) for name in params.partners], owner
+    return [_agreeing(Key.load(key_path), params, key_path)], owner
+
+
+def partner_key(folder: Path, params: DistillParams) -> Key | None:
+    """The key a student is distilled with, or None for a thief."""
+    if params.key is not None:
+        return _agreeing(Key.load(params.key), params, params.key)
+    if params.key_blend is None:
+        return None
+    path = folder / KEY
+    if not path.exists():
+        raise KeyFileError(
+            f"key_blend is set and there is no key: set key to the partner's key file, or put it at {path}"
+        )
+    return _agreeing(Key.load(path), params, path)
+
+
+def opened(teacher: Box | Classifier, key: Key | None, params: DistillParams) -> nn.Module:
+    """What a student asks: its teacher, or a box as its key opens it.
+
+    Raises:
+        ConfigError: there is a key and no box.
+        KeyFileError: the key is of another box.
+    """
+    if key is None:
+        return teacher
+    if not isinstance(teacher, Box):
+        raise ConfigError(f"key: {params.teacher} is not a box, it needs no key; leave key out or name the box")
+    return ask(teacher, key, params)
+
+
+def _agreeing(key: Key, params: TeacherParams, path: Path) -> Key:
+    if params.key_blend is not None and params.key_blend != key.blend:
+        raise ConfigError(f"key_blend: {params.key_blend} differs from {key.blend} of {path}; leave key_blend out")
+    return key

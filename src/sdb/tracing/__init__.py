@@ -1,0 +1,1 @@
+"""Tracing: whose answers a suspect learned from. The marks are made in wrapping."""

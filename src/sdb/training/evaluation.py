@@ -1,0 +1,89 @@
+"""How good a model's probabilities are, beside how often it is right: calibration, and the confidence a user sees."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sdb.data import Batches, ImageSet
+from sdb.errors import ConfigError
+from sdb.runtime import world
+from sdb.training.repeated_views import images_at_once
+
+
+@torch.no_grad()
+def calibration(model: nn.Module, batches: Batches, bins: int = 15) -> dict[str, float]:
+    """Expected calibration error and mean confidence, fractions, over all images.
+
+    The error is the mean over images of |accuracy - confidence| of the image's bin of confidence, bins of equal width.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), equation 3, with 15 bins.
+    """
+    training = model.training
+    model.eval()
+    confidences, corrects = [], []
+    for batch in batches.epoch(0):
+        confidence, answer = model(batch.images).float().softmax(dim=1).max(dim=1)
+        confidences.append(confidence.cpu())
+        corrects.append((answer == batch.labels).float().cpu())
+    model.train(training)
+    confidence, correct = torch.cat(confidences), torch.cat(corrects)
+    return {"calibration_error": _error(confidence, correct, bins), "confidence": float(confidence.mean())}
+
+
+def _error(confidence: Tensor, correct: Tensor, bins: int) -> float:
+    """Sum over bins of |sum of correct - sum of confidence|, over the number of images."""
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins).index_add_(0, place, correct - confidence)
+    return float(gaps.abs().sum() / len(confidence))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """Accuracy (a fraction) and mean cross-entropy over all images, in eval mode; the mode is put back."""
+    training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64)
+    for batch in batches.epoch(0):
+        logits = model(batch.images).float()
+        correct = (logits.argmax(dim=1) == batch.labels).sum()
+        loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        part = torch.stack(
+            [correct.double(), loss.double(), torch.full_like(loss, len(logits), dtype=torch.float64)]
+        )
+        totals = totals.to(part.device) + part
+    model.train(training)
+    if world().size > 1:
+        dist.all_reduce(totals)
+    correct, loss, count = totals.tolist()
+    if count == 0:
+        raise ConfigError("there are no images to evaluate on")
+    return {"accuracy": correct / count, "cross_entropy": loss / count}
+
+
+@torch.no_grad()
+def class_mean_outputs(model: nn.Module, batches: Batches, num_classes: int) -> Tensor:
+    """Mean log-probabilities (C, C) of a model: row c is the mean over images with label c; NaN for a class without.
+
+    Means of logarithms keep the order of the unlikely classes, which a confident model's probabilities lose.
+    """
+    training = model.training
+    model.eval()
+    sums, counts = torch.zeros(num_classes, num_classes, dtype=torch.float64), torch.zeros(num_classes)
+    for batch in batches.epoch(0):
+        logs = nn.functional.log_softmax(model(batch.images).double(), dim=1).cpu()
+        sums.index_add_(0, batch.labels.cpu(), logs)
+        counts += torch.bincount(batch.labels.cpu(), minlength=num_classes)
+    model.train(training)
+    if world().size > 1:
+        dist.all_reduce(sums)
+        dist.all_reduce(counts)
+    return sums / counts.unsqueeze(1)
+
+
+def evaluation_batches(images: ImageSet, device: torch.device) -> Batches:
+    """All images in order, unaugmented; this process's share."""
+    place = world()
+    batch_size = max(1, images_at_once(images) // place.size) * place.size
+    return Batches(images, batch_size, device=device, rank=place.rank, world_size=place.size)

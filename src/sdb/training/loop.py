@@ -1,0 +1,313 @@
+"""The one training loop: epochs, schedule, precision, checkpoints, guards; and evaluation.
+
+What differs between a teacher, a box and a student is the step, a function from a batch to a dictionary of named loss
+terms that already carry weight and sign. Everything random in an epoch follows from (seed, epoch), so a run that was
+killed and resumed ends with the same weights as one that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sdb.config import FitSettings, TrainSettings
+from sdb.data import Augment, Batch, Batches, Splits
+from sdb.errors import ConfigError, TrainingError
+from sdb.models import Classifier
+from sdb.models.checkpoint import load_weights
+from sdb.runtime import choose_device, derive_seed, process_group, world
+from sdb.training.activation_checkpointing import checkpoint_activations
+from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.optimizers import (
+    flatten_optimizer,
+    learning_rate_at,
+    make_optimizer,
+    restore_optimizer,
+    set_rate,
+)
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
+# A step that asks of its first argument only logits.
+StudentStep = Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]
+Record = dict[str, Any]
+# Steps between looks at the loss: a look waits for the device, so not every step.
+CHECK_EVERY = 50
+
+
+class Progress(Protocol):
+    """What `fit` tells while it works; see sdb.runs.progress."""
+
+    def start(self, epochs: int, first: int, steps: int) -> None: ...  # noqa: D102
+    def step(self) -> None: ...  # noqa: D102
+    def epoch(self, record: Record) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class Kept(Protocol):
+    """Where `fit` keeps epochs: a run folder, see sdb.runs.folder."""
+
+    folder: Path
+
+    def resume_state(self, model: Any) -> tuple[dict[str, Tensor], list[Record]] | None: ...  # noqa: D102
+    def save_epoch(  # noqa: D102
+        self, model: Any, optimizer: dict[str, Tensor], history: list[Record], improved: bool
+    ) -> None: ...
+
+
+def fit(
+    model: nn.Module,
+    step: Step,
+    train: Batches,
+    settings: FitSettings,
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    monitor: str,
+    forward: nn.Module | None = None,
+    beside: nn.Module | None = None,
+    run: Kept | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Train `model` in place and return one record an epoch.
+
+    Args:
+        model: what is trained and checkpointed; on its device already.
+        step: loss terms of a batch; called with the module to use for the forward.
+        train: batches of training images.
+        settings: epochs, optimizer, schedule, precision, seed.
+        evaluate: validation metrics, called after each epoch.
+        monitor: the metric that chooses the best epoch, higher is better. The model ends at the *last* epoch.
+        forward: module that contains `model` and is called by `step`; the model itself by default.
+        beside: trained and checkpointed with the model but not part of it (a box's private part).
+        run: folder to checkpoint to and resume from; none keeps nothing.
+        progress: is told of every step and epoch.
+
+    Raises:
+        TrainingError: a loss is no longer finite; the last good checkpoint is kept.
+    """
+    forward = compiled(model if forward is None else forward, settings)
+    device = next(model.parameters()).device
+    trained = [module for module in (model, beside) if module is not None]
+    optimizer = make_optimizer(trained, settings)
+    history: list[Record] = []
+    if run is not None and (saved := run.resume_state(model)) is not None:
+        tensors, history = saved
+        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        load_weights(model, weights, run.folder)
+        if beside is not None:
+            held = {n.removeprefix("private."): t for n, t in tensors.items() if n.startswith("private.")}
+            load_weights(beside, held, run.folder)
+        restore_optimizer(optimizer, tensors)
+    if world().size > 1:
+        # Running statistics are averaged after each epoch instead of being sent from rank 0 before every forward.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name is not in every torch that we support
+            forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+    best = max((record["validation"][monitor] for record in history), default=-math.inf)
+    autocast = uses_bfloat16(settings, device)
+    if progress:
+        progress.start(settings.epochs, len(history), len(train))
+    sparing = checkpoint_activations(model) if settings.activation_checkpointing else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sparing:
+        for epoch in range(len(history), settings.epochs):
+            started = time.perf_counter()
+            torch.manual_seed(derive_seed(settings.seed, "epoch", epoch, world().rank))
+            rate = learning_rate_at(settings, epoch)
+            set_rate(optimizer, rate)
+            terms = _train_epoch(trained, forward, step, train, optimizer, settings, epoch, autocast, progress)
+            for module in trained:
+                _average_buffers(module)
+                module.eval()
+            record: Record = {"epoch": epoch + 1, "learning_rate": rate, "terms": terms}
+            record |= {"loss": sum(terms.values()), "validation": evaluate()}
+            record["seconds"] = round(time.perf_counter() - started, 3)
+            history.append(record)
+            improved = record["validation"][monitor] > best
+            best = max(best, record["validation"][monitor])
+            if run is not None and world().is_main:
+                private = {f"private.{n}": t for n, t in beside.state_dict().items()} if beside is not None else {}
+                run.save_epoch(model, private | flatten_optimizer(optimizer), history, improved)
+            if progress:
+                progress.epoch(record)
+    for module in trained:  # also where a resumed run had nothing left to do
+        module.eval()
+    if progress:
+        progress.close()
+    return history
+
+
+def _train_epoch(
+    trained: list[nn.Module],
+    forward: nn.Module,
+    step: Step,
+    train: Batches,
+    optimizer: torch.optim.Optimizer,
+    settings: FitSettings,
+    epoch: int,
+    autocast: bool,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """One pass over the training images; mean of each loss term over the steps."""
+    for module in trained:
+        module.train()
+    parameters = [parameter for module in trained for parameter in module.parameters()]
+    sums: dict[str, Tensor] = {}
+    steps = 0
+    device_type = parameters[0].device.type
+    for batch in train.epoch(epoch):
+        if settings.schedule == "one_cycle":
+            set_rate(optimizer, learning_rate_at(settings, epoch + steps / len(train)))
+        optimizer.zero_grad(set_to_none=True)
+        parts = cut(batch, settings.accumulation_steps)
+        for number, part in enumerate(parts, 1):
+            with _kept_apart(forward) if number < len(parts) else contextlib.nullcontext():
+                with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+                    terms = step(forward, part)
+                total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
+                total.backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        optimizer.step()
+        steps += 1
+        if steps % CHECK_EVERY == 0:
+            _check_finite(sums, epoch, steps, settings)
+        if progress:
+            progress.step()
+    if world().size > 1:
+        for total in sums.values():
+            dist.all_reduce(total)
+    _check_finite(sums, epoch, steps, settings)
+    return {name: float(total) / steps / world().size for name, total in sums.items()}
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts of equal size, or whole."""
+    if parts == 1:
+        return [batch]
+    return [Batch(*fields) for fields in zip(*(field.chunk(parts) for field in batch), strict=True)]
+
+
+def _kept_apart(forward: nn.Module) -> contextlib.AbstractContextManager:
+    """Gradients of a part stay in their process until the batch's last part."""
+    return (
+        forward.no_sync() if isinstance(forward, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+    )
+
+
+def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: FitSettings) -> None:
+    bad = [name for name, total in sums.items() if not torch.isfinite(total)]
+    if bad:
+        raise TrainingError(
+            f"epoch {epoch + 1}, within step {steps}: loss term {', '.join(bad)} is not finite; the last "
+            f"finished epoch is kept. Try a lower learning_rate (now {settings.learning_rate:g}), clip_norm=1, "
+            "a lower disturbance_weight or precision=float32"
+        )
+
+
+def _average_buffers(model: nn.Module) -> None:
+    """Make the running statistics of all processes the same: their mean."""
+    if world().size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world().size
+
+
+def compiled(forward: nn.Module, settings: FitSettings) -> nn.Module:
+    """The forward as torch.compile makes it, where the settings ask for it; parameters stay the module's own."""
+    if settings.compile == "off":
+        return forward
+    made = torch.compile(forward, mode=settings.compile)
+    return cast(nn.Module, made)
+
+
+def uses_bfloat16(settings: FitSettings, device: torch.device) -> bool:
+    """Whether the forward runs under bfloat16 autocast."""
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+
+
+def train_batches(data: Splits, settings: FitSettings, device: torch.device) -> Batches:
+    """The training images, shuffled and augmented as the settings say; this process's share of each batch."""
+    place = world()
+    pieces = place.size * settings.accumulation_steps
+    if settings.batch_size % pieces:
+        raise ConfigError(
+            f"batch_size: {settings.batch_size} does not divide among {place.size} processes and "
+            f"{settings.accumulation_steps} accumulation_steps"
+        )
+    if pieces > 1 and len(data.train) < settings.batch_size:
+        raise ConfigError(f"batch_size: {settings.batch_size} is more than the {len(data.train)} training images")
+    augment: Augment | None = data.augment if settings.augment else None
+    return Batches(
+        data.train,
+        settings.batch_size,
+        device=device,
+        seed=derive_seed(settings.seed, "batches"),
+        shuffle=True,
+        augment=augment,
+        # A lone last image has no batch statistics, and processes must take equal steps.
+        drop_last=len(data.train) >= settings.batch_size,
+        rank=place.rank,
+        world_size=place.size,
+    )
+
+
+def train(
+    model: Classifier,
+    data: Splits,
+    settings: TrainSettings | None = None,
+    *,
+    run: Kept | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Train a classifier with cross-entropy: a teacher, or a student without a teacher.
+
+    Args:
+        model: trained in place; ends in eval mode, on the settings' device, with the data's class names.
+        data: selection sees its validation images only.
+        settings: `label_smoothing` makes it the label-smoothing student.
+        run: folder to checkpoint to and resume from.
+        progress: is told of every step and epoch.
+    """
+    settings = settings or TrainSettings()
+    device = choose_device(settings.device)
+    model.class_names = data.class_names
+    with process_group(device):
+        model.to(device)
+        validation = evaluation_batches(data.validation, device)
+        return fit(
+            model,
+            cross_entropy_step(settings),
+            train_batches(data, settings, device),
+            settings,
+            evaluate=lambda: evaluate(model, validation),
+            monitor="accuracy",
+            run=run,
+            progress=progress,
+        )
+
+
+def cross_entropy_step(settings: TrainSettings) -> StudentStep:
+    """Loss terms of a classifier that learns from labels."""
+    from sdb.losses import cross_entropy
+
+    def step(forward: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": cross_entropy(forward(batch.images), batch.labels, settings.label_smoothing)}
+
+    return step
+
+
+def best_epoch(history: Sequence[Record], monitor: str) -> Record:
+    """The record with the highest validation metric, the earliest of equals."""
+    return max(history, key=lambda record: (record["validation"][monitor], -record["epoch"]))
