@@ -20,8 +20,8 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("SDB_CACHE", str(tmp_path / "cache"))
+def _own_folders(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("SDB_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("SDB_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -1,5 +1,6 @@
 """Named files of a folder or of a .tar.gz archive, which is read as a stream and never unpacked."""
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from sdb.errors import DataError
 
 MEMBER_BYTES = 512 * 2**20  # the largest file in a CIFAR archive has 155 MB
+ARCHIVE_BYTES = 2 * 2**30  # all files of one have 186 MB
+CHUNK = 2**20
 
 
 def read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
@@ -39,7 +42,8 @@ def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    with tarfile.open(archive, "r|gz") as stream:
+    # Python's tarfile does not look at gzip's checksum, its gzip does at the end of the file.
+    with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as stream:
         for member in stream:
             name = PurePosixPath(member.name).name
             if name not in names or not member.isfile():
@@ -49,6 +53,7 @@ def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
             content = stream.extractfile(member)
             if content is not None:
                 found[name] = content.read()
-            if len(found) == len(names):
-                break
+        while unpacked.read(CHUNK):
+            if unpacked.tell() > ARCHIVE_BYTES:
+                raise DataError(f"{archive}: holds more than {ARCHIVE_BYTES} bytes: not a CIFAR archive")
     return found

@@ -16,7 +16,7 @@ import numpy as np
 from sdb.data import parquet
 from sdb.data.archives import read_files
 from sdb.data.pixels import JPEG_START
-from sdb.data.places import folders, not_found
+from sdb.data.places import folders, incomplete, not_found
 from sdb.data.source import Decoding, Part, Source
 from sdb.data.splits import Augment
 from sdb.data.unpickle import read_pickle
@@ -106,20 +106,29 @@ def cifar100(root: Path | None) -> Source:
 
 def _find(kind: _Kind, root: Path | None) -> Source:
     looked = folders(root, kind.folders)
-    binary_files = [tuple(f"{name}.bin" for name in names) for names in (kind.train, kind.test)]
-    formats = (
-        (kind.python, (kind.train, kind.test), _from_pickle),
-        (kind.binary, binary_files, _from_binary),
-    )
+    broken: list[DataError] = []
     for folder in looked:
         shards = [sorted(folder.glob(f"{role}-*.parquet")) for role in ("train", "test")]
-        if all(shards):
-            return _from_parquet(kind, *shards)
-        for (unpacked, packed), (train, test), parse in formats:
+        if any(shards):
+            lost = [
+                name for role, files in zip(("train", "test"), shards, strict=True) for name in _lost(role, files)
+            ]
+            if not lost:
+                return _from_parquet(kind, *shards)
+            broken.append(incomplete(kind.title, folder, lost))
+        for (unpacked, packed), end, parse in (
+            (kind.python, "", _from_pickle),
+            (kind.binary, ".bin", _from_binary),
+        ):
+            parts = [tuple(f"{name}{end}" for name in names) for names in (kind.train, kind.test)]
             for place in (folder / unpacked, folder / packed, folder):
-                if _holds(place, packed, train):
-                    parts = [_original(kind, place, names, parse) for names in (train, test)]
-                    return _source(kind, parts)
+                absent = _absent(place, packed, [name for names in parts for name in names])
+                if absent == []:
+                    return _source(kind, [_original(kind, place, names, parse) for names in parts])
+                if absent:
+                    broken.append(incomplete(kind.title, place, absent))
+    if broken:
+        raise broken[0]
     raise not_found(
         kind.title,
         looked,
@@ -129,14 +138,21 @@ def _find(kind: _Kind, root: Path | None) -> Source:
     )
 
 
-def _holds(place: Path, packed: str, names: Sequence[str]) -> bool:
+def _absent(place: Path, packed: str, names: Sequence[str]) -> list[str] | None:
+    """Which of the files a place lacks; None where it holds none of them."""
     if place.is_file():
-        return place.name == packed
-    return all((place / name).is_file() for name in names)
+        return [] if place.name == packed else None
+    absent = [name for name in names if not (place / name).is_file()]
+    return None if len(absent) == len(names) else absent
+
+
+def _lost(role: str, files: Sequence[Path]) -> list[str]:
+    return parquet.lost_shards(files) if files else [f"{role}-*.parquet"]
 
 
 def _source(kind: _Kind, parts: Sequence[Part], note: str = "") -> Source:
-    return Source(kind.name, parts[0], parts[1], kind.classes, AUGMENT, note or kind.title)
+    sizes = {"train": 50_000, "test": 10_000}
+    return Source(kind.name, parts[0], parts[1], kind.classes, AUGMENT, note or kind.title, sizes=sizes)
 
 
 def _from_parquet(kind: _Kind, train: list[Path], test: list[Path]) -> Source:
@@ -157,6 +173,12 @@ def _original(kind: _Kind, place: Path, names: Sequence[str], parse: _Parse) -> 
     def decode() -> Decoding:
         files = read_files(place, names)
         decoded = [parse(kind, data, f"{place}: {name}") for name, data in files.items()]
+        most = max(len(labels) for _, labels in decoded)
+        for name, (_, labels) in zip(files, decoded, strict=True):
+            if len(labels) < most:
+                raise DataError(
+                    f"{place}: {name} holds {len(labels)} images, the others {most}: cut short: get the data set again"
+                )
         return Decoding(sum(len(labels) for _, labels in decoded), decoded)
 
     files = (place,) if place.is_file() else tuple(place / name for name in names)

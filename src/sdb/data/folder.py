@@ -5,14 +5,17 @@ ROOT/validation (or ROOT/val, beside test); or only ROOT/CLASS/IMAGE, of which `
 seed.
 """
 
+import logging
 from pathlib import Path
 
 from sdb.data import listing
 from sdb.data.pixels import channels_of
-from sdb.data.places import folders, not_found
+from sdb.data.places import folders, not_found, some
 from sdb.data.source import NO_AUGMENT, PHOTOGRAPHS, Source
 
 _VALIDATION = ("validation", "valid", "val")
+
+log = logging.getLogger(__name__)
 
 
 def folder(root: Path | None, size: int | None = None) -> Source:
@@ -24,7 +27,7 @@ def folder(root: Path | None, size: int | None = None) -> Source:
     """
     base = folders(root, ())[0]
     train = base / "train" if (base / "train").is_dir() else base
-    classes = tuple(child.name for child in listing.class_folders(train))
+    classes = tuple(listing.class_name(child) for child in listing.class_folders(train))
     if not classes:
         raise not_found(
             "A folder of class folders",
@@ -42,6 +45,9 @@ def folder(root: Path | None, size: int | None = None) -> Source:
         elif held:
             given["test"] = held[0]
     listings = {role: listing.labelled(base, place, classes) for role, place in given.items()}
+    for role, files in listings.items():
+        if absent := [name for number, name in enumerate(classes) if number not in set(files.labels.tolist())]:
+            log.warning("%s: has no folder for %s: these classes are not judged", given[role], some(absent))
     train_files = listings["train"]
     channels = channels_of(train_files.read(number) for number in range(len(train_files)))
     parts = {role: listing.part(files, channels, size) for role, files in listings.items()}

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ def source(train: Any, test: Any, name: str, size: int | None = None) -> Source:
 
         fingerprint = dataset._fingerprint  # the library's hash of the content and of all that was done to it
         settings = f"datasets {fingerprint} {image} {label} channels={channels}"
-        return Part((), settings if size is None else f"{settings} size={size}", decode, stream)
+        return Part(
+            _named(dataset, image), settings if size is None else f"{settings} size={size}", decode, stream
+        )
 
     return Source(
         name=name,
@@ -133,6 +136,17 @@ class _Table:
         if len(bad):
             raise DataError(f"{self.where} {bad[0]}: no label in 0..{self.classes - 1} ({self.classes} classes)")
         return labels
+
+
+def _named(dataset: Any, image: str) -> list[Path]:
+    """Files that rows only name, and whose contents the library's hash does not know."""
+    files: dict[str, None] = {}
+    for chunk in dataset.data.column(image).chunks:
+        content, paths = chunk.field("bytes"), chunk.field("path")
+        for row in np.flatnonzero(content.is_null().to_numpy(zero_copy_only=False)):
+            if (file := paths[int(row)].as_py()) is not None:
+                files[file] = None
+    return [Path(file) for file in files]
 
 
 def _first(parts: Mapping[str, Any], names: tuple[str, ...], title: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdb.data.places import folders, not_found
+from sdb.data.places import folders, incomplete, not_found
 from sdb.data.source import Decoding, Part, Source
 from sdb.data.splits import Augment
 from sdb.errors import DataError
@@ -21,6 +21,7 @@ CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 AUGMENT = Augment(crop_padding=2, flip=True)  # clothes keep their class when mirrored
+FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 MAX_BYTES = 512 * 2**20  # ten times the largest of the four files
 
 _UINT8 = 0x08  # the type byte of an IDX header
@@ -30,27 +31,26 @@ _FOLDERS = ("fashion_mnist", "fashion-mnist", "data-fashion-mnist", "FashionMNIS
 def fashion_mnist(root: Path | None) -> Source:
     """Fashion-MNIST: uint8 (N, 1, 28, 28), 60,000 and 10,000 images, ten classes."""
     looked = folders(root, _FOLDERS)
+    broken: DataError | None = None
     for folder in looked:
-        parts = [_part(folder, prefix) for prefix in ("train", "t10k")]
-        if parts[0] is not None and parts[1] is not None:
-            return Source("fashion_mnist", parts[0], parts[1], CLASSES, AUGMENT, "Fashion-MNIST (MIT licence)")
-    raise not_found(
+        found = [_find(folder, name) for name in FILES]
+        files = [file for file in found if file is not None]
+        if len(files) == len(FILES):
+            train, test = _part(*files[:2]), _part(*files[2:])
+            note, sizes = "Fashion-MNIST (MIT licence)", {"train": 60_000, "test": 10_000}
+            return Source("fashion_mnist", train, test, CLASSES, AUGMENT, note, sizes=sizes)
+        if files:
+            absent = [name for name, file in zip(FILES, found, strict=True) if file is None]
+            broken = broken or incomplete("Fashion-MNIST", folder, absent)
+    raise broken or not_found(
         "Fashion-MNIST",
         looked,
-        "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-        "t10k-labels-idx1-ubyte, plain or .gz",
+        f"{', '.join(FILES)}, plain or .gz",
         "Get them from https://github.com/zalandoresearch/fashion-mnist.",
     )
 
 
-def _part(folder: Path, prefix: str) -> Part | None:
-    images, labels = (
-        _find(folder, f"{prefix}-images-idx3-ubyte"),
-        _find(folder, f"{prefix}-labels-idx1-ubyte"),
-    )
-    if images is None or labels is None:
-        return None
-
+def _part(images: Path, labels: Path) -> Part:
     def decode() -> Decoding:
         pixels, classes = read_idx(images, 3), read_idx(labels, 1)
         if len(pixels) != len(classes):

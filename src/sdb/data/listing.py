@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sdb.data.streamed import Streamed
 from sdb.errors import DataError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+# What macOS and Windows leave in folders of images and archives of them; hidden names (.DS_Store, ._1.png) besides.
+LEFT_BEHIND = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
 
 class Listing(Sequence[Path]):
@@ -52,60 +55,111 @@ class Listing(Sequence[Path]):
             raise DataError(f"{file}: cannot be read: {error}") from error
 
     def stamp(self, number: int) -> str:
-        """A file's name, size and time of change."""
-        try:
-            info = self[number].stat()
-        except OSError as error:
-            raise DataError(f"{self[number]}: cannot be read: {error}") from error
-        return f"{self.name(number)} {info.st_size} {info.st_mtime_ns}"
+        """A file's name and a hash of what it holds."""
+        data, _ = self.read(number)
+        return f"{self.name(number)} {hashlib.sha256(data).hexdigest()}"
+
+
+def class_name(folder: Path) -> str:
+    """The name of a class folder, in Unicode's composed form (NFC): macOS stores names decomposed."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in `folder` that are not hidden, by name."""
+    """The folders in `folder`, and links to folders, that may be classes, by name.
+
+    Raises:
+        DataError: a link leads nowhere, or two folders have one name.
+    """
     if not folder.is_dir():
         return []
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    found: dict[str, Path] = {}
+    for child in folder.iterdir():
+        if _aside(child.name):
+            continue
+        if child.is_symlink() and not child.exists():
+            raise DataError(f"{child}: a link that leads nowhere: get the data set again, or remove it")
+        if child.is_dir():
+            other = found.setdefault(class_name(child), child)
+            if other is not child:
+                raise DataError(
+                    f"{folder}: two folders are called {class_name(child)!r}, in two spellings of Unicode: join them"
+                )
+    return [found[name] for name in sorted(found)]
 
 
 def image_files(folder: Path) -> list[str]:
-    """Files with the suffix of an image, at any depth, as paths relative to the folder, in order."""
+    """Files with the suffix of an image, at any depth, as paths relative to the folder, in order.
+
+    Hidden files and folders, and what systems leave beside images (`LEFT_BEHIND`), are no images. Links are followed; a
+    folder that was met before, such as one above the link, is not entered again.
+
+    Raises:
+        DataError: an image is a link that leads nowhere.
+    """
     found: list[str] = []
+    here, there = folder.absolute(), folder.resolve()  # a class folder may be a link itself
+    met = {_identity(place) for place in (there, *here.parents, *there.parents)}
     waiting = [""]
     while waiting:
         inner = waiting.pop()
         with os.scandir(folder / inner) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if _aside(entry.name):
+                    continue
                 name = f"{inner}/{entry.name}" if inner else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(name)
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122 - a str
-                    found.append(name)
+                if entry.is_dir():
+                    if (identity := _identity(entry)) not in met:
+                        met.add(identity)
+                        waiting.append(name)
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 - a str
+                    if entry.is_file():
+                        found.append(name)
+                    elif entry.is_symlink():
+                        raise DataError(f"{folder / name}: a link that leads nowhere: get the data set again")
     return sorted(found, key=lambda name: name.split("/"))
 
 
-def labelled(base: Path, folder: Path, classes: Sequence[str]) -> Listing:
+def _aside(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in LEFT_BEHIND
+
+
+def _identity(place: "Path | os.DirEntry[str]") -> tuple[int, int]:
+    info = place.stat()
+    return info.st_dev, info.st_ino
+
+
+def labelled(base: Path, folder: Path, classes: Sequence[str], without: Sequence[str] = ()) -> Listing:
     """Every image of a folder of class folders.
 
     Args:
         base: folder that holds `folder`, or `folder` itself.
         folder: holds one folder a class.
-        classes: names of the class folders, in label order.
+        classes: names of the class folders, composed (NFC), in label order.
+        without: folders that are no classes.
 
     Raises:
-        DataError: a class folder is not one of `classes`, or there is no image.
+        DataError: a class folder is not one of `classes` or has no image, or there is none.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     names: list[str] = []
     labels: list[np.ndarray] = []
     for child in class_folders(folder):
-        if child.name not in numbers:
+        if child.name in without:
+            continue
+        if class_name(child) not in numbers:
             raise DataError(
                 f"{child}: class {child.name} is not one of those to train on: {', '.join(classes[:10])} ..."
             )
         files = image_files(child)
+        if not files:
+            raise DataError(
+                f"{child}: class {child.name} has no images ({', '.join(sorted(SUFFIXES))}): get them again, or remove "
+                "the folder"
+            )
         place = child.relative_to(base).as_posix()
         names += [f"{place}/{file}" for file in files]
-        labels.append(np.full(len(files), numbers[child.name], np.int64))
+        labels.append(np.full(len(files), numbers[class_name(child)], np.int64))
     if not names:
         raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}) in folders named after their class")
     return Listing(base, names, np.concatenate(labels))

@@ -1,13 +1,17 @@
 """From a name, arrays or Python objects to `Splits`."""
 
 import difflib
+import logging
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from sdb.data import carve, digits, hub
 from sdb.data.cifar import cifar10, cifar100
 from sdb.data.folder import folder
 from sdb.data.idx import fashion_mnist
+from sdb.data.places import some
 from sdb.data.source import Part, Source
 from sdb.data.splits import ImageSet, Splits
 from sdb.data.store import Store
@@ -28,7 +32,10 @@ DATASETS: dict[str, Callable[[Path | None], Source]] = {
 HUB = "hub:"  # before owner/name
 # Those whose images lie each in a file of its own: they can be brought to another size, and streamed.
 SINGLE_FILES = {"tiny_imagenet": tiny_imagenet, "folder": folder}
+MINIATURE = 1000  # images in each part, below which a copy of a well-known data set is not taken for the real one
 STREAM_BYTES = 16 * 2**30  # a set that takes more when decoded is streamed unless something else is said
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -129,6 +136,7 @@ def split(
         sets = streamed
     else:
         sets = {role: _decoded(source, role, part, store) for role, part in present.items()}
+    _check_whole(source, sets)
     train, test, validation = sets["train"], sets.get("test"), sets.get("validation")
     note = source.note
     if test is None:
@@ -143,8 +151,28 @@ def split(
     for part, images in (("training", train), ("validation", validation), ("test", test)):
         if not len(images):
             raise DataError(f"{source.name}: no {part} images are left: give more images or larger fractions")
+    without = np.flatnonzero(np.bincount(train.labels, minlength=len(source.class_names)) == 0)
+    if len(without):
+        names = some([source.class_names[number] for number in without])
+        log.warning("%s: no training image of class %s: a network cannot learn it", source.name, names)
     mean, std = store.stats(train)
     return Splits(source.name, train, validation, test, source.class_names, mean, std, source.augment, note)
+
+
+def _check_whole(source: Source, sets: dict[str, ImageSet]) -> None:
+    """Refuse a copy of a well-known data set that lacks images; tiny copies, made for tests, are let pass.
+
+    Raises:
+        DataError: naming the part.
+    """
+    if max(len(images) for images in sets.values()) < MINIATURE:
+        return
+    for role, size in source.sizes.items():
+        if len(sets[role]) != size:
+            raise DataError(
+                f"{source.name}: its {role} part holds {len(sets[role])} images, {size} are expected: get the data set "
+                "again (subset_percent trains on fewer; a data set of your own is a folder)"
+            )
 
 
 def _streamed(parts: dict[str, Part | ImageSet]) -> dict[str, ImageSet] | None:

@@ -1,5 +1,6 @@
 """`Splits` from what a program already has: arrays, or `datasets` objects."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from sdb.data import hub
 from sdb.data.load import check, split
+from sdb.data.places import some
 from sdb.data.source import Source
 from sdb.data.splits import Augment, ImageSet, Splits
 from sdb.errors import DataError
@@ -22,7 +24,7 @@ def from_arrays(
     test_images: Any = None,
     test_labels: Any = None,
     layout: Layout = "NCHW",
-    class_names: tuple[str, ...] | None = None,
+    class_names: Sequence[str] | None = None,
     name: str = "arrays",
     augment: Augment | None = None,
     note: str = "",
@@ -38,7 +40,7 @@ def from_arrays(
         test_images: images to test on; without them, they are carved from `images` by seed.
         test_labels: their labels.
         layout: order of the axes of four-axis images.
-        class_names: one a class; by default the numbers.
+        class_names: one a class; by default the numbers, and then each number has images.
         name: as in `Splits`.
         augment: as in `Splits`; none by default.
         note: as in `Splits`.
@@ -59,8 +61,8 @@ def from_arrays(
         raise DataError(
             f"test images are {test.images.shape[1:]}, training images {train.images.shape[1:]} (C, H, W)"
         )
-    names = class_names or tuple(str(number) for number in range(int(train.labels.max()) + 1))
-    source = Source(name, train, test, tuple(names), augment or Augment(), note)
+    names = _numbers(train.labels) if class_names is None else tuple(map(str, class_names))
+    source = Source(name, train, test, names, augment or Augment(), note)
     return split(
         source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=None
     )
@@ -106,6 +108,23 @@ def from_dataset(
         cache=cache,
         stream=stream,
     )
+
+
+def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    """The classes' numbers as their names.
+
+    Raises:
+        DataError: there are numbers without an image.
+    """
+    used = np.unique(labels)
+    count = max(int(used[-1]) + 1, 1)
+    if used[0] >= 0 and len(used) < count:
+        first = int(np.flatnonzero(used != np.arange(len(used)))[0])
+        raise DataError(
+            f"labels {some(list(map(str, used)))}: none is one of {count - len(used)} numbers up to {used[-1]}, such "
+            f"as {first}: number the {len(used)} classes from 0, or name all {count} with class_names"
+        )
+    return tuple(map(str, range(count)))
 
 
 def _image_set(images: Any, labels: Any, layout: Layout, title: str) -> ImageSet:

@@ -1,6 +1,7 @@
 """Parquet files as on the Hugging Face hub: a column of encoded images and a column of class numbers."""
 
 import json
+import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from sdb.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# As the hub names the files of one split; older ones have a hash at the end.
+SHARD = re.compile(r"(?P<start>.+)-(?P<number>\d+)-of-(?P<count>\d{1,5})(-[0-9a-f]+)?\.parquet")
 
 
 def pyarrow_parquet() -> Any:
@@ -50,6 +54,19 @@ def find_column(file: Path, choices: Iterable[str]) -> str:
         if column in have:
             return column
     raise DataError(f"{file}: columns {', '.join(have)}: expected one called {' or '.join(choices)}")
+
+
+def lost_shards(files: Iterable[Path]) -> list[str]:
+    """Files that the names of others tell of, and that are not among them: train-00001-of-00003.parquet."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for match in filter(None, (SHARD.fullmatch(file.name) for file in files)):
+        numbers.setdefault((match["start"], match["count"]), set()).add(int(match["number"]))
+    return [
+        f"{start}-{number:0{len(count)}}-of-{count}.parquet"
+        for (start, count), have in numbers.items()
+        for number in range(int(count))
+        if number not in have
+    ]
 
 
 def first_image(file: Path, image: str) -> bytes:
@@ -108,12 +125,19 @@ def table_rows(
         if isinstance(cell, dict):
             data = cell["bytes"]
             if data is None and cell.get("path"):
-                data = Path(cell["path"]).read_bytes()
+                data = _read(Path(cell["path"]), f"{where} {number}")
         if not isinstance(data, bytes):
             raise DataError(f"{where} {number}: no encoded image in column {image}")
         if not isinstance(target, int) or not 0 <= target < classes:
             raise DataError(f"{where} {number}: label {target} is outside 0..{classes - 1} ({classes} classes)")
         yield data, target, f"{where} {number}"
+
+
+def _read(file: Path, where: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{where}: its image {file} cannot be read ({error.strerror}): put it back") from error
 
 
 @contextmanager

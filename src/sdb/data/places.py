@@ -1,10 +1,10 @@
 """Where data sets are looked for."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdb.errors import DataNotFoundError
+from sdb.errors import DataError, DataNotFoundError
 
 
 def folders(root: Path | None, names: Iterable[str]) -> list[Path]:
@@ -17,6 +17,17 @@ def folders(root: Path | None, names: Iterable[str]) -> list[Path]:
     given = os.environ.get("SDB_DATA")
     base = root or (Path(given).expanduser() if given else Path("data"))
     return [base, *(base / name for name in names)]
+
+
+def some(names: Sequence[str], shown: int = 4) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def incomplete(title: str, place: Path, missing: Sequence[str]) -> DataError:
+    """The error for a data set of which a place holds some files and lacks others."""
+    return DataError(f"{title}: {place} is incomplete: {some(missing)}: missing: get the data set again")
 
 
 def not_found(title: str, looked: Iterable[Path], expected: str, remedy: str) -> DataNotFoundError:

@@ -1,7 +1,7 @@
 """What a format's reader hands over, before validation images are carved off."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ class Source:
         test: None where there is none: `load` carves it from the training images.
         class_names, augment, note: as in `Splits`.
         validation: given validation images, or None.
+        sizes: of "train" and "test", where everybody's copy has as many images.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Source:
     augment: Augment = NO_AUGMENT
     note: str = ""
     validation: Part | ImageSet | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)

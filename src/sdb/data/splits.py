@@ -1,5 +1,6 @@
 """What a data set is to the rest of the library: uint8 arrays, labels, augmentation, normalisation."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,8 @@ class Splits:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if twice := [name for name, count in Counter(self.class_names).items() if count > 1]:
+            raise DataError(f"{self.name}: two classes are called {twice[0]!r}: give each class a name of its own")
         for part in ("train", "validation", "test"):
             labels = getattr(self, part).labels
             if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sdb.data import listing
-from sdb.data.places import folders, not_found
+from sdb.data.places import folders, not_found, some
 from sdb.data.source import Source
 from sdb.data.splits import Augment
 from sdb.errors import DataError
@@ -35,22 +35,47 @@ def tiny_imagenet(root: Path | None, size: int | None = None) -> Source:
             "Get and unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip.",
         )
     wnids = tuple(sorted((base / "wnids.txt").read_text().split()))
+    train, test = listing.labelled(base, base / "train", wnids), _validation(base, wnids)
+    _check_whole(train, base / "train", wnids)
+    _check_whole(test, base / "val", wnids)
     return Source(
         name="tiny_imagenet",
-        train=listing.part(listing.labelled(base, base / "train", wnids), 3, size),
-        test=listing.part(_annotated(base, wnids), 3, size),
+        train=listing.part(train, 3, size),
+        test=listing.part(test, 3, size),
         class_names=_names(base, wnids),
         augment=AUGMENT,
         note="Tiny ImageNet; test is the distributed validation set",
+        sizes={"train": 100_000, "test": 10_000},
     )
 
 
-def _annotated(base: Path, wnids: tuple[str, ...]) -> listing.Listing:
-    """Files and labels of the validation folder, as distributed or sorted into class folders."""
-    val = base / "val"
+def _check_whole(files: listing.Listing, place: Path, wnids: tuple[str, ...]) -> None:
+    """Refuse a part that lacks classes, or images of some: all classes have equally many.
+
+    Raises:
+        DataError: naming the classes.
+    """
+    counts = np.bincount(files.labels, minlength=len(wnids))
+    if missing := [wnid for wnid, count in zip(wnids, counts, strict=True) if not count]:
+        raise DataError(
+            f"{place}: {len(missing)} of {len(wnids)} classes have no images: {some(missing)}: unpack the archive again"
+        )
+    if short := [f"{wnid} ({count})" for wnid, count in zip(wnids, counts, strict=True) if count < counts.max()]:
+        raise DataError(
+            f"{place}: some classes have fewer images than the {counts.max()} of others: {some(short)}: unpack the "
+            "archive again"
+        )
+
+
+def _validation(base: Path, wnids: tuple[str, ...]) -> listing.Listing:
+    """Files and labels of the validation folder, as distributed or sorted into class folders.
+
+    The usual scripts sort the images into val/WNID/ or val/WNID/images/, and leave the annotations behind.
+    """
+    val, images = base / "val", base / "val" / "images"
     annotations = val / "val_annotations.txt"
-    if not annotations.is_file():
-        return listing.labelled(base, val, wnids)
+    if not annotations.is_file() or not images.is_dir() or not any(images.iterdir()):
+        return listing.labelled(base, val, wnids, without=("images",))
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     names, labels = [], []
     for number, line in enumerate(annotations.read_text().splitlines(), 1):

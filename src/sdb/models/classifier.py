@@ -176,6 +176,17 @@ def _try(classifier: Classifier, twin: Classifier | None) -> None:
     check_steady(classifier, twin, probes(2, shape, device))
 
 
+def _plain(value: Any) -> Any:
+    """Plain Python values of NumPy's and torch's numbers and arrays; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _as_json(value: Any) -> Any:
+    if (plain := _plain(value)) is value:
+        raise TypeError(f"a {type(value).__name__} is no JSON value")
+    return plain
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """All that is needed to build a classifier again, as plain data.
@@ -204,9 +215,10 @@ class ModelSpec:
         if not isinstance(self.arguments, dict) or not all(isinstance(key, str) for key in self.arguments):
             raise ModelError(f"arguments is {self.arguments!r}: give a mapping from names to values")
         for field in ("image_shape", "mean", "std"):
-            value = getattr(self, field)
+            value = _plain(getattr(self, field))
             if not isinstance(value, (tuple, list)):
                 raise ModelError(f"{field} is {value!r}: give a list of numbers")
+            object.__setattr__(self, field, tuple(map(_plain, value)))
         check_sizes(self.num_classes, self.image_shape)
         check_normalisation(self.mean, self.std, channels=self.image_shape[0])
         # Plain Python numbers, whatever NumPy gave, so that the JSON round trip is exact.
@@ -214,7 +226,7 @@ class ModelSpec:
         for field, kind in (("image_shape", int), ("mean", float), ("std", float)):
             object.__setattr__(self, field, tuple(kind(value) for value in getattr(self, field)))
         try:
-            plain = json.loads(json.dumps(self.arguments, allow_nan=False))
+            plain = json.loads(json.dumps(self.arguments, allow_nan=False, default=_as_json))
         except (TypeError, ValueError) as error:
             raise ModelError(f"arguments cannot be written as JSON ({error}): give plain values") from error
         # A copy: the caller's dictionary may change, the spec may not.
