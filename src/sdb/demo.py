@@ -21,6 +21,7 @@ from sdb.audit.attacks.similar_keys import SimilarKeys
 from sdb.box.box import Box
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
+from sdb.files import json_text
 from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.models.checkpoint import load_classifier
@@ -190,7 +191,7 @@ def run_demo(
         for number, stage in enumerate(plan, start=1):
             started = time.monotonic()
             folder = out / stage.name
-            write_atomic(folder / "params.json", json.dumps(stage.params, indent=1).encode() + b"\n")
+            write_atomic(folder / "params.json", json_text(stage.params, indent=1).encode() + b"\n")
             params = config.load(folder, stage.command)
             label = f"[{number}/{len(plan)}] {stage.name}"
             results[stage.name] = jobs.JOBS[stage.command](
@@ -200,11 +201,11 @@ def run_demo(
         data = load_data(config.load(out / "teacher", "train"), seed)
         total = time.monotonic() - began
         record = make_record(out, plan, results, seconds, data, seed=seed, method=method, total=total)
-        write_atomic(out / "record.json", json.dumps(record, indent=1).encode() + b"\n")
+        write_atomic(out / "record.json", json_text(record, indent=1).encode() + b"\n")
         write_report(record, out / "report.html")
         answer = summary(record)
         if json_file is not None:
-            write_atomic(json_file, json.dumps(answer, indent=1).encode() + b"\n")
+            write_atomic(json_file, json_text(answer, indent=1).encode() + b"\n")
     print_table(record, out)
     return answer
 

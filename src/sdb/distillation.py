@@ -20,7 +20,8 @@ from sdb.config import DistillSettings
 from sdb.data import Batch, Splits
 from sdb.errors import ConfigError
 from sdb.keys import Key
-from sdb.models import Classifier, compare_class_names
+from sdb.models import Classifier, check, compare_class_names
+from sdb.models.checkpoint import check_finite
 from sdb.remote import RemoteTeacher
 from sdb.runtime import choose_device, process_group
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -52,7 +53,8 @@ def distill(
     Raises:
         ConfigError: a key was given for something that is not a box, or the loss teaches nothing with so few classes.
         KeyFileError: the key is of another box.
-        ModelError: the teacher's classes are not the data's.
+        ModelError: the teacher's classes are not the data's, or it does not give logits for such images.
+        CheckpointError: the teacher's weights are not finite.
     """
     settings = (settings or DistillSettings()).resolved()
     check_loss(settings, data.num_classes)
@@ -72,6 +74,10 @@ def distill(
         student.to(device)
         # A remote teacher keeps its answers itself, on disk.
         remote = isinstance(teacher, RemoteTeacher)
+        if not remote:
+            check_finite(teacher, "teacher")
+        if not isinstance(teacher, (RemoteTeacher, Box, Classifier)):
+            check(teacher, data.image_shape, data.num_classes, device)
         target = asked(teacher) if remote else answers(teacher, batches, data.num_classes)
         validation = evaluation_batches(data.validation, device)
         return fit(

@@ -102,6 +102,19 @@ def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
     return value
 
 
+def json_text(value: Any, **layout: Any) -> str:
+    """A value as JSON that any reader takes: never NaN or an infinity, which JSON does not have.
+
+    Args:
+        value: plain values.
+        layout: as `json.dumps` takes it (indent, sort_keys, separators, ...).
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps(value, allow_nan=False, **layout)
+
+
 def is_text(value: object) -> bool:
     """Whether a value is text that can be written as UTF-8; names of files need not be."""
     if not isinstance(value, str):

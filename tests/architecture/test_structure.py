@@ -172,6 +172,18 @@ def test_nothing_is_unpickled():
     assert not faults(unpickled)
 
 
+def written_loosely(path):
+    """JSON goes through one function, which never writes NaN or an infinity."""
+    if path != ROOT / "files.py":
+        for call in calls_of(path):
+            if ast.unparse(call.func) in ("json.dumps", "json.dump"):
+                yield f"line {call.lineno}: use sdb.files.json_text"
+
+
+def test_json_is_written_in_one_way():
+    assert not faults(written_loosely)
+
+
 def globally_random(path):
     """Keys come from the operating system, everything else from generators of its own or a forked state."""
     if path == ROOT / "audit" / "attacks" / "art.py":
@@ -225,6 +237,7 @@ def test_everything_public_has_a_docstring():
         ("torch.load(x)", unpickled),
         ("np.load(x, allow_pickle=True)", unpickled),
         ("pickle.loads(x)", unpickled),
+        ("json.dumps(x, indent=1)", written_loosely),
         ("np.random.rand(3)", globally_random),
         ("def f(): pass", without_docstring),
     ],

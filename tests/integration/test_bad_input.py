@@ -453,7 +453,7 @@ class TestDivergence:
         """The rate explodes at epoch 2: the checkpoint is that of epoch 1, and can be evaluated."""
         diverging = ["-s", "schedule=[1]", "-s", "schedule_factor=1e35", "-s", "optimizer=sgd", "-s", "epochs=3"]
         done = quick_sdb("train", "new", *diverging, cwd=place)
-        check_refused(done, "epoch 2", "not finite", "last finished epoch is kept")
+        check_refused(done, "epoch 2", "not finite", "the last finite one, is kept")
         assert len((place / "new" / "metrics.jsonl").read_text().splitlines()) == 1
         assert not (place / "new" / "result.json").exists()
         done = quick_sdb("evaluate", "new", cwd=place)

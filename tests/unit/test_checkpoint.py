@@ -1,21 +1,26 @@
 """Weights on disk: whole or refused, never guessed; and nothing that is read is executed."""
 
+import argparse
 import json
 import os
 import pickle
 import struct
+from datetime import datetime
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from sdb.errors import CheckpointError, ModelError
+from sdb.models.bare import read_reference
 from sdb.models.checkpoint import (
     REFERENCE_NORMALISATION,
     load_classifier,
     load_weights,
-    read_reference,
     read_tensors,
     resolve,
     write_tensors,
@@ -396,3 +401,144 @@ def test_an_optimizer_put_back_goes_on_as_before(tmp_path, make):
     steps(layer, optimizer, 2)
     steps(twin, restored, 2)
     assert equal(layer.state_dict(), twin.state_dict())
+
+
+# --- weights as training loops leave them ----------------------------------------------------------------------------
+
+
+def prefixed(*prefixes):
+    return lambda state: {"".join(prefixes) + name: tensor for name, tensor in state.items()}
+
+
+def inside(*names):
+    def put(state):
+        for name in reversed(names):
+            state = {name: state, "epoch": 3}
+        return state
+
+    return put
+
+
+def with_beside(**beside):
+    return lambda state: {"state_dict": state} | beside
+
+
+def without_batches(state):
+    return {name: tensor for name, tensor in state.items() if "num_batches_tracked" not in name}
+
+
+def cast(kind):
+    return lambda state: {n: t.to(kind) if t.is_floating_point() else t for n, t in state.items()}
+
+
+def averaged(state):
+    return {"n_averaged": torch.tensor(3)} | prefixed("module.")(state)
+
+
+LEFT_BY_LOOPS = {
+    "bare": dict,
+    "data parallel": prefixed("module."),
+    "compiled": prefixed("_orig_mod."),
+    "compiled, then parallel": prefixed("module.", "_orig_mod."),
+    "parallel, then compiled": prefixed("_orig_mod.", "module."),
+    "lightning": prefixed("model."),
+    "lightning, compiled and parallel": prefixed("net.", "_orig_mod.", "module."),
+    "twice": prefixed("module.", "module."),
+    "a network's network": prefixed("network.", "model."),
+    "averaged": averaged,
+    "averaged in lightning": lambda state: prefixed("model.")(averaged(state)),
+    "moving average with its decay": lambda state: {
+        "decay": torch.tensor(0.9),
+        "num_updates": torch.tensor(2),
+        **state,
+    },
+    "counted among the weights": lambda state: {**state, "epoch": 3, "arch": "net"},
+    "without batch counts": without_batches,
+    "half": cast(torch.float16),
+    "bfloat16": cast(torch.bfloat16),
+    "double": cast(torch.float64),
+    "parameters": lambda state: {n: torch.nn.Parameter(t, requires_grad=False) for n, t in state.items()},
+    "model": inside("model"),
+    "net": inside("net"),
+    "weights": inside("weights"),
+    "average only": inside("state_dict_ema"),
+    "average inside": inside("ema", "module"),
+    "in two": inside("model", "state_dict"),
+    "numpy numbers beside": with_beside(best=np.float64(0.9), step=np.int64(3), mean=np.arange(3.0)),
+    "arguments beside": with_beside(args=argparse.Namespace(lr=0.1, out=Path("x"), at=datetime.now())),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("left", LEFT_BY_LOOPS.values(), ids=LEFT_BY_LOOPS)
+def test_weights_load_as_a_training_loop_left_them(tmp_path, few, make_net, same_weights, left, suffix):
+    source = make_net(few, seed=3)
+    content = left(source.network.state_dict())
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".pth":
+        torch.save(content, path)
+    elif all(isinstance(value, torch.Tensor) for value in content.values()):
+        save_file({name: tensor.contiguous() for name, tensor in content.items()}, path)
+    else:
+        pytest.skip("safetensors hold tensors only")
+    loaded = load_classifier(
+        str(path), model_name="net", model_args={"num_channels": 4}, num_classes=10, image_shape=few.image_shape
+    )
+    own, read = source.network.state_dict(), loaded.network.state_dict()
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
+    if left in (LEFT_BY_LOOPS["half"], LEFT_BY_LOOPS["bfloat16"]):
+        assert all(torch.allclose(own[name].float(), read[name].float(), rtol=1e-2, atol=1e-3) for name in own)
+    else:
+        assert same_weights(own, read)
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        (lambda state: prefixed("teacher.")(state) | prefixed("student.")(state), "another architecture"),
+        (lambda state: state | {"extra.weight": torch.zeros(1)}, r"unknown \(e.g. extra.weight\)"),
+        (lambda state: state | {"scale": torch.zeros(())}, r"unknown \(e.g. scale\)"),
+        (lambda state: {n: t for n, t in state.items() if n != "bn1.running_mean"}, "missing"),
+        (lambda state: state | {"fc1.weight": state["fc1.weight"].to(torch.int8)}, "without fractions.*int8"),
+        (lambda state: state | {"fc1.weight": state["fc1.weight"] * torch.nan}, "fc1.weight is not finite"),
+        (lambda state: state | {"fc1.bias": state["fc1.bias"] / 0}, "fc1.bias is not finite"),
+        (
+            lambda state: state | {"bn1.running_var": state["bn1.running_var"] * torch.inf},
+            "bn1.running_var is not",
+        ),
+    ],
+    ids=range(8),
+)
+def test_weights_that_would_mean_something_else_are_refused(tmp_path, few, make_net, left, says):
+    torch.save(left(make_net(few, seed=3).network.state_dict()), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=says):
+        load_classifier(
+            tmp_path / "x.pth",
+            model_name="net",
+            model_args={"num_channels": 4},
+            num_classes=10,
+            image_shape=few.image_shape,
+        )
+
+
+@pytest.mark.parametrize("put", [lambda m: m, lambda m: {"model": m}], ids=["alone", "in a dictionary"])
+def test_a_pickled_module_is_refused_with_the_remedy(tmp_path, few, make_net, put):
+    torch.save(put(make_net(few).network), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"whole module.*torch\.save\(model\.state_dict\(\), FILE\)"):
+        read_reference(tmp_path / "x.pt")
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="no state_dict"):
+        read_reference(tmp_path / "x.pt")
+
+
+def test_a_checkpoint_of_ours_that_is_not_finite_is_refused_by_name(tmp_path, few, make_net):
+    model = make_net(few)
+    with torch.no_grad():
+        model.network.bn1.running_mean[0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: its network\.bn1\.running_mean is not finite"):
+        load_classifier(save(tmp_path / "last.safetensors", model).parent)

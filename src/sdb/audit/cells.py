@@ -5,7 +5,6 @@ A task whose file is there is done; so an audit that was stopped goes on, and se
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from sdb.audit.defences.defence import Defence, Defended
 from sdb.audit.plan import BOX, NONE
 from sdb.data import Batch, Batches
 from sdb.errors import CheckpointError, ConfigError, TrainingError
-from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.models import Classifier
 from sdb.runtime import derive_seed, write_atomic
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -77,7 +76,7 @@ def do(
     else:
         result = cell(audit_seed, task, attacks[task.attack], defences)
     result["seconds"] = round(time.perf_counter() - started, 3)
-    write_atomic(path, json.dumps(result, indent=1).encode() + b"\n")
+    write_atomic(path, json_text(result, indent=1).encode() + b"\n")
 
 
 def read(task: Task, work: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from sdb.audit.runner import CLAIM, REPORT, WORK, run_tasks, take
 from sdb.box.box import Box, is_box
 from sdb.data import Splits
 from sdb.errors import CheckpointError, ConfigError
+from sdb.files import json_text
 from sdb.keys import Key
 from sdb.models import Classifier
 from sdb.models.checkpoint import write_tensors
@@ -68,7 +68,7 @@ def audit_job(
         extra = {"unlock": unlock_curve(audit_seed), "traces": traces(audit_seed, subject.owner)}
         claim = make_claim(settings, subject, work, audit_seed, workers=places, started=started, extra=extra)
         read_claim(claim)
-        write_atomic(folder / CLAIM, json.dumps(claim, indent=1).encode() + b"\n")
+        write_atomic(folder / CLAIM, json_text(claim, indent=1).encode() + b"\n")
         write_audit_report(claim, folder / REPORT)
     return claim
 

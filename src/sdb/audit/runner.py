@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from sdb.box.boxfile import read_box_files
 from sdb.config import read_json
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError
+from sdb.files import json_text
 from sdb.keys import Key
 from sdb.models.checkpoint import load_classifier
 from sdb.runs.tasks import OnProgress, Where, Work, run
@@ -85,7 +85,7 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         # An old verdict must not stand beside new work.
         for name in (CLAIM, REPORT):
             (folder / name).unlink(missing_ok=True)
-    write_atomic(path, json.dumps(parameters, indent=1).encode() + b"\n")
+    write_atomic(path, json_text(parameters, indent=1).encode() + b"\n")
     return folder / WORK
 
 

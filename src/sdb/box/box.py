@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sdb.box.boxfile import MANIFEST, PRIVATE, RECORD, WEIGHTS, is_box, read_box_files, write_box_files
 from sdb.box.private_part import put_in_place
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
+from sdb.files import json_text
 from sdb.keys import Key, Owner, derive
 from sdb.keys.sealing import seal, unseal
 from sdb.models import Classifier, ModelSpec
@@ -190,7 +191,7 @@ class Box(nn.Module):
             None if private is None else seal(content, to_bytes(private), self._context("private")),
             seal(
                 derive(owner.secret, f"record/{self.info.id}"),
-                json.dumps(record).encode(),
+                json_text(record).encode(),
                 self._context("record"),
             ),
             self.answers,

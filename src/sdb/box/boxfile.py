@@ -18,6 +18,7 @@ from sdb.files import (
     RECORD_LIMIT,
     SECRET_LIMIT,
     WEIGHTS_LIMIT,
+    json_text,
     open_regular,
     parse_json,
     read_bytes,
@@ -59,9 +60,9 @@ def write_box_files(path: Path, manifest: dict[str, Any], files: dict[str, bytes
         StorageError: the disk is full; what was there is untouched.
     """
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    body = json.loads(json.dumps({"sdb_box": BOX_VERSION, **manifest, "files": digests}))
+    body = json.loads(json_text({"sdb_box": BOX_VERSION, **manifest, "files": digests}))
     body["sha256"] = _digest(body)
-    everything = {MANIFEST: json.dumps(body, indent=1).encode() + b"\n", **files}
+    everything = {MANIFEST: json_text(body, indent=1).encode() + b"\n", **files}
     if path.suffix == ".zip":
         write_atomic(path, _zipped(everything))
     else:
@@ -137,7 +138,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
 
 def _digest(body: dict[str, Any]) -> str:
     """SHA-256 of the manifest itself, its own digest left out: finds damage, not an author who means harm."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json_text(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def add_signature(path: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from sdb.errors import CheckpointError, ModelError
 from sdb.models import Classifier
+from sdb.models.weights import not_finite
 
 WITH_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ADAPTER_RANK = 4
@@ -74,7 +75,7 @@ def put_in_place(classifier: Classifier, held: Mapping[str, Tensor]) -> Classifi
     """A copy of the classifier with private tensors in place.
 
     Raises:
-        CheckpointError: the tensors are of another network.
+        CheckpointError: the tensors are of another network, or not finite.
     """
     unlocked = copy.deepcopy(classifier)
     target = unlocked.state_dict()
@@ -86,6 +87,8 @@ def put_in_place(classifier: Classifier, held: Mapping[str, Tensor]) -> Classifi
             target[name].copy_(tensor)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"private part: of another network ({type(error).__name__})") from None
+    if (name := not_finite(unlocked)) is not None:
+        raise CheckpointError(f"private part: {name} is not finite (NaN or an infinity): wrap again")
     return unlocked.eval()
 
 

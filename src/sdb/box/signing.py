@@ -13,7 +13,6 @@ file can be added, left out, or taken from another box.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from sdb.box.boxfile import SIGNATURE, add_signature, check_box_files, read_raw_files
 from sdb.errors import CheckpointError, KeyFileError
-from sdb.files import SECRET_LIMIT, parse_json, read_bytes
+from sdb.files import SECRET_LIMIT, json_text, parse_json, read_bytes
 from sdb.keys.keyfile import read_secret, write_secret
 from sdb.runtime import write_atomic
 
@@ -169,7 +168,7 @@ def _statement(box_id: str, files: dict[str, bytes]) -> bytes:
     """What is signed."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     body = {"sdb_signature": VERSION, "box": box_id, "files": digests}
-    return PREFIX + json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return PREFIX + json_text(body, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _signature_file(signer: str, signature: bytes) -> bytes:
@@ -179,4 +178,4 @@ def _signature_file(signer: str, signature: bytes) -> bytes:
         "key_id": signer,
         "signature": signature.hex(),
     }
-    return json.dumps(body, indent=1).encode() + b"\n"
+    return json_text(body, indent=1).encode() + b"\n"

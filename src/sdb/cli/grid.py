@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from sdb.cli.shell import Cluster, Set, TaskCpus, TaskGpus, Workers, say, where_of
 from sdb.errors import SDBError, TrainingError
+from sdb.files import json_text
 
 SHOWN = ("accuracy", "keyless", "keyed")
 
@@ -51,7 +51,7 @@ def grid(
     found = results_of(runs)
     say(table(found))
     if json_file is not None:
-        write_atomic(json_file, json.dumps(found, indent=1).encode() + b"\n")
+        write_atomic(json_file, json_text(found, indent=1).encode() + b"\n")
     if failed is not None:
         raise failed
 

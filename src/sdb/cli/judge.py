@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sdb.cli.shell import KeyOption, OtherClassNames, print_json, say
+from sdb.files import json_text
 
 
 def evaluate(
@@ -71,6 +71,6 @@ def trace(
     )
     values = result.to_json()
     if json_file is not None:
-        write_atomic(json_file, (json.dumps(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
+        write_atomic(json_file, (json_text(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
     say(result.sentence())
     print_json(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdb.errors import ConfigError
+from sdb.files import json_text
 
 if TYPE_CHECKING:
     from sdb.runs.tasks import Where
@@ -65,7 +65,7 @@ def run_folder(folder: Path | None, save_path: Path | None) -> Path:
 
 def with_key(sets: list[str] | None, key: Path | None) -> list[str]:
     """The overrides, with --key as one of them."""
-    return [*(sets or []), *([f"key={json.dumps(str(key))}"] if key is not None else [])]
+    return [*(sets or []), *([f"key={json_text(str(key))}"] if key is not None else [])]
 
 
 def say(text: str) -> None:
@@ -75,7 +75,7 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Data, on stdout."""
-    print(json.dumps(value, indent=1))
+    print(json_text(value, indent=1))
 
 
 def new_passphrase(encrypt: bool) -> str | None:

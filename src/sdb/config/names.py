@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 
 import pydantic
 from pydantic import BaseModel
+
+from sdb.files import json_text
 
 # The reference's and Nasty Teacher's names -> ours.
 ALIASES = {
@@ -56,5 +57,8 @@ def describe_faults(error: pydantic.ValidationError, model: type[BaseModel]) -> 
 
 def short(value: object) -> str:
     """A value as JSON, cut where it is long."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json_text(value, default=str)
+    except ValueError:  # not finite
+        text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -24,6 +24,7 @@ from sdb.data.splits import ImageSet
 from sdb.data.stats import channel_stats, sample_of
 from sdb.data.streamed import Streamed
 from sdb.errors import DataError, StorageError
+from sdb.files import json_text
 
 LAYOUT_VERSION = 1
 HASHED_BYTES = 256 * 2**20  # of a part's files in all; of more, each file gives an equal share, spread over it
@@ -105,7 +106,7 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-") as work:
-                _publish(Path(work), file, json.dumps({"mean": mean, "std": std}))
+                _publish(Path(work), file, json_text({"mean": mean, "std": std}))
         except OSError as error:
             log.warning("cannot write %s (%s)", file, error)
         return mean, std
@@ -142,7 +143,7 @@ class Store:
             pixels.replace(self.folder / f"{stem}.images.npy")
             (Path(work) / "labels.npy").replace(self.folder / f"{stem}.labels.npy")
             entry = {"shape": shape, "labels": hashlib.sha256(every.tobytes()).hexdigest()}
-            _publish(Path(work), self.folder / f"{stem}.json", json.dumps(entry))
+            _publish(Path(work), self.folder / f"{stem}.json", json_text(entry))
 
     def _in_memory(self, part: Part) -> ImageSet:
         decoding = part.decode()
@@ -202,10 +203,10 @@ def _key(part: Part) -> str:
         contents = {number: _digest(part.files[number], sizes[number], share) for number in opened}
     except OSError as error:
         raise DataError(f"{error.filename}: missing or not readable: get the data set again") from error
-    key = hashlib.sha256(json.dumps([LAYOUT_VERSION, part.settings]).encode())
+    key = hashlib.sha256(json_text([LAYOUT_VERSION, part.settings]).encode())
     for number, (file, info) in enumerate(zip(part.files, infos, strict=True)):
         said = [file.name, info.st_size, contents.get(number)]
-        key.update(json.dumps(said if whole else [*said, info.st_mtime_ns]).encode())
+        key.update(json_text(said if whole else [*said, info.st_mtime_ns]).encode())
     return key.hexdigest()[:32]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import fx, nn
 
 from sdb.errors import MissingExtraError, ModelError
 from sdb.export.network import INPUT, OUTPUT, Shape, compare, example, search
+from sdb.files import json_text
 
 LIMIT = 2**31 - 2**20  # bytes; a protocol buffer ends at 2 GiB
 
@@ -53,7 +53,7 @@ def to_onnx(network: fx.GraphModule, module: nn.Module, shape: Shape, metadata: 
     search(bare.SerializeToString())
     for name, value in metadata.items():
         entry = model.metadata_props.add()
-        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
+        entry.key, entry.value = name, value if isinstance(value, str) else json_text(value)
     data = model.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import fx, nn
 
 from sdb.errors import ModelError
 from sdb.export.network import Shape, compare, search, trace
+from sdb.files import json_text
 
 
 def to_pt2(network: fx.GraphModule, module: nn.Module, shape: Shape, metadata: dict[str, Any]) -> bytes:
@@ -26,7 +26,7 @@ def to_pt2(network: fx.GraphModule, module: nn.Module, shape: Shape, metadata: d
             node.meta.pop(name, None)
     program.example_inputs = None
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata, indent=1)})
+    torch.export.save(program, buffer, extra_files={"metadata.json": json_text(metadata, indent=1)})
     with zipfile.ZipFile(buffer) as archive:
         own = [n for n in archive.namelist() if "/extra/" not in n and "/data/weights/weight_" not in n]
         search(b"\n".join([name.encode() + b"\n" + archive.read(name) for name in own]))

@@ -7,7 +7,6 @@ whose key scrypt makes from it; without one by the id, a one-way function of the
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import re
 import stat
@@ -21,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from sdb.errors import ConfigError, KeyFileError
-from sdb.files import SECRET_LIMIT, is_text, parse_json, read_bytes
+from sdb.files import SECRET_LIMIT, is_text, json_text, parse_json, read_bytes
 from sdb.runtime import write_atomic
 
 VERSION = 1
@@ -64,7 +63,7 @@ def write_secret(
         cipher = AESGCM(_stretch(passphrase, body["scrypt"]))
         body["nonce"] = nonce.hex()
         body["ciphertext"] = cipher.encrypt(nonce, secret, _canonical(body)).hex()
-    write_atomic(path, json.dumps(body, indent=1).encode() + b"\n", mode=0o600)
+    write_atomic(path, json_text(body, indent=1).encode() + b"\n", mode=0o600)
     if passphrase is None and (mode := _mode(path)) & OTHERS:
         path.unlink()
         raise KeyFileError(
@@ -159,4 +158,4 @@ def _mode(path: Path) -> int:
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return json_text(body, sort_keys=True, separators=(",", ":")).encode()

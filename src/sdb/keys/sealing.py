@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sdb.errors import CheckpointError
+from sdb.files import json_text
 
 NONCE_BYTES = 12
 
@@ -35,4 +35,4 @@ def unseal(secret: bytes, sealed: bytes, context: dict[str, Any], what: str) -> 
 
 
 def _canonical(context: dict[str, Any]) -> bytes:
-    return json.dumps(context, sort_keys=True, separators=(",", ":")).encode()
+    return json_text(context, sort_keys=True, separators=(",", ":")).encode()

@@ -8,24 +8,22 @@ or bare weights (a reference checkpoint `*.tar` and the like, read by torch's we
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sdb.errors import CheckpointError, ModelError
-from sdb.files import WEIGHTS_LIMIT, check_regular, parse_json
+from sdb.files import WEIGHTS_LIMIT, check_regular, expand, json_text, parse_json
 from sdb.models import MODELS, Classifier, ModelSpec, compare_class_names
+from sdb.models.bare import read_reference
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
+from sdb.models.weights import fitted, not_finite
 from sdb.runtime import write_atomic
 
 SCHEMA = 1
@@ -36,16 +34,13 @@ REFERENCE_NORMALISATION = {
     "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
 
-# Under what name a checkpoint of someone's training loop holds its weights; none of them where it is the weights.
-STATE_DICTS = ("state_dict", "model", "model_state_dict")
-
 log = logging.getLogger(__name__)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Write named tensors and a JSON header, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps({"schema": SCHEMA, **header})
+    text = json_text({"schema": SCHEMA, **header})
     write_atomic(path, to_bytes(plain, {"sdb": text, "sha256": _digest(text, plain)}))
 
 
@@ -116,13 +111,27 @@ def build_with(spec: ModelSpec, weights: Mapping[str, Tensor], source: object, a
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Put weights into a model; every name and shape must fit.
+    """Put weights into a model; every name and shape must fit, every weight be finite.
 
     Raises:
-        CheckpointError: the weights are of another architecture.
+        CheckpointError: the weights are of another architecture, or one holds NaN or an infinity.
     """
     check_weights(model, weights, source)
     model.load_state_dict(dict(weights))
+    check_finite(model, source)
+
+
+def check_finite(model: nn.Module, source: object) -> None:
+    """Refuse a model whose weights are no numbers.
+
+    Raises:
+        CheckpointError: naming the first that is not finite.
+    """
+    if (name := not_finite(model)) is not None:
+        raise CheckpointError(
+            f"{source}: its {name} is not finite (it holds NaN or an infinity): the training that made it went wrong; "
+            "take an earlier checkpoint, or train again"
+        )
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -133,12 +142,15 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: objec
     """
     own = model.state_dict()
     missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
-    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    if missing or extra or wrong:
+    both = own.keys() & weights.keys()
+    wrong = [name for name in both if own[name].shape != weights[name].shape]
+    kinds = [n for n in both if own[n].is_floating_point() > weights[n].is_floating_point()]
+    if missing or extra or wrong or kinds:
         parts = [
             f"{len(missing)} missing (e.g. {min(missing)})" if missing else "",
             f"{len(extra)} unknown (e.g. {min(extra)})" if extra else "",
             f"{len(wrong)} of another shape (e.g. {min(wrong)})" if wrong else "",
+            f"{len(kinds)} without fractions (e.g. {min(kinds)}: {weights[min(kinds)].dtype})" if kinds else "",
         ]
         raise CheckpointError(
             f"{source}: weights of another architecture: {', '.join(filter(None, parts))}; check the model name, its "
@@ -147,7 +159,7 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: objec
 
 
 def load_classifier(
-    path: Path,
+    path: Path | str,
     *,
     model_name: str | None = None,
     model_args: dict[str, Any] | None = None,
@@ -176,6 +188,7 @@ def load_classifier(
         CheckpointError: missing, damaged, or of another architecture.
         ModelError: the classifier does not fit the data.
     """
+    path = expand(path)
     if is_pretrained(path):
         classifier = load_pretrained(path, image_shape=image_shape)
         if classifier.spec is not None and model_name not in (None, classifier.spec.name):
@@ -204,7 +217,7 @@ def load_classifier(
         mean, std = known or ((0.0,) * image_shape[0], (1.0,) * image_shape[0])
         spec = ModelSpec(model_name, model_args or {}, num_classes, image_shape, mean, std)
         classifier = spec.build()
-        load_weights(classifier.network, weights, path)
+        load_weights(classifier.network, fitted(classifier.network.state_dict(), weights), path)
         if known is None:
             log.warning(
                 "%s: nothing says which normalisation it was trained with: its network gets pixels in [0, 1]. Put a "
@@ -290,39 +303,3 @@ def resolve(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint; train the teacher first, or correct the path")
     return path
-
-
-def read_reference(path: Path) -> dict[str, Tensor]:
-    """The state dict of a reference checkpoint, `{"epoch", "state_dict", "optim_dict"}`, without running its pickle.
-
-    Also of a file that holds it under another usual name (`STATE_DICTS`), or nothing else; or of plain safetensors.
-
-    Raises:
-        CheckpointError: damaged, or it holds more than tensors and plain containers.
-    """
-    try:
-        check_regular(path, WEIGHTS_LIMIT)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error.strerror or error}") from None
-    if path.suffix == ".safetensors":
-        return {name.removeprefix("module."): tensor for name, tensor in load_file(path).items()}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on protocols; our error says what to do
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds more than tensors (or is damaged) and could run code when loaded: refused; ask its author "
-            "for safetensors, or for a file that torch.load(weights_only=True) reads"
-        ) from None
-    except Exception as error:  # on damaged bytes torch's unpickler fails in any way; it runs none of them
-        raise CheckpointError(f"{path}: not a whole torch checkpoint ({type(error).__name__})") from None
-    state = content if isinstance(content, dict) else {}
-    state = next((state[name] for name in STATE_DICTS if isinstance(state.get(name), dict)), state)
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
-    ):
-        raise CheckpointError(f"{path}: holds no state_dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}

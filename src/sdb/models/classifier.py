@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdb.errors import ModelError
+from sdb.files import json_text
 from sdb.models.architectures import MODELS, build
 from sdb.models.probe import TWIN_SEED, ask, check_steady, logits_of, needs_company, probes, settled, undisturbed
 from sdb.models.sizes import check_normalisation, check_sizes, warn_of_scale
@@ -226,7 +227,7 @@ class ModelSpec:
         for field, kind in (("image_shape", int), ("mean", float), ("std", float)):
             object.__setattr__(self, field, tuple(kind(value) for value in getattr(self, field)))
         try:
-            plain = json.loads(json.dumps(self.arguments, allow_nan=False, default=_as_json))
+            plain = json.loads(json_text(self.arguments, default=_as_json))
         except (TypeError, ValueError) as error:
             raise ModelError(f"arguments cannot be written as JSON ({error}): give plain values") from error
         # A copy: the caller's dictionary may change, the spec may not.
@@ -262,7 +263,7 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json_text(asdict(self)))
 
     @classmethod
     def from_json(cls, value: Any) -> Self:

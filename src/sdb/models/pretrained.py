@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from sdb.errors import CheckpointError, ModelError
-from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.models.class_names import WITHOUT_NAMES
 from sdb.models.classifier import Classifier, ModelSpec
 
@@ -68,7 +68,7 @@ def load_pretrained(
             f"{folder}: holds no {PROCESSOR}, so its normalisation is not known: save the image processor there "
             "too, or write one with image_mean and image_std"
         )
-    plain = json.loads(json.dumps(config.to_diff_dict()))
+    plain = json.loads(json_text(config.to_diff_dict()))
     arguments = {"config": {key: value for key, value in plain.items() if key not in ASIDE}}
     classifier = ModelSpec(f"transformers:{name}", arguments, len(classes), shape, *normalisation).build()
     # Strict, so that what the spec describes is what was read.

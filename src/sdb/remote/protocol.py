@@ -12,6 +12,7 @@ import numpy as np
 
 from sdb.config.address import Address
 from sdb.errors import RemoteError
+from sdb.files import json_text
 from sdb.remote.wire import Wire
 
 REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
@@ -89,7 +90,7 @@ class Client:
         more = metadata.get("parameters")
         more = more if isinstance(more, dict) else {}
         lasting["box_id"] = more.get("box_id")
-        print_of = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+        print_of = hashlib.sha256(json_text(lasting, sort_keys=True).encode()).hexdigest()
         hint = more.get("max_images")
         most = min(hint, REQUEST_IMAGES) if type(hint) is int and hint > 0 else REQUEST_IMAGES
         classes, names = widths[kind][1], more.get("class_names")
@@ -123,7 +124,7 @@ class Client:
         tensor: dict[str, Any] = {"name": model.input, "datatype": "FP32", "shape": list(images.shape)}
         tensor["parameters"] = {"binary_data_size": len(data)}
         wanted = [{"name": model.kind, "parameters": {"binary_data": True}}]
-        text = json.dumps({"inputs": [tensor], "outputs": wanted}).encode()
+        text = json_text({"inputs": [tensor], "outputs": wanted}).encode()
         headers = {"Content-Type": "application/octet-stream", HEADER: str(len(text))}
         # A number takes up to 25 letters where a server answers in JSON.
         limit = 2**16 + 32 * len(images) * model.num_classes

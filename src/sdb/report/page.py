@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from sdb.files import json_text
 from sdb.report.charts import STYLES, CurveChart, curve_chart, is_student
 from sdb.report.record import Example, Record, Row, RowId, read_record
 from sdb.report.template import pages_of, style
@@ -157,7 +157,7 @@ def plain(value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json_text(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def pairs(facts: dict[str, Any]) -> list[tuple[str, str]]:

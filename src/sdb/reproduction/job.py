@@ -12,6 +12,7 @@ from typing import Any
 from sdb import config
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, SDBError
+from sdb.files import json_text
 from sdb.reproduction.page import write_page
 from sdb.reproduction.plan import Plan, make_plan, wrong_key
 from sdb.reproduction.published import Recipe
@@ -144,7 +145,7 @@ def take(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
             raise ConfigError(
                 f"{out} was begun differently: {'; '.join(changed)}. Put it back, use another --out, or --overwrite"
             )
-    write_atomic(path, json.dumps(asked, indent=1).encode() + b"\n")
+    write_atomic(path, json_text(asked, indent=1).encode() + b"\n")
 
 
 def write_runs(plan: Plan, out: Path) -> None:
@@ -155,7 +156,7 @@ def write_runs(plan: Plan, out: Path) -> None:
     """
     for run in plan.runs:
         path = out / run.name / "params.json"
-        wanted = json.loads(json.dumps(run.params))
+        wanted = json.loads(json_text(run.params))
         if path.exists():
             there = config.read_json(path)
             names = sorted((there.keys() | wanted.keys()) - PLACES)
@@ -166,11 +167,11 @@ def write_runs(plan: Plan, out: Path) -> None:
                     "another --out, or --overwrite"
                 )
         if not (path.parent / RESULT).exists():  # of a finished run it says what was run, and where
-            write_atomic(path, json.dumps(wanted, indent=1).encode() + b"\n")
+            write_atomic(path, json_text(wanted, indent=1).encode() + b"\n")
             begun = path.parent / RESOLVED
             if begun.exists():  # it goes on, though the reproduction may have been moved
                 places = {name: wanted[name] for name in PLACES & wanted.keys()}
-                write_atomic(begun, json.dumps(config.read_json(begun) | places, indent=1).encode() + b"\n")
+                write_atomic(begun, json_text(config.read_json(begun) | places, indent=1).encode() + b"\n")
     for name, blend in plan.wrong_keys.items():
         if not (out / name).exists():
             wrong_key(blend).save(out / name)
@@ -200,7 +201,7 @@ def write_table(
         "last_call": call,
     }
     table["findings"] = findings(table)
-    write_atomic(out / TABLE, json.dumps(table, indent=1).encode() + b"\n")
+    write_atomic(out / TABLE, json_text(table, indent=1).encode() + b"\n")
     write_atomic(out / TEXT, markdown(table).encode())
     write_page(table, out / PAGE)
     return table

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from sdb.config import read_json
+from sdb.files import json_text
 from sdb.report.intervals import difference, half_width
 from sdb.reproduction.plan import ALONE, NETWORKS, STUDENTS, Plan, Row
 from sdb.reproduction.printed import printed_for, silence
@@ -102,7 +103,7 @@ def environments(out: Path, done: Collection[str]) -> list[dict[str, Any]]:
     for name in sorted(done):
         record = read_json(out / name / "environment.json")
         entry = {each: record.get(each) for each in WHERE}
-        found.setdefault(json.dumps(entry), entry | {"runs": 0})["runs"] += 1
+        found.setdefault(json_text(entry), entry | {"runs": 0})["runs"] += 1
     return list(found.values())
 
 

@@ -14,7 +14,6 @@ DIR/result.json            test metrics, once, at the end
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -29,7 +28,8 @@ from torch import Tensor
 
 from sdb.models.checkpoint import read_tensors, write_tensors
 from sdb.config import defaults, read_json
-from sdb.errors import ConfigError, RunExistsError, StorageError
+from sdb.errors import CheckpointError, ConfigError, RunExistsError, StorageError
+from sdb.files import json_text
 from sdb.models import Classifier, compare_class_names
 from sdb.runtime import environment, folder_lock, world, write_atomic
 
@@ -62,6 +62,7 @@ class RunFolder:
 
         Raises:
             ModelError: the data's classes are not those that the run was begun with.
+            CheckpointError: it is damaged, or an epoch of it is not finite.
         """
         if not self._resume or not (self.folder / LAST).exists():
             return None
@@ -70,7 +71,14 @@ class RunFolder:
         compare_class_names(header.get("class_names", ()), model.class_names, self.folder)
         if world().is_main:
             # The checkpoint is the truth: an epoch may have been saved and not yet written here.
-            write_atomic(self.folder / METRICS, b"".join(_line(record) for record in history))
+            try:
+                lines = b"".join(_line(record) for record in history)
+            except ValueError:  # kept by an sdb that did not look
+                raise CheckpointError(
+                    f"{self.folder}: an epoch of this run is not finite, so it cannot go on: begin again with "
+                    "--overwrite and a lower learning_rate"
+                ) from None
+            write_atomic(self.folder / METRICS, lines)
             log.info("resumed after epoch %d", len(history))
         return tensors, history
 
@@ -131,7 +139,7 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Keep the final metrics."""
         if world().is_main:
-            write_atomic(self.folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")
+            write_atomic(self.folder / "result.json", json_text(result, indent=1).encode() + b"\n")
 
 
 class _LogFile(logging.FileHandler):
@@ -185,15 +193,15 @@ def open_run(
                 path.unlink(missing_ok=True)
             # A box of the run before must not pass for this run's; a key is never discarded.
             shutil.rmtree(folder / "box", ignore_errors=True)
-        write_atomic(folder / RESOLVED, json.dumps(parameters, indent=1).encode() + b"\n")
-        write_atomic(folder / "environment.json", json.dumps(environment(device), indent=1).encode() + b"\n")
+        write_atomic(folder / RESOLVED, json_text(parameters, indent=1).encode() + b"\n")
+        write_atomic(folder / "environment.json", json_text(environment(device), indent=1).encode() + b"\n")
         handler = _LogFile(folder / "training.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         run = RunFolder(folder, parameters, resume)
         try:
-            log.info("parameters %s", json.dumps(parameters))
+            log.info("parameters %s", json_text(parameters))
             yield run
         except BaseException as error:
             log.info("stopped: %s: %s", type(error).__name__, error)
@@ -233,4 +241,4 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
+    return json_text(record).encode() + b"\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdb.errors import MissingExtraError
+from sdb.files import json_text
 from sdb.service import protocol
 from sdb.service.answers import TOP_K, answer, outputs, softmax
 from sdb.service.limits import Limits, Refusal
@@ -193,4 +193,4 @@ def _add_rest(app: FastAPI, service: Service) -> None:
 
 def as_json(value: Any) -> Response:
     """A JSON answer."""
-    return Response(json.dumps(value), media_type="application/json")
+    return Response(json_text(value), media_type="application/json")

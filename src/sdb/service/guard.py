@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdb.files import json_text
 from sdb.service.limits import MAX_HEAD, Refusal
 from sdb.service.metrics import Metrics
 from sdb.service.origins import check_host, check_site
@@ -122,7 +122,7 @@ def error_response(
         headers["www-authenticate"] = 'Bearer error="invalid_token"'
     if status in CLOSING:
         headers["connection"] = "close"
-    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")
+    return Response(json_text({"error": message}), status, headers, media_type="application/json")
 
 
 def head_size(scope: Scope) -> int:

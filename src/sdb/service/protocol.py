@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sdb.files import json_text
 from sdb.service.limits import MAX_JSON, Refusal
 from sdb.service.tensors import INPUT, read_images, write_tensor
 
@@ -106,7 +107,7 @@ def write_response(
     answer = {"model_name": model, "model_version": VERSION}
     if request.id is not None:
         answer["id"] = request.id
-    text = f'{json.dumps(answer)[:-1]}, "outputs": [{", ".join(entries)}]}}'.encode()
+    text = f'{json_text(answer)[:-1]}, "outputs": [{", ".join(entries)}]}}'.encode()
     binary = b"".join(parts)
     if not binary:
         return text, {"content-type": "application/json"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import math
 import signal
@@ -21,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sdb.errors import ConfigError
+from sdb.files import json_text
 from sdb.service.limits import MAX_HEAD, Limits
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def protocol_class(read_timeout: float) -> type[HttpToolsProtocol]:
         def _refuse(self, status: int, message: str) -> None:
             if self.transport.is_closing():
                 return
-            body = json.dumps({"error": message}).encode()
+            body = json_text({"error": message}).encode()
             head = (
                 f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
                 "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from sdb.files import json_text
 from sdb.service.limits import Refusal
 
 INPUT = "image"
@@ -103,10 +103,10 @@ def write_tensor(name: str, values: np.ndarray, as_bytes: bool) -> tuple[str, by
     }
     if as_bytes:
         data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-        return json.dumps(entry | {"parameters": {"binary_data_size": len(data)}}), data
+        return json_text(entry | {"parameters": {"binary_data_size": len(data)}}), data
     form = FLOAT if values.dtype.kind == "f" else "%d"
     numbers = ", ".join([form] * values.size) % tuple(values.ravel().tolist())
-    return f'{json.dumps(entry)[:-1]}, "data": [{numbers}]}}', b""
+    return f'{json_text(entry)[:-1]}, "data": [{numbers}]}}', b""
 
 
 def _short(shape: list[int]) -> str:

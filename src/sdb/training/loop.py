@@ -24,6 +24,7 @@ from sdb.data import Augment, Batch, Batches, Splits
 from sdb.errors import ConfigError, TrainingError
 from sdb.models import Classifier
 from sdb.models.checkpoint import load_weights
+from sdb.models.weights import not_finite
 from sdb.runtime import choose_device, derive_seed, process_group, world
 from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -91,7 +92,8 @@ def fit(
         progress: is told of every step and epoch.
 
     Raises:
-        TrainingError: a loss is no longer finite; the last good checkpoint is kept.
+        TrainingError: a loss, a weight or a validation metric is no longer finite; such an epoch is not kept, the one
+            before it is.
     """
     forward = compiled(model if forward is None else forward, settings)
     device = next(model.parameters()).device
@@ -129,6 +131,7 @@ def fit(
             record: Record = {"epoch": epoch + 1, "learning_rate": rate, "terms": terms}
             record |= {"loss": sum(terms.values()), "validation": evaluate()}
             record["seconds"] = round(time.perf_counter() - started, 3)
+            _check_epoch(trained, record, settings)
             history.append(record)
             improved = record["validation"][monitor] > best
             best = max(best, record["validation"][monitor])
@@ -207,11 +210,23 @@ def _kept_apart(forward: nn.Module) -> contextlib.AbstractContextManager:
 def _check_finite(sums: dict[str, Tensor], epoch: int, steps: int, settings: FitSettings) -> None:
     bad = [name for name, total in sums.items() if not torch.isfinite(total)]
     if bad:
-        raise TrainingError(
-            f"epoch {epoch + 1}, within step {steps}: loss term {', '.join(bad)} is not finite; the last "
-            f"finished epoch is kept. Try a lower learning_rate (now {settings.learning_rate:g}), clip_norm=1, "
-            "a lower disturbance_weight or precision=float32"
-        )
+        raise _diverged(epoch + 1, f"within step {steps}: loss term {', '.join(bad)}", settings)
+
+
+def _check_epoch(trained: list[nn.Module], record: Record, settings: FitSettings) -> None:
+    """Refuse to keep an epoch whose last step spoilt the weights: its losses came before that."""
+    bad = [f"validation {name}" for name, value in record["validation"].items() if not math.isfinite(value)]
+    bad += [name for module in trained if (name := not_finite(module)) is not None]
+    if bad:
+        raise _diverged(record["epoch"], f"at its end: {', '.join(bad)}", settings)
+
+
+def _diverged(epoch: int, what: str, settings: FitSettings) -> TrainingError:
+    kept = "no epoch is kept" if epoch == 1 else f"epoch {epoch - 1}, the last finite one, is kept"
+    return TrainingError(
+        f"epoch {epoch}, {what} is not finite; {kept}. Try a lower learning_rate (now {settings.learning_rate:g}), "
+        "clip_norm=1, a lower disturbance_weight or precision=float32"
+    )
 
 
 def _average_buffers(model: nn.Module) -> None:

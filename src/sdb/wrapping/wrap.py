@@ -20,7 +20,7 @@ from sdb.data import Splits
 from sdb.errors import ConfigError, ModelError
 from sdb.keys import Key, Owner, derive
 from sdb.models import Classifier
-from sdb.models.checkpoint import check_fits
+from sdb.models.checkpoint import check_finite, check_fits
 from sdb.runtime import choose_device, derive_seed, process_group
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches
 from sdb.training.loop import Kept, Progress, Record, Step, fit, train_batches
@@ -82,6 +82,7 @@ def wrap(
     Raises:
         ConfigError: keys do not fit the method.
         ModelError: the teacher does not fit the data, or its architecture cannot be built again.
+        CheckpointError: the teacher's weights are not finite.
     """
     settings = settings or WrapSettings()
     keys = [key] if isinstance(key, Key) else list(key or ())
@@ -91,6 +92,7 @@ def wrap(
         check_fits(
             each, "teacher", data.num_classes, data.image_shape, data.class_names, settings.other_class_names
         )
+        check_finite(each, "teacher")
     device = choose_device(settings.device)
     with process_group(device):
         teachers = [frozen(each, device) for each in (teacher, *more_teachers)]

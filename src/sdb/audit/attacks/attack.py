@@ -10,6 +10,7 @@ from torch import nn
 
 from sdb.audit.attacks.attacker import Attacker
 from sdb.audit.attacks.victim import Interface, Victim
+from sdb.files import json_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,4 +69,4 @@ class Attack:
 
     def parameters(self) -> dict[str, Any]:
         """The attack's own parameters, JSON values, for the record."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json_text(asdict(self)))

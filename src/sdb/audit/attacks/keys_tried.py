@@ -7,6 +7,7 @@ trained on its labels, and keeps the pattern whose answers are nearest to it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -199,7 +200,7 @@ class KeyByQueries(Attack):
         search = HillClimb("own_net", queries, batch, temperature=TEMPERATURE, seed=attacker.seed("search"))
         asking = Asking(victim, attacker.device)
         found = search.run(asking, attacker.train, blend, own_net)
-        details = {"search_queries": found.queries, "distance_from_own": found.score}
+        details = {"search_queries": found.queries, "distance_from_own": _number(found.score)}
         module = nn.Sequential(Carry(found.pattern, blend), asking)
         return taught_by(module, victim, attacker, details)
 
@@ -234,6 +235,11 @@ class KeyByGradients(Attack):
             seed=attacker.seed("search"),
         )
         found = search.run(network, attacker.train, blend, own)
-        details = {"objective": found.score}
+        details = {"objective": _number(found.score)}
         module = nn.Sequential(Carry(found.pattern, blend), network)
         return taught_by(module, victim, attacker, details)
+
+
+def _number(score: float) -> float | None:
+    """A score as JSON has it: a search that could not ask once has none."""
+    return score if math.isfinite(score) else None

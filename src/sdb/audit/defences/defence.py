@@ -21,7 +21,7 @@ from sdb.box.box import Box
 from sdb.config import FitSettings
 from sdb.data import Splits
 from sdb.errors import CheckpointError, RunExistsError
-from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.runtime import choose_device, derive_seed, folder_lock, write_atomic
@@ -118,7 +118,7 @@ class Defence:
                 torch.manual_seed(derive_seed(settings.seed, "defence", self.name))
                 self.make(teacher, data, settings, folder)
             record = {"schema": SCHEMA, **wanted, "seconds": time.perf_counter() - started}
-            write_atomic(folder / DONE, json.dumps(record, indent=1).encode() + b"\n")
+            write_atomic(folder / DONE, json_text(record, indent=1).encode() + b"\n")
 
     def load(self, teacher: Classifier, folder: Path) -> Defended:
         """What `build` made of this teacher.
@@ -153,7 +153,7 @@ class Defence:
 
     def parameters(self) -> dict[str, Any]:
         """The defence's own parameters, JSON values, for the record."""
-        return json.loads(json.dumps({each.name: getattr(self, each.name) for each in fields(self)}))
+        return json.loads(json_text({each.name: getattr(self, each.name) for each in fields(self)}))
 
     def _description(self, teacher: Classifier, data: Splits, settings: FitSettings) -> dict[str, Any]:
         """All that a build depends on."""
@@ -163,7 +163,7 @@ class Defence:
         return {
             "name": self.name,
             "parameters": self.parameters(),
-            "settings": json.loads(json.dumps(kept)),
+            "settings": json.loads(json_text(kept)),
             "teacher": digest_of(teacher),
             "data": {"name": data.name, "train": len(data.train), "labels": labels},
         }

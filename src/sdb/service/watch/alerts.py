@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
+from sdb.files import json_text
 from sdb.service.watch.counts import Store
 
 COOL_DOWN_SECONDS = 3_600.0
@@ -85,7 +85,7 @@ class AlertBook:
                     self._store.keep_alert(self._waiting[0])
                 except StorageError:
                     return
-                self._log.warning(json.dumps(self._waiting.popleft()))
+                self._log.warning(json_text(self._waiting.popleft()))
                 self.told += 1
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from sdb.errors import ConfigError, DataError
-from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.runtime import write_atomic
 from sdb.service.watch.statistics import Traits
 
@@ -76,7 +75,7 @@ class Profile:
         values: dict[str, Any] = {"version": VERSION}
         for name, value in asdict(self).items():
             values[name] = np.round(value.astype(float), 6).tolist() if isinstance(value, np.ndarray) else value
-        write_atomic(Path(path), (json.dumps(values, indent=1) + "\n").encode())
+        write_atomic(Path(path), (json_text(values, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from sdb.errors import MissingExtraError, StorageError
+from sdb.files import json_text
 from sdb.service.watch.counts import MAX_ALERTS, Count
 
 PREFIX = "sdb:watch"
@@ -73,7 +74,7 @@ class RedisStore:
         """Keep an alert; the server has it when this returns."""
         try:
             with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.rpush(f"{PREFIX}:alerts", json.dumps(record))
+                pipeline.rpush(f"{PREFIX}:alerts", json_text(record))
                 pipeline.ltrim(f"{PREFIX}:alerts", -MAX_ALERTS, -1)
                 pipeline.execute()
         except self._error as error:

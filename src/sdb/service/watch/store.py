@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
-from sdb.files import DATABASE_LIMIT, check_regular
+from sdb.files import DATABASE_LIMIT, check_regular, json_text
 from sdb.service.watch.counts import MAX_ALERTS, Count, Store
 
 _SCHEMA = (
@@ -79,7 +79,7 @@ class SqliteStore:
     def keep_alert(self, record: dict[str, Any]) -> None:
         """Keep an alert; it is on the disk when this returns."""
         with self._transaction() as connection:
-            last = connection.execute("INSERT INTO alerts (record) VALUES (?)", (json.dumps(record),)).lastrowid
+            last = connection.execute("INSERT INTO alerts (record) VALUES (?)", (json_text(record),)).lastrowid
             connection.execute("DELETE FROM alerts WHERE id <= ?", ((last or 0) - MAX_ALERTS,))
 
     def alerts(self) -> list[dict[str, Any]]:

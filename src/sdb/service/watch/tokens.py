@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import ConfigError, KeyFileError, SDBError, StorageError
-from sdb.files import check_regular
+from sdb.files import check_regular, json_text
 from sdb.service.watch.limits import Limits
 
 ANONYMOUS_NAME = "anonymous"
@@ -167,7 +167,7 @@ class TokenFile:
                 f"partner: {partner!r} is no key id (32 hexadecimal digits): sdb key show FILE has it"
             )
         token = f"sdb_{secrets.token_urlsafe(32)}"
-        kept = None if limits is None else json.dumps(asdict(limits))
+        kept = None if limits is None else json_text(asdict(limits))
         now = time.time()
         expires = None if lasts is None else now + lasts
         with self._open("rw") as connection:
