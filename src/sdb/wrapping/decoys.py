@@ -71,7 +71,7 @@ def _integers(seed: bytes) -> Iterator[int]:
 
 def decoy_logits(decoys: list[list[int]], height: float, margin: float) -> Tensor:
     """The soft answers as logits (C, C): row c has `height + margin` at c, `height` at its decoys, 0 elsewhere."""
-    table = torch.zeros(len(decoys), len(decoys))
+    table = torch.zeros(len(decoys), len(decoys), dtype=torch.float32)  # whatever the default type is
     for label, chosen in enumerate(decoys):
         table[label, chosen] = height
         table[label, label] = height + margin

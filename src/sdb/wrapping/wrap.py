@@ -151,7 +151,7 @@ def wrap(
 
 def named(answers: Tensor) -> Tensor:
     """Decoy answers (C, C) as a box gives them: a class stands above its decoys even where the margin is 0."""
-    return answers + LEAD * torch.eye(len(answers), device=answers.device)
+    return answers + LEAD * torch.eye(len(answers), device=answers.device, dtype=answers.dtype)
 
 
 def check_keys(keys: Sequence[Key], owner: Owner | None, settings: WrapSettings) -> None:
