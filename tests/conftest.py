@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sdb.data
-from sdb.models import ModelSpec
+from sdb.models import Classifier, ModelSpec
 from sdb.training.repeated_views import FixedViews
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
@@ -70,7 +70,7 @@ def same_weights():
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    """What is built and trained in a test is float64: weights, images and all that follows; random numbers follow too.
+    """Classifiers that a test builds have float64 weights and get float64 images; all that follows is float64 too.
 
     Training makes much of a rounding error (three steps of a small residual network make 8e-3 of 1e-7), so in float32
     two ways to compute the same thing agree only on processors that happen to round alike. In float64 they end within
@@ -84,8 +84,12 @@ def in_float64(monkeypatch):
 
         return batches
 
+    made = Classifier.__init__
+
+    def build(self, *given, **named):
+        made(self, *given, **named)
+        self.double()
+
+    monkeypatch.setattr(Classifier, "__init__", build)
     for kind in (sdb.data.Batches, FixedViews):
         monkeypatch.setattr(kind, "epoch", doubled(kind.epoch))
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)

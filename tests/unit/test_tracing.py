@@ -29,6 +29,7 @@ from sdb.tracing.decoys import (
     rank_levels,
     subset_sums,
     trace,
+    unexplained,
     weigh,
 )
 from sdb.training.loop import train
@@ -142,15 +143,53 @@ class TestRanks:
         expected = [sum(other >= value for other in values) - 1 for value in values]
         assert candidate_ranks(np.array(values, dtype=float)).tolist() == expected
 
+    def test_likelihoods_a_millionth_of_a_nat_apart_are_equal_and_larger_differences_are_not(self):
+        assert candidate_ranks(np.array([-5.0, -5.0 + 2e-6, -7.0])).tolist() == [1, 0, 2]
+        assert candidate_ranks(np.array([-5.0, -5.0 + 2e-7, -7.0])).tolist() == [1, 1, 2]
+
     def test_levels_start_beyond_sixteen(self):
         assert rank_levels(np.arange(16)).tolist() == list(range(16))
         assert np.bincount(rank_levels(np.arange(64))).tolist() == [4] * LEVELS
 
 
+# Sums of two of the ranks 0, 1, 2, 3.
+PAIRS_OF_4 = (1, 2, 3, 3, 4, 5)
 ranked = st.integers(2, 6).flatmap(lambda n: st.tuples(st.permutations(range(n)), st.integers(1, n - 1)))
 
 
 class TestPValue:
+    def test_all_that_is_told_follows_from_the_ranks(self):
+        ranks = [np.array([0, 3, 1, 2]), np.array([4, 4, 2, 4, 4]), np.array([2, 0, 1])]
+        chosen = [np.array([1, 0, 0, 1]), np.array([0, 0, 1, 0, 1]), np.array([0, 0, 1])]
+        result = weigh(ranks, [np.array(mask, dtype=bool) for mask in chosen], images=7)
+        assert result.statistic == (0 + 2) + (2 + 4) + 1
+        # The mean of a draw without replacement: size times the mean rank.
+        assert result.expected == pytest.approx(2 * 6 / 4 + 2 * 18 / 5 + 1 * 3 / 3)
+        # First among their class's candidates: of two decoys those with rank 0 and 1, of one that with rank 0.
+        assert (result.found, result.total, result.images) == (1, 5, 7)
+        least = -math.log10(math.comb(4, 2) * math.comb(5, 2) * 3)
+        assert result.least_log10_p == pytest.approx(least)
+        assert result.log10_p == pytest.approx(
+            math.log10(
+                np.mean(
+                    [a + b + c <= 9 for a in PAIRS_OF_4 for b in (6, 6, 6, 6, 8, 8, 8, 8, 8, 8) for c in range(3)]
+                )
+            )
+        )
+
+    @pytest.mark.parametrize(("log10_p", "marked"), [(-5.9, False), (-6.0, False), (-6.1, True), (-20.0, True)])
+    def test_the_mark_is_said_to_be_found_below_a_millionth(self, log10_p, marked):
+        result = TraceResult(1, 9.0, log10_p, 10**log10_p, 5, 20, 50, -30.0, ())
+        assert result.marked is marked
+        assert result.sentence().startswith("The suspect carries" if marked else "No mark found")
+        assert result.to_json()["marked"] is marked
+        assert result.to_json()["threshold_log10_p"] == -6.0
+
+    @pytest.mark.parametrize(("least", "can"), [(-5.9, False), (-6.0, False), (-6.1, True)])
+    def test_that_no_mark_can_be_found_is_said_exactly_where_it_is_so(self, least, can):
+        said = TraceResult(5, 9.0, -1.0, 0.1, 2, 20, 50, least, ()).sentence()
+        assert ("and none can be" in said) is not can
+
     @given(st.lists(ranked, min_size=1, max_size=5))
     @settings(max_examples=100, deadline=None)
     def test_it_is_a_probability_and_falls_as_a_decoy_rises(self, classes):
@@ -308,6 +347,49 @@ class TestTrace:
         plain = trace(suspect, box, OWNER, labelled(10))
         referred = trace(suspect, box, OWNER, labelled(10), reference=Table(likeness))
         assert referred.log10_p < -12 < -5 < plain.log10_p
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_reference_s_scale_is_that_of_least_squares_over_centred_candidates(self, seed):
+        rng = np.random.default_rng(seed)
+        means, expected = rng.normal(size=(2, 4, 4)) + 10 * rng.normal(size=(2, 4, 1))
+        means += 0.7 * expected
+        candidates, counts = [[1, 2, 3], [0, 2, 3], [0, 1], [1, 2]], [3, 1, 0, 2]
+        above = below = 0.0
+        for c in (0, 1, 3):  # class 2 has no images
+            size = len(candidates[c])
+            own = [means[c, k] - sum(means[c, j] for j in candidates[c]) / size for k in candidates[c]]
+            other = [expected[c, k] - sum(expected[c, j] for j in candidates[c]) / size for k in candidates[c]]
+            above += sum(x * y for x, y in zip(own, other, strict=True))
+            below += sum(y * y for y in other)
+        np.testing.assert_allclose(
+            unexplained(means, expected, candidates, np.array(counts)),
+            means - max(0.0, above / below) * expected,
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+    def test_a_reference_that_says_the_opposite_takes_nothing_away(self, box, record):
+        """A negative scale would add the reference's likenesses instead of taking them away."""
+        suspect = Table(decoy_logits(record["decoys"], 8.0, 1.0))
+        plain = trace(suspect, box, OWNER, labelled(10))
+        opposed = trace(suspect, box, OWNER, labelled(10), reference=Table(-suspect.rows))
+        assert opposed.log10_p == plain.log10_p
+
+    def test_an_impossible_class_counts_as_a_probability_of_1e_43(self, box, record):
+        """One image on which a decoy is impossible must not outweigh all others on which it is likely."""
+        answers = decoy_logits(record["decoys"], 8.0, 1.0)
+        images = labelled(10, each=40)
+
+        class Slips(nn.Module):
+            def forward(self, pixels):
+                logits = answers[(pixels[:, 0, 0, 0] * 255).round().long().clamp(max=9)].clone()
+                logits[pixels[:, 0, 0, 1] > 0] = torch.where(
+                    logits[pixels[:, 0, 0, 1] > 0] == 8.0, -math.inf, logits[pixels[:, 0, 0, 1] > 0]
+                )
+                return logits
+
+        images.images[::40, 0, 0, 1] = 255  # the first image of each class
+        assert trace(Slips(), box, OWNER, images).marked
 
     def test_modes_and_random_state_are_left_alone(self, digits, box, make_net):
         suspect = make_net(digits)
