@@ -120,8 +120,8 @@ torch.set_num_threads(1)
 import sdb.data
 from sdb.config import TrainSettings
 from sdb.models import ModelSpec
-from sdb.runs import open_run
-from sdb.training import train
+from sdb.runs.folder import open_run
+from sdb.training.loop import train
 data = sdb.data.load("digits", subset_percent=0.2)
 settings = TrainSettings(epochs=400, batch_size=16, learning_rate=0.01, schedule=[2])
 torch.manual_seed(0)
@@ -336,8 +336,8 @@ import sdb.data
 from sdb.config import TrainSettings
 from sdb.errors import StorageError
 from sdb.models import ModelSpec
-from sdb.runs import open_run
-from sdb.training import train
+from sdb.runs.folder import open_run
+from sdb.training.loop import train
 from torch.utils.tensorboard import SummaryWriter
 data = sdb.data.load("digits", subset_percent=0.2)
 model = ModelSpec("net", {"num_channels": 4}, 10, (1, 8, 8), data.mean, data.std).build()

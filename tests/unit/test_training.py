@@ -350,10 +350,10 @@ import sdb.data
 from sdb.config import TrainSettings, WrapSettings
 from sdb.keys import Key
 from sdb.models import ModelSpec
-from sdb.runs import open_run
+from sdb.runs.folder import open_run
 from sdb.runtime import process_group, world
-from sdb.training import train
-from sdb.wrapping import wrap
+from sdb.training.loop import train
+from sdb.wrapping.wrap import wrap
 
 data = sdb.data.load("digits", subset_percent=0.2)
 data = replace(data, validation=data.validation.take(np.arange(33)))  # does not divide among two

@@ -13,13 +13,13 @@ from sdb.errors import ConfigError
 from sdb.files import JSON_LIMIT, parse_json, read_bytes
 
 
-def load(folder: Path, command: str, overrides: Sequence[str] = ()) -> Any:
+def load(folder: Path | str, command: str, overrides: Sequence[str] = ()) -> Any:
     """Read and validate DIR/params.json with `--set` values on top.
 
     Raises:
         ConfigError: the file is missing or broken, or any field is unknown or out of range; all faults in one message.
     """
-    path = folder / "params.json"
+    path = Path(folder) / "params.json"
     values, changes = read_json(path), parse_overrides(overrides)
     # A --set value wins over the file's whichever of the two names each uses.
     changed = {our_name(name, command) for name in changes}

@@ -35,7 +35,7 @@ FORMATS: dict[str, Callable[[fx.GraphModule, nn.Module, Shape, dict[str, Any]], 
 
 def export(
     box: Box,
-    path: Path,
+    path: Path | str,
     to: str,
     *,
     key: Key | None = None,
@@ -61,6 +61,7 @@ def export(
     """
     if to not in FORMATS:
         raise ConfigError(f"--to {to!r}: expected one of {', '.join(FORMATS)}")
+    path = Path(path)
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name the file to write")
     if path.exists() and not overwrite:

@@ -57,7 +57,7 @@ class RemoteTeacher(nn.Module):
         *,
         key: Key | None = None,
         token: str | None = None,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         patience: float = PATIENCE,
     ) -> None:
         super().__init__()
@@ -75,7 +75,9 @@ class RemoteTeacher(nn.Module):
         self.model = self._client.describe()
         # Answers are one asker's, of one model: another key, token or model asks anew.
         who = [address.url, self.model.fingerprint, key.id if key else "", _trace_of(token, address.url)]
-        self._answers = Answers(cache, hashlib.sha256("\0".join(who).encode()).digest()[:16])
+        self._answers = Answers(
+            None if cache is None else Path(cache), hashlib.sha256("\0".join(who).encode()).digest()[:16]
+        )
         self._from_cache = 0
         self._url = address.url
         self._said = False

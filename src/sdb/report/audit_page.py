@@ -176,7 +176,7 @@ def render(claim: Claim) -> str:
     )
 
 
-def write_audit_report(claim: dict[str, Any] | Claim, path: Path) -> None:
+def write_audit_report(claim: dict[str, Any] | Claim, path: Path | str) -> None:
     """Write the report of an audit as one HTML file that needs nothing else, in one step.
 
     Args:
@@ -188,4 +188,4 @@ def write_audit_report(claim: dict[str, Any] | Claim, path: Path) -> None:
         StorageError: The page could not be written.
     """
     checked = claim if isinstance(claim, Claim) else read_claim(claim)
-    write_atomic(path, render(checked).encode("utf-8"))
+    write_atomic(Path(path), render(checked).encode("utf-8"))

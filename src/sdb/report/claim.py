@@ -295,12 +295,13 @@ def read_claim(claim: dict[str, Any]) -> Claim:
         ) from None
 
 
-def load_claim(path: Path) -> Claim:
+def load_claim(path: Path | str) -> Claim:
     """Read a claim's file and check it.
 
     Raises:
         ConfigError: There is no such file, it is no whole JSON object, or it is not a claim that can be reported.
     """
+    path = Path(path)
     try:
         value = parse_json(read_bytes(path, LARGEST), finite=False)
     except OSError as error:

@@ -191,7 +191,7 @@ def render(record: dict[str, Any]) -> str:
     )
 
 
-def write_report(record: dict[str, Any], path: Path) -> None:
+def write_report(record: dict[str, Any], path: Path | str) -> None:
     """Write the report of a run as one HTML file that needs nothing else, in one step.
 
     Args:
@@ -202,4 +202,4 @@ def write_report(record: dict[str, Any], path: Path) -> None:
         ConfigError: The record is not one that can be reported.
         StorageError: The page could not be written.
     """
-    write_atomic(path, render(record).encode("utf-8"))
+    write_atomic(Path(path), render(record).encode("utf-8"))

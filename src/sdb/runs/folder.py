@@ -156,7 +156,7 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def open_run(
-    folder: Path,
+    folder: Path | str,
     parameters: dict[str, Any],
     device: torch.device,
     *,
@@ -176,6 +176,7 @@ def open_run(
         RunExistsError: the folder holds a run and neither flag is set, or another process is writing to it.
         ConfigError: there is no run to resume, or its parameters differ from what it was started with.
     """
+    folder = Path(folder)
     if not world().is_main:
         yield RunFolder(folder, parameters, resume)
         return
