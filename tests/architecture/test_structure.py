@@ -45,6 +45,8 @@ EXTRAS = {
     "transformers",
     "fastapi",
     "uvicorn",
+    "httpx2",
+    "tenacity",
     "onnx",
     "onnxruntime",
     "onnxscript",

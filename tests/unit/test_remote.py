@@ -3,7 +3,10 @@
 import json
 import logging
 import stat
+import subprocess
+import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -152,7 +155,7 @@ def images(digits):
 def pauses(monkeypatch):
     """How long the client would have waited, instead of the waiting."""
     waited = []
-    monkeypatch.setattr(wire_module.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     return waited
 
 
@@ -480,11 +483,11 @@ def test_nobody_there_is_said_at_once(server, url):
 
 def test_a_server_that_restarts_is_waited_for(box, images, monkeypatch):
     monkeypatch.setattr(wire_module, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(wire_module, "IDLE", 0.0)  # the first server's thread would answer on
     with listening(Server(box)) as first:
         teacher = RemoteTeacher(first.url)
         before = teacher(images[:5])
         port = int(first.url.split("/")[2].split(":")[1])
-        teacher._client._wire._connection.close()
     second = Server(box)
     start = threading.Timer(0.3, lambda: running.enter_context(listening(second, port)))
     with ExitStack() as running:
@@ -492,6 +495,19 @@ def test_a_server_that_restarts_is_waited_for(box, images, monkeypatch):
         after = teacher(images[:10])
         start.join()
     assert torch.equal(after[:5], before) and second.asked == 5
+
+
+def test_without_its_extra_only_a_remote_teacher_is_missing():
+    lines = (
+        "import sys",
+        "sys.modules['httpx2'] = None",
+        "from sdb.distillation import distill",
+        "from sdb.remote import RemoteTeacher",
+        "RemoteTeacher('http://127.0.0.1:9/v2/models/box')",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert "MissingExtraError" in last and "httpx2" in last and "safe-distillation-box[remote]" in last
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

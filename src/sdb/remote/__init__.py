@@ -49,6 +49,7 @@ class RemoteTeacher(nn.Module):
     Raises:
         ConfigError: the URL, the key or the token cannot be used.
         RemoteError: the server cannot be reached, has no such model, or gives no soft outputs.
+        MissingExtraError: the extra `remote` is not installed.
     """
 
     def __init__(

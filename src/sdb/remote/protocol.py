@@ -13,7 +13,6 @@ import numpy as np
 from sdb.config.address import Address
 from sdb.errors import RemoteError
 from sdb.files import json_text
-from sdb.remote.wire import Wire
 
 REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
 METADATA_LIMIT = 2**20  # bytes
@@ -51,9 +50,15 @@ class Client:
         address: of the model.
         token: bearer token, or None.
         patience: seconds to go on trying one request.
+
+    Raises:
+        ConfigError: the token holds white space or other than ASCII.
+        MissingExtraError: the extra `remote` is not installed.
     """
 
     def __init__(self, address: Address, token: str | None, patience: float) -> None:
+        from sdb.remote.wire import Wire  # the only part that needs the extra
+
         self._wire = Wire(address, token, patience)
         self._url = address.url
 

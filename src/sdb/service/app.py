@@ -129,7 +129,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
 
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         for suffix, method, route, said in (
-            ("/infer", "POST", infer, descriptions.INFER),
+            ("/infer", "POST", infer, descriptions.infer(model.image_shape, service.limits.max_batch)),
             ("/ready", "GET", model_ready, descriptions.READY),
             ("", "GET", describe, descriptions.MODEL),
         ):
@@ -143,12 +143,12 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
         """Name, version and extensions of the server."""
         return as_json({"name": "sdb", "version": app.version, "extensions": list(protocol.EXTENSIONS)})
 
-    @app.get("/v2/health/live", **descriptions.LIVE)
+    @app.get("/v2/health/live", **descriptions.SERVER_LIVE)
     async def live(request: Request) -> Response:
         """Whether the server runs."""
         return as_json({"live": True})
 
-    @app.get("/v2/health/ready", **descriptions.LIVE)
+    @app.get("/v2/health/ready", **descriptions.SERVER_READY)
     async def ready(request: Request) -> Response:
         """Whether the server answers; the protocol's text calls the field live, servers and clients ready."""
         return as_json({"live": True, "ready": True})

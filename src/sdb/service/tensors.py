@@ -81,14 +81,14 @@ def _from_json(tensor: Any, kind: str, shape: list[int]) -> np.ndarray:
                 raise wrong
             rows = list(chain.from_iterable(rows))
             count *= inner
-    allowed = {int} if kind == "UINT8" else {int, float}
-    if len(rows) != prod(shape) or not set(map(type, rows)) <= allowed:
+    if len(rows) != prod(shape) or not set(map(type, rows)) <= {int, float}:
         raise wrong
     try:
         numbers = np.array(rows, np.float64)
     except OverflowError:
         raise wrong from None
-    if kind == "UINT8" and not 0 <= numbers.min() <= numbers.max() <= 255:
+    # JSON has one kind of number: 7.0 is whole.
+    if kind == "UINT8" and not (0 <= numbers.min() <= numbers.max() <= 255 and (numbers % 1 == 0).all()):
         raise Refusal(400, f"data of {INPUT!r} must be whole numbers from 0 to 255 for UINT8")
     return numbers
 
