@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import random
 import re
+import secrets
 import socket
 import ssl
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ IDLE = 2.0  # seconds after which a connection is made anew: the server may have
 # The server is busy, or there is none behind its proxy: the same request may succeed later.
 LATER = (408, 429, 502, 503, 504)
 TOKEN = re.compile(r"[\x21-\x7e]+")
-CHANCE = random.SystemRandom()  # so that seeds of a run say nothing about it, nor it about them
+CHANCE = secrets.SystemRandom()  # so that seeds of a run say nothing about it, nor it about them
 
 log = logging.getLogger("sdb")
 
