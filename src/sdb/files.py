@@ -126,6 +126,14 @@ def is_text(value: object) -> bool:
     return True
 
 
+def has_home() -> bool:
+    """Whether ~ stands for a folder: without HOME, a user id without an account has none."""
+    try:
+        return Path.home() is not None
+    except RuntimeError:
+        return False
+
+
 def expand(path: Path | str) -> Path:
     """A path with its leading ~ replaced.
 

@@ -17,6 +17,7 @@ from sdb.data.splits import ImageSet, Splits
 from sdb.data.store import Store
 from sdb.data.tiny_imagenet import tiny_imagenet
 from sdb.errors import ConfigError, DataError
+from sdb.files import expand
 
 SUBSET_SEED = 230  # the part of the training set is the same whatever the run's seed, as in Nasty Teacher
 TEST_FRACTION = 0.2  # of the images of a folder that has no test images
@@ -72,7 +73,7 @@ def load(
         MissingExtraError: its format needs an optional dependency.
     """
     check(validation_fraction, seed, subset_percent)
-    where = None if root is None else Path(root).expanduser()
+    where = None if root is None else expand(root)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size {image_size}: expected 1 or more")
     if name.startswith(HUB):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdb.errors import DataError, DataNotFoundError
+from sdb.files import expand
 
 
 def folders(root: Path | None, names: Iterable[str]) -> list[Path]:
@@ -15,7 +16,7 @@ def folders(root: Path | None, names: Iterable[str]) -> list[Path]:
         names: usual names of the data set's own folder; each is tried in the root, after the root itself.
     """
     given = os.environ.get("SDB_DATA")
-    base = root or (Path(given).expanduser() if given else Path("data"))
+    base = root or (expand(given) if given else Path("data"))
     return [base, *(base / name for name in names)]
 
 

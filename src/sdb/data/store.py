@@ -24,8 +24,9 @@ from sdb.data.splits import ImageSet
 from sdb.data.stats import channel_stats, sample_of
 from sdb.data.streamed import Streamed
 from sdb.errors import DataError, StorageError
-from sdb.files import json_text
+from sdb.files import expand, has_home, json_text
 
+DEFAULT_FOLDER = "~/.cache/sdb"
 LAYOUT_VERSION = 1
 HASHED_BYTES = 256 * 2**20  # of a part's files in all; of more, each file gives an equal share, spread over it
 HASHED_FILES = 2**16  # of more files, as many are opened, spread over all; names and sizes are those of all
@@ -42,12 +43,16 @@ class Store:
     """A cache folder.
 
     Args:
-        folder: None is the folder named by SDB_CACHE, else ~/.cache/sdb.
+        folder: None is the folder named by SDB_CACHE, else ~/.cache/sdb; without a home nothing is kept.
+
+    Raises:
+        ConfigError: the folder begins with ~ and there is no such home.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        given = folder or os.environ.get("SDB_CACHE") or "~/.cache/sdb"
-        self.folder = Path(given).expanduser()
+        given = folder or os.environ.get("SDB_CACHE")
+        self.keeps = bool(given) or has_home()
+        self.folder = expand(given or DEFAULT_FOLDER) if self.keeps else Path(DEFAULT_FOLDER)
 
     def images(self, name: str, part: Part) -> ImageSet:
         """Decode a part, or map what an earlier call decoded.
@@ -63,6 +68,11 @@ class Store:
             DataError: the files are damaged or inconsistent.
             StorageError: the cache folder cannot be written and the images do not fit in memory.
         """
+        if not self.keeps:
+            log.warning(
+                "there is no home folder, so no %s: decoding into memory; SDB_CACHE names one", self.folder
+            )
+            return self._in_memory(part)
         stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}-{_key(part)}"
         try:
             return self._read(stem)
@@ -94,6 +104,8 @@ class Store:
 
     def _kept(self, name: str, images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """`channel_stats` of images, kept in a file of the cache."""
+        if not self.keeps:
+            return channel_stats(images)
         file = self.folder / name
         try:
             kept = json.loads(file.read_text())
