@@ -167,8 +167,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -MAX_INTEGER < (number := int(text)) < MAX_INTEGER:
-        raise ValueError(f"{text[:20]}{'...' * (len(text) > 20)} is beyond 64 bits")
+    if len(text) > 21 or not -MAX_INTEGER < (number := int(text)) < MAX_INTEGER:
+        raise ValueError(f"{text[:20]}... is beyond 64 bits")
     return number
 
 

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import zipfile
 
@@ -580,3 +581,97 @@ def test_a_saved_box_can_be_read_by_others(path, box):
     box.save(path)
     files = [path, *(path.iterdir() if path.is_dir() else ())]
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in files)
+
+
+# --- hostile and odd places ------------------------------------------------------------------------------------------
+
+
+HUGE = {
+    "mlp": {"name": "mlp", "arguments": {}, "image_shape": [3, 16384, 16384]},  # hundreds of GB
+    "net": {"arguments": {"num_channels": 8192}},
+    "classes": {"name": "densenet161", "arguments": {}, "num_classes": 1_000_000},
+    "beyond any memory": {"arguments": {"num_channels": 2**31}},
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_description_that_asks_for_more_than_the_weights_have_takes_no_memory(saved, tmp_path, name):
+    write_files(tmp_path / "a.box", read_files(saved / "a.box"))
+    model = manifest_of(tmp_path / "a.box")["model"] | HUGE[name]
+    channels = model["image_shape"][0]
+    model |= {"mean": [0.5] * channels, "std": [0.5] * channels}
+    names = [str(number) for number in range(model["num_classes"])]
+    forge(tmp_path / "a.box", {"model": model, "class_names": names})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "a.box")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
+
+
+def test_no_name_in_a_box_is_half_a_surrogate_pair(saved, tmp_path):
+    for changes in (
+        {"id": "\ud800"},
+        {"method": "x\udfff"},
+        {"owner_id": "\udc80"},
+        {"class_names": ["\ud800", *"123456789"]},
+        {"key_ids": ["\ud800"]},
+        {"slots": {"\ud800": ""}},
+        {"parameters": {"a": {"\ud800": 1}}},
+    ):
+        write_files(tmp_path / "a.box", read_files(saved / "a.box"))
+        forge(tmp_path / "a.box", changes)
+        with pytest.raises(CheckpointError, match="not Unicode"):
+            Box.load(tmp_path / "a.box")
+        shutil.rmtree(tmp_path / "a.box")
+
+
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(), max_size=6),
+    lambda inner: st.lists(inner, max_size=10) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_whatever_a_field_holds_the_box_answers_the_same_or_is_refused(saved, box, tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("fields") / "a.box"
+    write_files(path, read_files(saved / "a.box"))
+    name = data.draw(st.sampled_from([*FIELDS[1:-2], "another"]))
+    forge(path, {name: data.draw(odd)})
+    try:
+        loaded = Box.load(path)
+    except REFUSED:
+        return
+    assert torch.equal(loaded(IMAGES), box(IMAGES))
+    # Whatever else it says can be written and read again, and opens for the key, or says why not.
+    loaded.save(path, overwrite=True)
+    assert Box.load(path).info == loaded.info
+    try:
+        loaded.unlock(KEY)(IMAGES)
+    except REFUSED:
+        pass
+    except KeyFileError:
+        assert name in ("key_ids", "key_kind")
+
+
+def test_a_folder_that_is_replaced_can_be_read_at_any_time(tmp_path, box, nasty):
+    path = tmp_path / "a.box"
+    box.save(path)
+    code = (
+        "import sys; from sdb.box import Box\n"
+        "first, second, path = Box.load(sys.argv[1]), Box.load(sys.argv[2]), sys.argv[3]\n"
+        "print('ready', flush=True)\n"
+        "while True: first.save(path, overwrite=True); second.save(path, overwrite=True)\n"
+    )
+    box.save(tmp_path / "1.box")
+    nasty.save(tmp_path / "2.box")
+    names = [str(tmp_path / name) for name in ("1.box", "2.box", "a.box")]
+    writer = subprocess.Popen([sys.executable, "-c", code, *names], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout.readline() == "ready\n"
+        methods = [Box.load(path).info.method for _ in range(60)]
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+    assert set(methods) <= {box.info.method, nasty.info.method}

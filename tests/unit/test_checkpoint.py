@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sdb.errors import CheckpointError, ModelError
+from sdb.errors import CheckpointError, ModelError, SDBError
 from sdb.models.bare import read_reference
 from sdb.models.checkpoint import (
     REFERENCE_NORMALISATION,
@@ -542,3 +542,45 @@ def test_a_checkpoint_of_ours_that_is_not_finite_is_refused_by_name(tmp_path, fe
         model.network.bn1.running_mean[0] = torch.nan
     with pytest.raises(CheckpointError, match=r"last\.safetensors: its network\.bn1\.running_mean is not finite"):
         load_classifier(save(tmp_path / "last.safetensors", model).parent)
+
+
+# --- hostile headers -------------------------------------------------------------------------------------------------
+
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(), max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_whatever_a_header_holds_the_network_is_the_same_or_refused(
+    tmp_path_factory, few, make_net, weights_of, same_weights, data
+):
+    classifier = make_net(few)
+    weights = {f"model.{name}": tensor for name, tensor in classifier.state_dict().items()}
+    header = {"spec": classifier.spec.to_json(), "history": []}
+    inside = header["spec"] if data.draw(st.booleans()) else header
+    inside[data.draw(st.sampled_from([*sorted(inside), "schema", "another"]))] = data.draw(odd)
+    path = tmp_path_factory.mktemp("headers") / "a.safetensors"
+    write_tensors(path, weights, header)
+    try:
+        loaded = load_classifier(path)
+    except SDBError:
+        return
+    assert same_weights(weights_of(loaded), weights_of(classifier))
+
+
+def test_a_header_that_asks_for_more_than_the_weights_have_takes_no_memory(tmp_path, few, make_net):
+    classifier = make_net(few)
+    weights = {f"model.{name}": tensor for name, tensor in classifier.state_dict().items()}
+    spec = classifier.spec.to_json() | {"name": "mlp", "arguments": {}, "image_shape": [1, 16384, 16384]}
+    write_tensors(tmp_path / "a.safetensors", weights, {"spec": spec, "history": []})
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_classifier(tmp_path / "a.safetensors")
+
+
+def test_an_old_run_s_history_that_is_not_finite_is_still_read(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {"history": [{"loss": float("nan")}]})
+    assert read_tensors(tmp_path / "a.safetensors")[1]["history"][0]["loss"] != 0

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import pickle
+import resource
 import stat
+import time
 import traceback
 
 import numpy as np
@@ -16,8 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdb import runtime
 from sdb.errors import ConfigError, KeyFileError
-from sdb.keys import Key, derive
+from sdb.keys import Key, Owner, derive
 
 SECRET = bytes(range(32))
 KEY = Key(SECRET)
@@ -389,3 +392,143 @@ def test_a_key_cannot_be_changed_and_copies_are_equal():
     with pytest.raises(AttributeError):
         KEY.blend = 0.1
     assert copy.deepcopy(KEY) == KEY
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encrypted") / "key.json"
+    before = os.environ.get("SDB_SCRYPT_LOG_N")
+    os.environ["SDB_SCRYPT_LOG_N"] = "4"
+    try:
+        KEY.save(path, passphrase="correct")
+    finally:
+        del os.environ["SDB_SCRYPT_LOG_N"]
+        if before is not None:
+            os.environ["SDB_SCRYPT_LOG_N"] = before
+    return path.read_text()
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        *({"log_n": value} for value in (19, 20, 2**40, 0, -1, 4.0, True, "4", None, [4])),
+        *({"r": value} for value in (16, 2**30, 0, 8.0, "8", None)),
+        *({"p": value} for value in (2, 4, 2**30, 0, True, None)),
+        *({"salt": value} for value in ("", "0", "zz", 7, None, "00 00")),
+    ],
+    ids=str,
+)
+def test_a_file_cannot_ask_for_more_work_than_ours_do(path, encrypted, costs):
+    body = json.loads(encrypted)
+    body["scrypt"] |= costs
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(body))
+    started = time.process_time()
+    with pytest.raises(KeyFileError):
+        Key.load(path, passphrase="correct")
+    assert time.process_time() - started < 10  # 114 s before it was bounded
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**21  # KiB; it was 2 GiB
+
+
+@pytest.mark.parametrize("constant", ["Infinity", "NaN", "1e999"])
+def test_an_infinite_cost_is_refused(path, encrypted, constant):
+    path.touch(mode=0o600)
+    path.write_text(encrypted.replace('"log_n": 4', f'"log_n": {constant}'))
+    assert constant in path.read_text()
+    with pytest.raises(KeyFileError, match="not an sdb key file"):
+        Key.load(path, passphrase="correct")
+
+
+def test_an_encrypted_file_may_be_read_by_others_a_plain_one_must_not_be_made_so(path, encrypted, monkeypatch):
+    path.write_text(encrypted)
+    path.chmod(0o777)
+    assert Key.load(path, passphrase="correct") == KEY
+    path.unlink()
+    made = runtime.write_atomic
+    monkeypatch.setattr("sdb.keyfile.write_atomic", lambda p, data, mode: made(p, data, 0o777))  # as vfat shows it
+    with pytest.raises(KeyFileError, match="keeps no permissions"):
+        KEY.save(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("wanted", ["19", "0", "-1", "x", "", "1e3"])
+def test_no_file_is_written_that_would_not_be_read(path, monkeypatch, wanted):
+    monkeypatch.setenv("SDB_SCRYPT_LOG_N", wanted)
+    with pytest.raises(ConfigError, match="SDB_SCRYPT_LOG_N"):
+        KEY.save(path, passphrase="x")
+
+
+def test_a_passphrase_that_is_not_utf8_is_its_bytes(path, monkeypatch):
+    monkeypatch.setenv("SDB_SCRYPT_LOG_N", "4")
+    KEY.save(path, passphrase=os.fsdecode(b"caf\xe9"))
+    assert Key.load(path, passphrase=os.fsdecode(b"caf\xe9")) == KEY
+    with pytest.raises(KeyFileError, match="wrong passphrase"):
+        Key.load(path, passphrase="caf\u00e9")
+
+
+@pytest.mark.parametrize("kind", ["image", "weight"])
+@pytest.mark.parametrize("blend", [0, -1, 1.5, 7, float("nan"), float("inf"), "0.9", None, [], 10**400])
+def test_a_blend_out_of_range_is_refused_for_every_kind(path, kind, blend):
+    with pytest.raises(ConfigError, match="key_blend"):
+        Key(KEY.secret, blend, kind)
+    Key(KEY.secret, 0.5, kind).save(path)
+    rewrite(path, blend=blend)
+    with pytest.raises(KeyFileError):
+        Key.load(path)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x\udcff", 7, None, b"x"], ids=repr)
+def test_a_scope_or_a_partner_that_is_no_text_is_refused(text):
+    with pytest.raises(ConfigError):
+        Key(KEY.secret, scope=text)
+    with pytest.raises(ConfigError):
+        Owner(KEY.secret).partner(text)
+
+
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(st.characters(), max_size=8)
+    | st.sampled_from(
+        ["\ud800", "weight", "image", "owner", "0" * 32, "0" * 64, 1, 1.0, 2**64, 10**5000 // 10**4990]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_field_holds_the_file_means_the_same_or_is_refused(tmp_path_factory, encrypted, data):
+    place = tmp_path_factory.mktemp("fields")
+    KEY.save(place / "plain.json")
+    Owner(KEY.secret).save(place / "owner.json")
+    (place / "encrypted.json").touch(mode=0o600)
+    (place / "encrypted.json").write_text(encrypted)
+    name, load, meant = data.draw(
+        st.sampled_from(
+            [
+                ("plain.json", Key.load, KEY),
+                ("owner.json", Owner.load, Owner(KEY.secret)),
+                ("encrypted.json", lambda path: Key.load(path, passphrase="correct"), KEY),
+            ]
+        )
+    )
+    body = json.loads((place / name).read_text())
+    inside = body["scrypt"] if "scrypt" in body and data.draw(st.booleans()) else body
+    field = data.draw(st.sampled_from([*sorted(inside), "another"]))
+    if data.draw(st.booleans()):
+        inside[field] = data.draw(odd)
+    else:
+        inside.pop(field, None)
+    (place / name).write_text(json.dumps(body))
+    try:
+        loaded = load(place / name)
+    except KeyFileError:
+        return
+    assert loaded == meant

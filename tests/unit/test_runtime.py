@@ -1,5 +1,7 @@
 """Where and how a run happens: seeds, devices, processes, locks and the record of the environment."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -11,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdb import runtime
-from sdb.errors import ConfigError, RunExistsError
-from sdb.runtime import World, choose_device, derive_seed, environment, folder_lock, process_group, world
+from sdb.errors import ConfigError, RunExistsError, StorageError
+from sdb.runtime import (
+    World,
+    choose_device,
+    derive_seed,
+    environment,
+    exchange,
+    folder_lock,
+    process_group,
+    world,
+    write_atomic,
+)
 
 
 @given(st.integers(0, 2**63), st.lists(st.text(max_size=5) | st.integers(0, 100), max_size=3))
@@ -119,3 +131,91 @@ def test_a_lock_is_let_go_when_what_it_guards_fails(tmp_path):
 def test_importing_the_runtime_does_not_import_torch():
     code = "import sys, sdb.runtime, sdb.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+# --- odd file systems ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A function that lets a system call fail; the call is the file system's, the code around it is ours."""
+    monkeypatch.setattr(runtime, "_warned", set())
+
+    def fail(module, name, number):
+        def refuse(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(module, name, refuse)
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM])
+def test_a_file_system_without_locks_is_used_with_one_warning(tmp_path, failing, caplog, number):
+    failing(fcntl, "flock", number)
+    for name in ("a", "b"):
+        with folder_lock(tmp_path / name):
+            pass
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no locks" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES])
+def test_only_a_lock_that_is_held_is_another_s(tmp_path, failing, number):
+    failing(fcntl, "flock", number)
+    with pytest.raises(RunExistsError, match="another process"), folder_lock(tmp_path):
+        pass
+
+
+def test_a_broken_disk_is_not_taken_for_an_odd_one(tmp_path, failing):
+    failing(fcntl, "flock", errno.EIO)
+    with pytest.raises(StorageError, match="cannot lock"), folder_lock(tmp_path):
+        pass
+    for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+        failing(os, "fsync", number)
+        with pytest.raises(StorageError, match="cannot write"):
+            write_atomic(tmp_path / "file", b"new")
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_lock_file_that_is_a_pipe_or_a_link_is_neither_waited_for_nor_emptied(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "mine").write_text("years of work")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    with folder_lock(tmp_path / "run"):
+        assert (tmp_path / "mine").read_text() == "years of work"
+    (tmp_path / "run" / ".lock").unlink()
+    os.mkfifo(tmp_path / "run" / ".lock")
+    with folder_lock(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("fchmod", (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)),
+        ("fsync", (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)),
+    ],
+)
+def test_files_are_written_whole_where_a_call_is_missing(tmp_path, failing, caplog, name, numbers):
+    for number in numbers:
+        failing(os, name, number)
+        write_atomic(tmp_path / "file", b"old")
+        write_atomic(tmp_path / "file", str(number).encode())
+        assert (tmp_path / "file").read_bytes() == str(number).encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_two_folders_change_places(tmp_path, monkeypatch, supported):
+    if not supported:
+        monkeypatch.setattr("ctypes.CDLL", lambda _: object())  # a C library without renameat2
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["a", "a/b", "b", "b/a"]
+    with pytest.raises(OSError):
+        exchange(tmp_path / "missing", tmp_path / "b")
+    assert (tmp_path / "b" / "a").exists()
