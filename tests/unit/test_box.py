@@ -588,7 +588,7 @@ def test_a_saved_box_can_be_read_by_others(path, box):
 
 HUGE = {
     "mlp": {"name": "mlp", "arguments": {}, "image_shape": [3, 16384, 16384]},  # hundreds of GB
-    "net": {"arguments": {"num_channels": 8192}},
+    "net": {"arguments": {"num_channels": 4096}},
     "classes": {"name": "densenet161", "arguments": {}, "num_classes": 1_000_000},
     "beyond any memory": {"arguments": {"num_channels": 2**31}},
 }
@@ -658,7 +658,7 @@ def test_a_folder_that_is_replaced_can_be_read_at_any_time(tmp_path, box, nasty)
     path = tmp_path / "a.box"
     box.save(path)
     code = (
-        "import sys; from sdb.box import Box\n"
+        "import sys; from sdb.box.box import Box\n"
         "first, second, path = Box.load(sys.argv[1]), Box.load(sys.argv[2]), sys.argv[3]\n"
         "print('ready', flush=True)\n"
         "while True: first.save(path, overwrite=True); second.save(path, overwrite=True)\n"

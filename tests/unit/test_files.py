@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdb import config
-from sdb.auditing.cells import Task
-from sdb.auditing.cells import read as read_cell
-from sdb.box import Box
-from sdb.checkpoint import load_classifier, read_reference, read_tensors
+from sdb.audit.cells import Task
+from sdb.audit.cells import read as read_cell
+from sdb.box.box import Box
+from sdb.models.bare import read_reference
+from sdb.models.checkpoint import load_classifier, read_tensors
 from sdb.data.store import Store
-from sdb.defences.defence import read_done
+from sdb.audit.defences.defence import read_done
 from sdb.errors import ConfigError, SDBError
 from sdb.files import JSON_LIMIT, check_regular, expand, open_regular, parse_json, read_bytes
 from sdb.keys import Key, Owner
@@ -29,7 +30,7 @@ from sdb.service.watch.limits import LimitSet
 from sdb.service.watch.profile import Profile
 from sdb.service.watch.store import SqliteStore
 from sdb.service.watch.tokens import TokenFile
-from sdb.signing import SigningKey, read_public, sign_box, verify_box
+from sdb.box.signing import SigningKey, read_public, sign_box, verify_box
 
 # Every reader of a path that a user names, and what the path's last part must be called, if anything.
 READERS = {
@@ -133,7 +134,9 @@ def test_what_may_be_read_is_read(tmp_path):
     assert check_regular(path, 5) == 5
     with open_regular(path, 5) as file:
         assert file.read() == b"12345"
+    os.mkfifo(tmp_path / "pipe")
     for limit, place, number in (
+        (5, tmp_path / "pipe", errno.EINVAL),
         (4, path, errno.EFBIG),
         (5, tmp_path, errno.EISDIR),
         (5, tmp_path / "b", errno.ENOENT),
