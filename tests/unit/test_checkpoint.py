@@ -547,7 +547,11 @@ def test_a_checkpoint_of_ours_that_is_not_finite_is_refused_by_name(tmp_path, fe
 # --- hostile headers -------------------------------------------------------------------------------------------------
 
 odd = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(), max_size=6),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(), max_size=6),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=12,
 )
@@ -581,6 +585,7 @@ def test_a_header_that_asks_for_more_than_the_weights_have_takes_no_memory(tmp_p
         load_classifier(tmp_path / "a.safetensors")
 
 
-def test_an_old_run_s_history_that_is_not_finite_is_still_read(tmp_path):
+def test_an_old_run_s_history_that_is_not_finite_is_still_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdb.models.checkpoint.json_text", json.dumps)  # as it was written then
     write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {"history": [{"loss": float("nan")}]})
-    assert read_tensors(tmp_path / "a.safetensors")[1]["history"][0]["loss"] != 0
+    assert read_tensors(tmp_path / "a.safetensors")[1]["history"] != [{"loss": 0}]

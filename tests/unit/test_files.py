@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from sdb import config
 from sdb.audit.cells import Task
 from sdb.audit.cells import read as read_cell
-from sdb.box.box import Box
-from sdb.models.bare import read_reference
-from sdb.models.checkpoint import load_classifier, read_tensors
-from sdb.data.store import Store
 from sdb.audit.defences.defence import read_done
+from sdb.box.box import Box
+from sdb.box.signing import SigningKey, read_public, sign_box, verify_box
+from sdb.data.store import Store
 from sdb.errors import ConfigError, SDBError
 from sdb.files import JSON_LIMIT, check_regular, expand, open_regular, parse_json, read_bytes
 from sdb.keys import Key, Owner
+from sdb.models.bare import read_reference
+from sdb.models.checkpoint import load_classifier, read_tensors
 from sdb.models.pretrained import normalisation_beside
 from sdb.remote.answers import Answers
 from sdb.report.claim import load_claim
@@ -30,7 +31,6 @@ from sdb.service.watch.limits import LimitSet
 from sdb.service.watch.profile import Profile
 from sdb.service.watch.store import SqliteStore
 from sdb.service.watch.tokens import TokenFile
-from sdb.box.signing import SigningKey, read_public, sign_box, verify_box
 
 # Every reader of a path that a user names, and what the path's last part must be called, if anything.
 READERS = {
@@ -196,7 +196,7 @@ def test_json_of_two_meanings_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["box archive", "key", "owner", "signing key", "parameters", "claim", "limits", "profile"]
+    "name", ["manifest", "key", "owner", "signing key", "parameters", "claim", "limits", "profile"]
 )
 def test_readers_refuse_such_json_in_words(tmp_path, name):
     read, last = READERS[name]

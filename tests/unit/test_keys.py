@@ -448,7 +448,9 @@ def test_an_encrypted_file_may_be_read_by_others_a_plain_one_must_not_be_made_so
     assert Key.load(path, passphrase="correct") == KEY
     path.unlink()
     made = runtime.write_atomic
-    monkeypatch.setattr("sdb.keys.keyfile.write_atomic", lambda p, data, mode: made(p, data, 0o777))  # as vfat shows it
+    monkeypatch.setattr(
+        "sdb.keys.keyfile.write_atomic", lambda p, data, mode: made(p, data, 0o777)
+    )  # as vfat shows it
     with pytest.raises(KeyFileError, match="keeps no permissions"):
         KEY.save(path)
     assert not path.exists()
