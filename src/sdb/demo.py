@@ -26,6 +26,8 @@ from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.models.checkpoint import load_classifier
 from sdb.report import write_report
+from sdb.report.record import read_record
+from sdb.report.verdict import judge
 from sdb.runs import jobs
 from sdb.runs.progress import ShowProgress
 from sdb.runs.resolve import BOX, KEY, OWNER, load_data
@@ -366,4 +368,5 @@ def print_table(record: dict[str, Any], out: Path) -> None:
             f"trace: {row['label']} {mark} ({row['found']} of {row['total']} decoys, p = 10^{row['log10_p']:.1f})",
             highlight=False,
         )
+    console.print(judge(read_record(record)).summary, highlight=False)
     console.print(f"{record['seconds']:.0f} s; report: {out / 'report.html'}", highlight=False)

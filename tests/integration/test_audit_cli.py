@@ -47,6 +47,11 @@ def test_an_audit_writes_a_claim_and_a_report_and_says_its_verdict(audited):
     assert report.startswith("<!doctype html>")
     assert "report.html" in done.stderr
     assert done.stdout == ""
+    # One judgement: exit code, text and page. One seed establishes nothing.
+    verdict = done.stderr.splitlines()[-6].partition(":")[0]
+    assert verdict in ("Broken", "Not settled")
+    assert done.returncode == 1
+    assert f'<span class="summary">{verdict}: ' in report
 
 
 def test_the_key_is_nowhere_in_what_an_audit_writes(audited):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
 UNIT = Path(__file__).parents[1] / "unit"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 make_claim = runpy.run_path(str(UNIT / "audit_claims.py"))["make_claim"]
+make_record = runpy.run_path(str(UNIT / "test_report.py"))["make_record"]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +24,8 @@ def place(tmp_path_factory):
     other = make_claim()
     other["interface"] = "labels"
     (folder / "labels.json").write_text(json.dumps(other))
+    (folder / "open.json").write_text(json.dumps(make_claim(lost=1.1)))
+    (folder / "record.json").write_text(json.dumps(make_record()))
     (folder / "half.json").write_text((folder / "holds.json").read_text()[:5000])
     return folder
 
@@ -27,11 +33,48 @@ def place(tmp_path_factory):
 def test_show_writes_a_page_and_says_the_verdict(quick_sdb, place):
     done = quick_sdb("report", "show", "holds.json", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "Passed: the box holds behind an API. Report: holds.html\n"
+    assert re.fullmatch(
+        r"Established: the box holds behind an API \(smallest gain that could have been seen: \d\.\d to \d\.\d points, "
+        r"by attack\)\. Report: holds\.html\n",
+        done.stderr,
+    )
     first = (place / "holds.html").read_bytes()
     assert first.startswith(b"<!doctype html>")
     assert quick_sdb("report", "show", "holds.json", "--out", "sub/again.html", cwd=place).returncode == 0
     assert (place / "sub" / "again.html").read_bytes() == first
+
+
+def test_text_and_page_say_the_same_where_nothing_is_settled(quick_sdb, place):
+    done = quick_sdb("report", "show", "open.json", cwd=place)
+    assert done.stderr.startswith("Not settled: ")
+    page = (place / "open.html").read_text()
+    assert '<section class="verdict open"' in page
+    assert done.stderr.partition(". Report")[0] in html.unescape(page)
+
+
+def test_show_shows_a_demos_record_too(quick_sdb, place):
+    done = quick_sdb("report", "show", "record.json", cwd=place)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == ("4 promises: 4 not settled: too few seeds (1; 3 are needed). Report: record.html\n")
+    page = (place / "record.html").read_text()
+    assert "4 promises: 4 not settled: too few seeds (1; 3 are needed)" in page
+
+
+def test_the_committed_claims_are_read_and_compared(quick_sdb, place):
+    """They are of schema 1, and audits of different things: their verdicts and settings can be told apart all the same."""
+    first, second = RESULTS / "audit-digits.json", RESULTS / "audit-digits-scarce.json"
+    assert json.loads(first.read_text())["schema"] == json.loads(second.read_text())["schema"] == 1
+    for path, said in ((first, "Established: the box holds"), (second, "Broken: the box does not keep")):
+        done = quick_sdb("report", "show", str(path), "--out", "kept.html", cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith(said)
+    done = quick_sdb("report", "compare", str(first), str(second), cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| data.train | 1167 | 117 |" in done.stdout
+    assert "Cells are not compared: these audits differ in data.train, " in done.stdout
+    done = quick_sdb("report", "compare", str(first), str(first), cwd=place)
+    assert done.stdout.startswith("Same verdict:")
+    assert "cell(s) stayed within their intervals." in done.stdout
 
 
 def test_table_prints_markdown_only(quick_sdb, place):
@@ -54,9 +97,15 @@ def test_compare_prints_what_moved(quick_sdb, place):
     [
         (("show", "none.json"), "none.json: No such file"),
         (("show", "half.json"), "half.json: not a whole JSON file; it may be half written"),
-        (("show", "holds.json", "--out", "holds.json"), "is the claim itself"),
+        (("show", "holds.json", "--out", "holds.json"), "is the file itself that is shown"),
         (("table", "half.json"), "half.json"),
-        (("compare", "holds.json", "labels.json"), "differ in interface: logits and labels"),
+        (("show", "record.json", "--out", "record.json"), "is the file itself that is shown"),
+        (
+            ("table", "record.json"),
+            "record.json: a demo's record, not an audit's claim: `sdb report show record.json`",
+        ),
+        (("compare", "holds.json", "record.json"), "a demo's record"),
+        (("show", str(RESULTS / "digits-main.json")), "not an audit's claim"),
         (("compare", "holds.json", "half.json"), "half.json"),
     ],
 )

@@ -139,7 +139,7 @@ def make_claim(
                 }
             )
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "audit",
         "title": "How far does each attack get against this box?",
         "preset": "standard" if seeds > 1 else "quick",
@@ -191,10 +191,12 @@ def make_claim(
                     "reason": "",
                     "accuracies": [fraction(bar + plain)] * seeds,
                     "needed": fraction(bar + plain - 2),
+                    "closed": 0.97 if kind == "shipped" else None,
+                    "closed_needed": 0.5 if kind == "shipped" else None,
                 },
                 "negative": {"passed": True, "reason": "", "accuracies": [0.108] * seeds, "limit": 0.2},
             }
-            for name, _, _, _, plain, _ in ATTACKS
+            for name, kind, _, _, plain, _ in ATTACKS
         },
         "unlock": [
             {"label": "no key", "similarity": None, "distance": 3.21},

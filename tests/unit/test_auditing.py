@@ -12,7 +12,7 @@ from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.victim import Interface
 from sdb.audit.audit_seed import AuditSeed, Shuffled, Subject
 from sdb.audit.cells import Task, cell, control_column, do, read, references, stages
-from sdb.audit.collect import make_claim
+from sdb.audit.collect import make_claim, negative_control, positive_control
 from sdb.audit.plan import AuditSettings, attacks_of, chosen, defences_of, threat_of
 from sdb.audit.proxy import letters
 from sdb.audit.runner import plan, run_tasks, take
@@ -232,12 +232,19 @@ def test_controls_tell_an_attack_that_works_from_one_that_does_not_and_one_that_
 
 def test_a_claim_is_whole_and_reads_as_one(finished):
     claim = claim_of(finished)
-    read = read_claim(json.loads(json.dumps(claim)))
-    assert read.target == "decoy"
+    assert read_claim(json.loads(json.dumps(claim))).target == "decoy"
     assert {(each["defence"], each["attack"]) for each in claim["cells"]} == {
         (defence, attack) for defence in ("none", "stingy", "decoy") for attack in ("labels", "distil")
     }
-    assert all(control["positive"]["passed"] is not None for control in claim["controls"].values())
+    seed = settings().seed
+    for name, control in claim["controls"].items():
+        attack = attacks_of(settings())[name]
+        column = control_column(attack)
+        place = read(Task("cell", seed, column, name), finished / "work")
+        best = read(Task("reference", seed), finished / "work")["from_teacher"]
+        assert control["positive"] == positive_control([place], [best], column, attack.control, 10)
+        wrong = read(Task("negative", seed, column, name), finished / "work")
+        assert control["negative"] == negative_control(wrong, 10)
 
 
 def test_the_same_seed_gives_the_same_claim_in_any_number_of_processes(finished, tmp_path):

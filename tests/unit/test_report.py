@@ -11,8 +11,9 @@ import pytest
 
 from sdb.errors import ConfigError, StorageError
 from sdb.report import write_report
-from sdb.report.page import axis_of, duration, plain, render
-from sdb.report.record import REQUIRED_ROWS
+from sdb.report.page import axis_of, duration, plain
+from sdb.report.page import render as render_checked
+from sdb.report.record import REQUIRED_ROWS, read_record
 
 OUTPUTS = ("teacher", "keyless", "keyed", "wrong_key")
 GLYPHS = {
@@ -126,6 +127,10 @@ def make_record() -> dict[str, Any]:
 @pytest.fixture
 def record() -> dict[str, Any]:
     return make_record()
+
+
+def render(record: dict[str, Any]) -> str:
+    return render_checked(read_record(record))
 
 
 def text_of(page: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import runpy
 from pathlib import Path
 
 import pytest
 
 from sdb.errors import ConfigError
-from sdb.report.claim import load_claim, read_claim
+from sdb.report.claim import read_claim
+from sdb.report.files import load_claim
 
 make_claim = runpy.run_path(str(Path(__file__).with_name("audit_claims.py")))["make_claim"]
 
@@ -68,6 +70,73 @@ def test_all_faults_are_named_at_once_with_their_paths(claim):
         assert f"{path}: " in message
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("references.teacher.0", NAN),
+        ("references.own_distance.2", INF),
+        ("cells.3.seeds.1.accuracy", -INF),
+        ("cells.3.seeds.1.gap_closed", NAN),
+        ("cells.3.seeds.1.gap_closed", -1e308),
+        ("cells.3.seeds.1.gap_closed", 1.5),
+        ("cells.3.seeds.1.queries", 10**400),
+        ("cells.3.seeds.1.details.loss", NAN),
+        ("cells.3.seeds.1.details.tried.deep.0", INF),
+        ("attacks.0.parameters.temperature", INF),
+        ("defences.1.parameters.temperature", -INF),
+        ("defences.1.seconds.0", 1e308),
+        ("defences.1.distance.0", 1e300),
+        ("controls.labels.positive.needed", NAN),
+        ("controls.labels.positive.closed", NAN),
+        ("controls.labels.negative.limit", 3.0),
+        ("settings.learning_rate", NAN),
+        ("student.arguments.width", INF),
+        ("environment.load", INF),
+        ("unlock.1.similarity", NAN),
+        ("traces.0.log10_p", -INF),
+        ("data.test", 10**400),
+        ("data.test", 0),
+        ("data_share", NAN),
+        ("seconds", NAN),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_name(claim, tmp_path, place, value):
+    claim["cells"][3]["seeds"][1]["details"]["tried"] = {"deep": [0.5]}
+    at = claim
+    *path, last = place.split(".")
+    for name in path:
+        at = at[int(name)] if isinstance(at, list) else at[name]
+    at[int(last) if isinstance(at, list) else last] = value
+    (tmp_path / "claim.json").write_text(json.dumps(claim))
+    with pytest.raises(ConfigError) as error:
+        read_claim(claim)
+    assert f"(1 fault(s)): {place}: " in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        load_claim(tmp_path / "claim.json")
+    assert (f"(1 fault(s)): {place}: " if value != 10**400 else "is beyond 64 bits") in str(error.value)
+
+
+def test_a_claim_of_schema_1_is_read(claim):
+    older = copy.deepcopy(claim) | {"schema": 1}
+    for control in older["controls"].values():
+        del control["positive"]["closed"], control["positive"]["closed_needed"]
+    before = copy.deepcopy(older)
+    found = read_claim(older)
+    assert older == before
+    assert found.controls["pruning"].positive.closed is None
+    assert found == read_claim(claim | {"controls": found.model_dump()["controls"]})
+    assert claim["controls"]["pruning"]["positive"]["closed"] is not None
+    older["controls"]["labels"]["positive"] = 3
+    with pytest.raises(ConfigError, match=r"controls\.labels\.positive: "):
+        read_claim(older)
+    older["controls"] = []
+    with pytest.raises(ConfigError, match="controls: "):
+        read_claim(older)
+
+
 def drop_cell(claim):
     claim["cells"] = [c for c in claim["cells"] if (c["defence"], c["attack"]) != ("box", "distil")]
 
@@ -113,8 +182,13 @@ def test_a_cell_that_failed_may_have_some_of_its_seeds(claim):
         (b"\xff\xfe\x00", "half written"),
         (b"[" * 100_000, "half written"),
         (b"[1, 2]", "a JSON list"),
-        (b"{}", "fault(s)"),
-        (b'{"schema": 1, "kind": "demo"}', "kind: "),
+        (b"{}", "not an audit's claim"),
+        (b'{"kind": "audit"}', "schema: no number"),
+        (b'{"kind": "audit", "schema": 3}', "read it with the version of sdb that wrote it"),
+        (b'{"kind": "audit", "schema": true}', "schema: no number"),
+        (b'{"kind": "audit", "schema": 0}', "reads 1, 2"),
+        (b'{"kind": "audit", "schema": 2}', "fault(s)"),
+        (b'{"schema": 1, "kind": "demo"}', "a demo's record, not an audit's claim: `sdb report show "),
     ],
 )
 def test_files_that_are_no_claim_are_named(tmp_path, content, said):
@@ -126,8 +200,9 @@ def test_files_that_are_no_claim_are_named(tmp_path, content, said):
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "none.json", tmp_path, tmp_path / "pipe"):
         with pytest.raises(ConfigError, match=str(path)):
             load_claim(path)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +13,14 @@ from hypothesis import strategies as st
 from sdb.report import audit_words as words
 from sdb.report.audit_verdict import Outcome, judge
 from sdb.report.claim import read_claim
-from sdb.report.intervals import difference, half_width, points, t_half, t_quantile
+from sdb.report.intervals import half_width
+from sdb.report.judgement import Judgement, together
+from sdb.report.template import Tone
 
 make_claim = runpy.run_path(str(Path(__file__).with_name("audit_claims.py")))["make_claim"]
+BROKEN, OPEN, ESTABLISHED = Judgement.BROKEN, Judgement.NOT_SETTLED, Judgement.ESTABLISHED
 # From worst to best.
-RANK = {False: 0, None: 1, True: 2}
+RANK = {BROKEN: 0, OPEN: 1, ESTABLISHED: 2}
 
 
 def verdict_of(**changes):
@@ -35,87 +36,213 @@ def cell_in(claim, attack, defence="box"):
     return next(c for c in claim["cells"] if (c["defence"], c["attack"]) == (defence, attack))
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 15, 16, 25, 60])
-def test_the_quantiles_are_those_of_students_t(freedom):
-    x = np.linspace(0, t_quantile(freedom), 200_001)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    inside = 2 * np.trapezoid(scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2), x)
-    assert inside == pytest.approx(0.95, abs=1e-4)
-
-
-def test_the_half_width_is_the_larger_of_images_and_seeds():
-    one = difference([0.9], [0.95], 500)
-    assert one.half == pytest.approx(1.96 * math.sqrt((0.09 + 0.0475) / 500), rel=1e-4)
-    equal = difference([0.9] * 4, [0.95] * 4, 500)
-    assert equal.half == pytest.approx(one.half), "four seeds are tested on the same images"
-    spread = difference([0.80, 0.90, 1.00], [0.95] * 3, 500)
-    assert spread.half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
-    assert t_half([0.1, 0.9]) == 0
-    assert half_width([1.0], 500) > 0
-
-
-def test_the_seeds_are_compared_one_by_one():
-    paired = difference([0.80, 0.85, 0.90], [0.81, 0.86, 0.91], 10_000)
-    assert paired.value == pytest.approx(-0.01)
-    assert paired.half == pytest.approx(paired.clear)
-
-
-@pytest.mark.parametrize(
-    ("ours", "above", "below"),
-    [
-        ([0.95], False, False),
-        ([0.972], False, False),
-        ([0.974], True, False),
-        ([0.918], False, True),
-        ([0.920], False, False),
-        # Every seed gains, but one so much more that the spread alone would hide it.
-        ([0.976, 0.976, 0.999], True, False),
-        ([0.940, 0.950, 0.990], False, False),
-    ],
-)
-def test_gains_and_losses_are_told_from_chance(ours, above, below):
-    found = difference(ours, [0.95] * len(ours), 500)
-    assert (found.above, found.below) == (above, below)
-
-
-def test_two_perfect_scores_are_the_same():
-    found = difference([1.0], [1.0], 360)
-    assert not found.above
-    assert not found.below
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    images=st.integers(50, 2000),
-    bars=st.lists(st.floats(0, 1), min_size=1, max_size=5),
-    data=st.data(),
-)
-def test_raising_a_student_never_lowers_its_outcome(images, bars, data):
-    bar = [round(b * images) for b in bars]
-    ours = [data.draw(st.integers(0, images)) for _ in bar]
-    more = data.draw(st.integers(0, images - max(ours)))
-
-    def rank(counts):
-        found = difference([c / images for c in counts], [b / images for b in bar], images)
-        return found.above - found.below
-
-    assert rank([count + more for count in ours]) >= rank(ours)
-
-
 def test_a_box_that_holds_passes():
     claim, verdict = verdict_of()
-    assert verdict.passed is True
-    assert verdict.api.passed is True
-    assert words.summary(claim, verdict) == "Passed: the box holds behind an API"
+    assert verdict.judged.judgement is ESTABLISHED
+    assert verdict.api.judged.judgement is ESTABLISHED
+    assert words.summary(claim, verdict).startswith("Established: the box holds behind an API (smallest gain")
     assert {c.outcome for c in verdict.api.cells} == {Outcome.STOPPED, Outcome.NO_GAIN}
     assert words.headline(claim, verdict).startswith(
         "Nobody who tried to copy the box by asking it gained anything."
     )
 
 
+def test_a_small_loss_within_chance_is_not_a_pass():
+    """Text, page and exit code say what `judge` found; once they disagreed here."""
+    claim, verdict = verdict_of(lost=1.1)
+    assert verdict.judged.judgement is OPEN
+    assert words.summary(claim, verdict).startswith(
+        "Not settled: this audit cannot say whether the box keeps its promises behind an API: the test is too small"
+    )
+    assert words.headline(claim, verdict).endswith("Whether its users pay for that is not settled.")
+    found = words.findings(claim, verdict)[2]
+    assert found.tone is Tone.OPEN
+    assert found.sentence.startswith("The test is too small: 97.6")
+
+
+def test_the_verdict_is_that_of_its_findings():
+    """No page may show a verdict that its cards do not add up to, whatever is wrong with a box."""
+    changes = [
+        {},
+        {"lost": 1.1},
+        {"lost": 4.0},
+        {"broken": "distil"},
+        {"failed": ("distil",)},
+        {"seeds": 1},
+        {"threat": "shipped"},
+        {"threat": "shipped", "recovered": None},
+        {"key": False},
+        {"failed_controls": ("averager",), "lost": 4.0},
+    ]
+    for change in changes:
+        claim, verdict = verdict_of(**change)
+        cards = [found for found in words.findings(claim, verdict) if found.declared]
+        assert together(found.judged for found in cards).judgement is verdict.judged.judgement, change
+        assert all(found.judged.smallest is not None for found in cards), change
+        assert all("could have been seen: " in found.sentence for found in cards), change
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_settle_nothing_and_may_break(seeds):
+    claim, verdict = verdict_of(seeds=seeds)
+    assert verdict.judged.judgement is OPEN
+    assert verdict.judged.reasons == (f"too few seeds ({seeds}; 3 are needed)",)
+    assert f"too few seeds ({seeds}; 3 are needed)" in words.summary(claim, verdict)
+    assert words.findings(claim, verdict)[0].sentence.startswith(
+        f"Too few seeds ({seeds}; 3 are needed). The best"
+    )
+    assert verdict_of(seeds=seeds, broken="distil")[1].judged.judgement is BROKEN
+    assert verdict_of(seeds=seeds, lost=8.0)[1].judged.judgement is BROKEN
+
+
+def test_an_audit_without_attacks_settles_nothing():
+    raw = make_claim()
+    raw["attacks"], raw["cells"], raw["controls"] = [], [], {}
+    claim = read_claim(raw)
+    verdict = judge(claim)
+    assert verdict.judged.judgement is OPEN
+    assert verdict.judged.reasons == ("no attack of this kind applied",)
+    assert words.findings(claim, verdict)[0].sentence == "No attack of this kind applied."
+    assert (verdict.shipped, verdict.declared.strongest) == (None, None)
+
+
+def test_a_box_with_a_key_that_was_not_tried_is_not_settled():
+    raw = make_claim()
+    raw["defences"][-1] |= {"partner": [None] * 3, "keyed": [None] * 3}
+    claim = read_claim(raw)
+    verdict = judge(claim)
+    assert verdict.judged.reasons == ("no key was given, so no partner was trained",)
+    found = words.findings(claim, verdict)[3]
+    assert (found.status, found.judged.judgement) == ("Not tested", OPEN)
+    # A box that no key opens has no partners, however the claim writes it; boxes made by the audit have one.
+    for kind in (None, ""):
+        raw["box"]["key_kind"] = kind
+        assert judge(read_claim(raw)).judged.judgement is ESTABLISHED
+    raw["box"] = None
+    raw["defences"][-1]["name"] = "decoy"
+    for cell in raw["cells"]:
+        cell["defence"] = "decoy" if cell["defence"] == "box" else cell["defence"]
+    assert judge(read_claim(raw)).judged.judgement is OPEN
+
+
+def test_a_partner_of_some_seeds_is_held_against_those_seeds():
+    raw = make_claim()
+    taught = raw["references"]["from_teacher"]
+    raw["defences"][-1]["partner"] = [None, taught[1] - 0.2, None]
+    verdict = judge(read_claim(raw))
+    assert verdict.partner.gap.value == pytest.approx(-0.2)
+    assert verdict.partner.judged.judgement is BROKEN
+
+
+def shares(raw, attack, value):
+    for trial in cell_in(raw, attack)["seeds"]:
+        trial["gap_closed"] = value
+
+
+@pytest.mark.parametrize(
+    ("share", "outcome", "judgement"),
+    [
+        (0.51, Outcome.RECOVERED, BROKEN),
+        (0.5, Outcome.NEARER, OPEN),
+        (0.11, Outcome.NEARER, OPEN),
+        (0.1, Outcome.NO_GAIN, ESTABLISHED),
+        (-3.0, Outcome.NO_GAIN, ESTABLISHED),
+        (None, Outcome.NO_GAIN, ESTABLISHED),
+    ],
+)
+def test_how_near_an_attack_may_come_to_the_teacher(share, outcome, judgement):
+    raw = make_claim(threat="shipped", recovered=None)
+    shares(raw, "retrain_public", share)
+    claim = read_claim(raw)
+    verdict = judge(claim)
+    assert cell_of(verdict, "retrain_public").outcome is outcome
+    assert verdict.judged.judgement is judgement
+    if judgement is OPEN:
+        assert verdict.judged.reasons == ("an attack came nearer the teacher than a thief gets alone",)
+        sentence = words.findings(claim, verdict)[1].sentence.replace("\u00a0", " ")
+        assert "(retrain_public) came nearer the teacher than a thief gets alone, by up to " in sentence
+        assert f"by up to {100 * share:.0f} % of the way. The other " in sentence
+
+
+def test_a_share_is_a_mean_over_the_seeds_that_have_one():
+    raw = make_claim(threat="shipped", recovered=None)
+    for trial, share in zip(cell_in(raw, "pruning")["seeds"], (0.9, None, 0.2), strict=True):
+        trial["gap_closed"] = share
+    assert cell_of(judge(read_claim(raw)), "pruning").gap_closed == pytest.approx(0.55)
+
+
+def test_a_gain_counts_before_distrust_and_nearness():
+    raw = make_claim(broken="distil", failed_controls=("distil",))
+    shares(raw, "distil", 0.2)
+    assert cell_of(judge(read_claim(raw)), "distil").outcome is Outcome.GAIN
+
+
+@pytest.mark.parametrize(
+    ("control", "passed", "reason"),
+    [
+        ("positive", False, "its positive control failed: there"),
+        ("positive", None, "its positive control was not run: there"),
+        ("negative", False, "its negative control failed: there"),
+        ("negative", None, "its negative control was not run: there"),
+    ],
+)
+def test_who_fails_a_control_is_not_trusted_and_why_is_said(control, passed, reason):
+    raw = make_claim()
+    raw["controls"]["averager"][control] |= {"passed": passed, "reason": "there"}
+    claim = read_claim(raw)
+    verdict = judge(claim)
+    cell = cell_of(verdict, "averager")
+    assert (cell.outcome, cell.trusted, cell.reason) == (Outcome.NOT_TRUSTED, False, reason)
+    assert verdict.judged.reasons == ("an attack cannot be trusted",)
+    text = words.findings(claim, verdict)[0].sentence
+    assert "1 of 12 attacks failed or cannot be trusted (averager). The other 11 gained nothing clear." in text
+
+
+def test_a_cell_says_what_its_trials_say():
+    raw = make_claim()
+    for number, trial in enumerate(cell_in(raw, "distil")["seeds"]):
+        trial |= {"queries": 10 * number, "seconds": 1.0 + number, "agreement": 0.5 + 0.1 * number}
+    cell = cell_of(judge(read_claim(raw)), "distil")
+    assert (cell.queries, cell.seconds, cell.agreement) == (10, 2.0, pytest.approx(0.6))
+    accuracies = [trial["accuracy"] for trial in cell_in(raw, "distil")["seeds"]]
+    assert cell.accuracy == (pytest.approx(sum(accuracies) / 3), half_width(accuracies, 500))
+
+
+def test_trials_in_another_order_are_held_against_their_own_seeds():
+    raw = make_claim()
+    for attack in ("distil", "averager"):
+        cell_in(raw, attack)["seeds"].reverse()
+    assert judge(read_claim(raw)) == judge(read_claim(make_claim()))
+
+
+def test_the_strongest_is_the_one_farthest_above_the_bar():
+    _, verdict = verdict_of()
+    gaps = [cell.gap.value for cell in verdict.api.cells]
+    assert verdict.api.strongest.gap.value == max(gaps)
+    raw = make_claim(failed_controls=(verdict.api.strongest.attack.name,))
+    assert judge(read_claim(raw)).api.strongest.attack.name != verdict.api.strongest.attack.name
+
+
+def test_what_the_teacher_teaches_is_held_against_the_bar():
+    raw = make_claim()
+    raw["references"] |= {"from_teacher": [0.98] * 3, "label_smoothing": [0.94] * 3}
+    assert judge(read_claim(raw)).teaches.value == pytest.approx(0.04)
+
+
+def test_an_audit_of_shipped_files_without_such_attacks_says_so():
+    raw = make_claim(threat="shipped")
+    kept = [row["name"] for row in raw["attacks"] if row["threat"] == "api"]
+    raw["attacks"] = [row for row in raw["attacks"] if row["name"] in kept]
+    raw["cells"] = [cell for cell in raw["cells"] if cell["attack"] in kept]
+    raw["controls"] = {name: raw["controls"][name] for name in kept}
+    assert judge(read_claim(raw)).shipped is not None
+    raw["threat"] = "api"
+    assert judge(read_claim(raw)).shipped is None
+
+
 def test_one_gain_breaks_it():
     claim, verdict = verdict_of(broken="tuned_distil")
-    assert verdict.passed is False
+    assert verdict.judged.judgement is BROKEN
     assert [c.attack.name for c in verdict.api.having(frozenset({Outcome.GAIN}))] == ["tuned_distil"]
     assert words.headline(claim, verdict).startswith("The box can be copied by asking it.")
     assert "tuned_distil" in words.findings(claim, verdict)[0].sentence
@@ -123,19 +250,23 @@ def test_one_gain_breaks_it():
 
 def test_a_recovered_teacher_breaks_shipped_files_and_not_an_api():
     _, behind = verdict_of(threat="api")
-    assert (behind.passed, behind.api.passed, behind.shipped.passed) == (True, True, False)
+    assert [each.judged.judgement for each in (behind, behind.api, behind.shipped)] == [
+        ESTABLISHED,
+        ESTABLISHED,
+        BROKEN,
+    ]
     claim, shipped = verdict_of(threat="shipped")
-    assert shipped.passed is False
+    assert shipped.judged.judgement is BROKEN
     cell = cell_of(shipped, "retrain_public")
     assert cell.outcome is Outcome.RECOVERED
     assert not cell.gap.above
     assert words.headline(claim, shipped).startswith("The box can be copied from its files.")
-    assert verdict_of(threat="shipped", recovered=None)[1].passed is True
+    assert verdict_of(threat="shipped", recovered=None)[1].judged.judgement is ESTABLISHED
 
 
 def test_an_attack_whose_control_failed_or_is_missing_shows_nothing():
     claim, verdict = verdict_of(failed_controls=("averager",))
-    assert verdict.passed is None
+    assert verdict.judged.judgement is OPEN
     assert cell_of(verdict, "averager").outcome is Outcome.NOT_TRUSTED
     assert "averager" in words.findings(claim, verdict)[0].sentence
     for control in (None, "not run"):
@@ -144,28 +275,28 @@ def test_an_attack_whose_control_failed_or_is_missing_shows_nothing():
             del raw["controls"]["averager"]
         else:
             raw["controls"]["averager"]["positive"]["passed"] = None
-        assert judge(read_claim(raw)).passed is None
+        assert judge(read_claim(raw)).judged.judgement is OPEN
 
 
 def test_a_gain_counts_even_where_the_control_failed():
     _, verdict = verdict_of(broken="averager", failed_controls=("averager",))
     assert cell_of(verdict, "averager").outcome is Outcome.GAIN
-    assert verdict.passed is False
+    assert verdict.judged.judgement is BROKEN
 
 
 def test_an_attack_that_failed_leaves_it_open_and_one_that_does_not_apply_does_not():
-    assert verdict_of(failed=("distil",))[1].passed is None
-    assert verdict_of(not_applicable=("random_keys", "labels"))[1].passed is True
+    assert verdict_of(failed=("distil",))[1].judged.judgement is OPEN
+    assert verdict_of(not_applicable=("random_keys", "labels"))[1].judged.judgement is ESTABLISHED
 
 
 def test_attacks_on_files_do_not_keep_an_api_open():
-    assert verdict_of(failed=("pruning",), threat="api")[1].passed is True
-    assert verdict_of(failed=("pruning",), threat="shipped", recovered=None)[1].passed is None
+    assert verdict_of(failed=("pruning",), threat="api")[1].judged.judgement is ESTABLISHED
+    assert verdict_of(failed=("pruning",), threat="shipped", recovered=None)[1].judged.judgement is OPEN
 
 
 def test_what_a_thief_should_not_know_never_counts():
     _, verdict = verdict_of(broken="partial_key", threat="shipped", recovered=None)
-    assert verdict.passed is True
+    assert verdict.judged.judgement is ESTABLISHED
     assert [c.outcome for c in verdict.leak] == [Outcome.GAIN]
 
 
@@ -175,17 +306,17 @@ def test_nothing_that_applies_is_nothing_shown():
         if cell["defence"] == "box":
             cell.update(status="not_applicable", seeds=[])
     claim = read_claim(raw)
-    assert judge(claim).passed is None
-    assert words.resolution(judge(claim).declared) is None
+    assert judge(claim).judged.judgement is OPEN
+    assert words.resolution(judge(claim).declared) == ""
 
 
 @pytest.mark.parametrize(
-    ("lost", "passed", "status"),
-    [(0.0, True, "As good"), (1.1, True, "Not settled"), (4.0, False, "Clearly worse")],
+    ("lost", "judgement", "status"),
+    [(0.0, ESTABLISHED, "As good"), (1.1, OPEN, "Not settled"), (4.0, BROKEN, "Clearly worse")],
 )
-def test_users_must_not_pay(lost, passed, status):
+def test_users_must_not_pay(lost, judgement, status):
     claim, verdict = verdict_of(lost=lost)
-    assert verdict.passed is passed
+    assert verdict.judged.judgement is judgement
     everyone = words.findings(claim, verdict)[2]
     assert (everyone.title, everyone.status) == ("Everyone who uses it", status)
 
@@ -193,10 +324,10 @@ def test_users_must_not_pay(lost, passed, status):
 def test_a_partner_must_get_what_the_teacher_gives():
     raw = make_claim()
     raw["defences"][-1]["partner"] = [0.90] * 3
-    assert judge(read_claim(raw)).passed is False
+    assert judge(read_claim(raw)).judged.judgement is BROKEN
     claim, verdict = verdict_of(key=False)
-    assert verdict.passed is True
-    assert words.findings(claim, verdict)[3].status == "Not tested"
+    assert verdict.judged.judgement is ESTABLISHED
+    assert len(words.findings(claim, verdict)) == 3, "a box that no key opens promises its partners nothing"
 
 
 def test_one_seed_and_dull_data_are_said():
@@ -219,10 +350,12 @@ def test_an_attack_that_learns_from_shuffled_answers_is_said():
 
 def test_the_rule_states_resolution_and_false_alarms():
     _, verdict = verdict_of()
-    least, most = words.resolution(verdict.declared)
-    text = words.rule(verdict)
-    assert f"{100 * least:.1f} to {100 * most:.1f} points" in text
-    assert "With 12 comparisons, about 0.3" in text
+    halves = [cell.gap.half for cell in verdict.declared.cells]
+    assert (
+        words.resolution(verdict.declared)
+        == f"{100 * min(halves):.1f} to {100 * max(halves):.1f} points, by attack"
+    )
+    assert "With 12 comparisons, about 0.3" in words.rule(verdict)
 
 
 @settings(max_examples=25, deadline=None)
@@ -244,10 +377,6 @@ def test_a_better_attack_never_helps_the_verdict(data):
         trial["accuracy"] = (round(500 * trial["accuracy"]) + more) / 500
         trial["gap_closed"] = max((v for v in (trial["gap_closed"], closed) if v is not None), default=None)
     before, after = judge(read_claim(raw)), judge(read_claim(better))
-    assert RANK[after.passed] <= RANK[before.passed]
+    assert RANK[after.judged.judgement] <= RANK[before.judged.judgement]
     for first, second in zip(before.threats, after.threats, strict=True):
-        assert RANK[second.passed] <= RANK[first.passed]
-
-
-def test_points_have_a_sign_unless_they_round_to_nothing():
-    assert [points(v) for v in (0.0123, -0.0123, 0.0, -0.0002)] == ["+1.2", "−1.2", "0.0", "0.0"]
+        assert RANK[second.judged.judgement] <= RANK[first.judged.judgement]

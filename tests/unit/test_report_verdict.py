@@ -1,11 +1,14 @@
-"""The words at the top of the report follow the numbers, whichever way they fall."""
+"""The words at the top of the demo's report follow the numbers, and the judgement is that of an audit."""
 
 from typing import Any
 
 import pytest
 
+from sdb.errors import ConfigError
+from sdb.report.judgement import Judgement
 from sdb.report.record import Record, read_record
-from sdb.report.verdict import Gap, Tone, Verdict, compare, judge, margin, percent, wilson
+from sdb.report.template import Tone
+from sdb.report.verdict import Verdict, judge
 
 PAIRS = {
     "teacher": 0.99,
@@ -17,9 +20,10 @@ PAIRS = {
     "students.partner": 0.986,
     "students.wrong_key": 0.90,
 }
+OPEN, BROKEN = Judgement.NOT_SETTLED, Judgement.BROKEN
 
 
-def make(**changes: float | None) -> Record:
+def make(test: int = 1000, **changes: float | None) -> Record:
     accuracies: dict[str, float | None] = dict(PAIRS)
     accuracies |= {name.replace("__", "."): value for name, value in changes.items()}
     record: dict[str, Any] = {
@@ -33,7 +37,7 @@ def make(**changes: float | None) -> Record:
             "name": "d",
             "train": 1,
             "validation": 1,
-            "test": 1000,
+            "test": test,
             "classes": ["a", "b"],
             "image_shape": [1, 1, 1],
             "note": "",
@@ -57,83 +61,81 @@ def words(verdict: Verdict) -> str:
     return f"{verdict.headline} {verdict.rest}".replace("\u00a0", " ")
 
 
-def test_all_promises_kept() -> None:
+def test_one_seed_breaks_nothing_and_establishes_nothing() -> None:
     verdict = judge(make())
-    assert verdict.summary == "4 of 4 promises kept in this run"
-    assert verdict.tone is Tone.KEPT
+    assert verdict.summary == "4 promises: 4 not settled: too few seeds (1; 3 are needed)"
+    assert (verdict.judged.judgement, verdict.tone) == (OPEN, Tone.OPEN)
+    assert [promise.status for promise in verdict.promises] == [
+        "As good so far",
+        "Stopped so far",
+        "As good so far",
+        "Stopped so far",
+    ]
     assert words(verdict) == (
-        "The box answers as well as the teacher (98.8 % against 99.0 %). "
-        "A thief without the key gets a 90.0 % student, clearly worse than training alone (98.0 %): "
-        "this box stops this thief. "
-        "A partner with the key gets a 98.6 % student, as good as one taught by the unprotected teacher "
-        "(98.5 %). "
-        "A thief with a wrong key gets a 90.0 % student, clearly worse than training alone (98.0 %): "
-        "this box stops this thief."
+        "The box answers as well as the teacher (98.8 % against 99.0 %, −0.2 ± 1.0 points). "
+        "A thief without the key gets a student clearly worse than training alone: this box stops this thief "
+        "(90.0 % against 98.0 %, −8.0 ± 2.1 points). "
+        "A partner with the key gets a student as good as one taught by the unprotected teacher "
+        "(98.6 % against 98.5 %, +0.1 ± 1.1 points). "
+        "A thief with a wrong key gets a student clearly worse than training alone: this box stops this thief "
+        "(90.0 % against 98.0 %, −8.0 ± 2.1 points)."
     )
 
 
-@pytest.mark.parametrize(
-    ("thief", "tone", "said"),
-    [
-        (0.90, Tone.KEPT, "clearly worse than training alone (98.0 %): this box stops this thief."),
-        (
-            0.982,
-            Tone.OPEN,
-            "no better and no worse than training alone (98.0 %): copying gained nothing",
-        ),
-        (0.998, Tone.BROKEN, "better than training alone (98.0 %): theft works, and this box does NOT stop"),
-    ],
-)
-def test_thief(thief: float, tone: Tone, said: str) -> None:
-    verdict = judge(make(students__thief=thief))
-    assert verdict.promises[1].tone is tone
-    assert verdict.tone is tone
+def test_the_smallest_effect_is_that_of_the_bluntest_comparison() -> None:
+    verdict = judge(make())
+    assert verdict.judged.smallest == max(promise.judged.smallest for promise in verdict.promises)
+    assert verdict.judged.smallest == pytest.approx(0.0206, abs=1e-4)
+
+
+CASES = [
+    # which promise, what changes, judgement, status, words
+    (1, {"students__thief": 0.90}, OPEN, "Stopped so far", "clearly worse than training alone: this box stops"),
+    (
+        1,
+        {"students__thief": 0.982},
+        OPEN,
+        "No gain so far",
+        "neither clearly better nor worse than training alone",
+    ),
+    (1, {"students__thief": 0.998}, BROKEN, "Theft works", "better than training alone: theft works"),
+    (0, {"box__keyless": 0.99}, OPEN, "As good so far", "answers as well as the teacher"),
+    (0, {"box__keyless": 0.979}, OPEN, "Perhaps worse so far", "may answer worse than the teacher (97.9 %"),
+    (0, {"box__keyless": 0.95}, BROKEN, "Clearly worse", "answers clearly worse than the teacher (95.0 %"),
+    (0, {"box__keyless": 1.0}, OPEN, "Better so far", "answers better than the teacher"),
+    (2, {"students__partner": 0.986}, OPEN, "As good so far", "as good as one taught by the unprotected teacher"),
+    (2, {"students__partner": 0.995}, OPEN, "Better so far", "better than one taught by"),
+    (2, {"students__partner": 0.975}, OPEN, "Perhaps worse so far", "that may be worse than one taught by"),
+    (2, {"students__partner": 0.95}, BROKEN, "Clearly worse", "the key does not give back what the box withholds"),
+    (3, {"students__wrong_key": 0.999}, BROKEN, "Theft works", "A thief with a wrong key gets a student better"),
+]
+
+
+@pytest.mark.parametrize(("place", "changes", "judgement", "status", "said"), CASES)
+def test_each_promise(place: int, changes: dict[str, float], judgement: Judgement, status: str, said: str) -> None:
+    verdict = judge(make(**changes))
+    promise = verdict.promises[place]
+    assert (promise.judged.judgement, promise.status.replace("\u00a0", " ")) == (judgement, status)
     assert said in words(verdict)
-    assert ("stops this thief" in verdict.promises[1].sentence) is (tone is Tone.KEPT)
+    assert verdict.judged.judgement is judgement
+    assert verdict.tone is promise.tone is (Tone.BROKEN if judgement is BROKEN else Tone.OPEN)
+    if judgement is BROKEN:
+        assert verdict.summary == "4 promises: 1 broken, 3 not settled"
 
 
-@pytest.mark.parametrize(
-    ("box", "tone", "said"),
-    [
-        (0.99, Tone.KEPT, "answers as well as the teacher"),
-        (
-            0.979,
-            Tone.OPEN,
-            "may answer worse than the teacher (97.9 % against 99.0 %); 1,000 images cannot tell",
-        ),
-        (0.95, Tone.BROKEN, "answers clearly worse than the teacher (95.0 % against 99.0 %)"),
-        (1.0, Tone.KEPT, "answers better than the teacher"),
-    ],
-)
-def test_everyone(box: float, tone: Tone, said: str) -> None:
-    verdict = judge(make(box__keyless=box))
-    assert verdict.promises[0].tone is tone
-    assert said in words(verdict)
+def test_users_have_the_same_budget_as_in_an_audit() -> None:
+    # Half a point may be lost: 0.8 points are clear, but are beyond it by 0.3 only.
+    assert judge(make(test=100_000, box__keyless=0.982)).promises[0].judged.judgement is BROKEN
+    assert judge(make(test=100_000, box__keyless=0.986)).promises[0].judged.judgement is OPEN
 
 
-@pytest.mark.parametrize(
-    ("partner", "from_teacher", "tone", "said"),
-    [
-        (0.986, 0.985, Tone.KEPT, "as good as one taught by the unprotected teacher (98.5 %)"),
-        (0.995, 0.985, Tone.KEPT, "better than one taught by"),
-        (0.975, 0.985, Tone.OPEN, "perhaps worse than one taught by"),
-        (0.95, 0.985, Tone.BROKEN, "clearly worse than one taught by"),
-        (0.981, None, Tone.OPEN, "no better than training alone (98.0 %): the key gained nothing measurable"),
-        (0.997, None, Tone.KEPT, "better than training alone"),
-        (0.90, None, Tone.BROKEN, "the key does not work"),
-    ],
-)
-def test_partner(partner: float, from_teacher: float | None, tone: Tone, said: str) -> None:
-    verdict = judge(make(students__partner=partner, students__from_teacher=from_teacher))
-    assert verdict.promises[2].tone is tone
-    assert said in words(verdict)
-
-
-def test_wrong_key_is_judged_when_tried() -> None:
+def test_a_wrong_key_is_judged_when_tried() -> None:
     assert len(judge(make(students__wrong_key=None)).promises) == 3
-    verdict = judge(make(students__wrong_key=0.999))
-    assert verdict.promises[3].tone is Tone.BROKEN
-    assert verdict.summary == "3 of 4 promises kept in this run"
+
+
+def test_a_record_without_a_student_of_the_teacher_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rows lack students\.from_teacher"):
+        make(students__from_teacher=None)
 
 
 def test_the_caveat_says_when_theft_could_not_pay_anyway() -> None:
@@ -141,30 +143,3 @@ def test_the_caveat_says_when_theft_could_not_pay_anyway() -> None:
     assert caveat is not None
     assert "within what 1,000 test images can tell" in caveat
     assert judge(make(students__from_teacher=0.998)).caveat is None
-    assert judge(make(students__from_teacher=None)).caveat is None
-
-
-def test_the_rule_at_its_edge() -> None:
-    edge = margin(0.90, 0.95, 1000)
-    assert edge == pytest.approx(2 * (0.09 / 1000 + 0.0475 / 1000) ** 0.5)
-    assert compare(0.95 - 0.021, 0.95, 1000) is Gap.SAME
-    assert compare(0.95 - 0.025, 0.95, 1000) is Gap.WORSE
-    assert compare(0.95 + 0.025, 0.95, 1000) is Gap.BETTER
-    assert compare(1.0, 1.0, 10) is Gap.SAME
-    assert compare(0.0, 1.0, 10) is Gap.WORSE
-
-
-def test_fewer_images_tell_less() -> None:
-    assert compare(0.93, 0.95, 10_000) is Gap.WORSE
-    assert compare(0.93, 0.95, 100) is Gap.SAME
-
-
-def test_wilson() -> None:
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(1.0, 360) == pytest.approx((0.98944, 1.0), abs=1e-5)
-    assert wilson(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-4)
-
-
-def test_percent() -> None:
-    assert percent(0.98765) == "98.8\u00a0%"
-    assert percent(1.0, 0) == "100\u00a0%"

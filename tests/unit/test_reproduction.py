@@ -14,8 +14,7 @@ import pytest
 
 from sdb import config
 from sdb.errors import ConfigError, RunExistsError
-from sdb.report.intervals import Z, t_quantile
-from sdb.report.verdict import wilson
+from sdb.report.intervals import Z, t_quantile, wilson
 from sdb.reproduction import job, recipes
 from sdb.reproduction.page import render
 from sdb.reproduction.plan import ALONE, NETWORKS, STUDENTS, changes_by_command, make_plan

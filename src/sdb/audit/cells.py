@@ -214,7 +214,8 @@ def cell(audit_seed: AuditSeed, task: Task, attack: Attack, defences: dict[str, 
         "agreement": agreement(student, defended.keyless, test),
         "queries": queries,
         "gap_closed": closed,
-        "details": stolen.details,
+        # JSON has no NaN and no infinities: those become words.
+        "details": json.loads(json.dumps(stolen.details), parse_constant=str),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sdb.audit.attacks.attack import Attack
@@ -17,6 +18,7 @@ from sdb.box.box import Box
 from sdb.models import Classifier
 from sdb.runtime import choose_device, command_line, environment
 
+SCHEMA = 2
 # A negative control's student may come to be right by luck this many times as often as chance.
 LUCK = 3.0
 # Share of the distance from its own network to the teacher that an attack must close when the victim is the teacher.
@@ -51,7 +53,7 @@ def make_claim(
     box = audit_seed.box
     name, arguments = audit_seed.spec()
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "audit",
         "title": f"Can it be stolen? {data.name}",
         **{
@@ -80,7 +82,7 @@ def make_claim(
         },
         "defences": [_defence(column, audit_seed, defences, results, seeds) for column in columns],
         "attacks": [_attack(attack) for attack in attacks.values()],
-        "cells": _cells(results, columns),
+        "cells": cells_of(results, columns),
         "controls": {
             name: _controls(attack, results, seeds, data.num_classes) for name, attack in attacks.items()
         },
@@ -138,7 +140,8 @@ def _attack(attack: Attack) -> dict[str, Any]:
     }
 
 
-def _cells(results: dict[Task, dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
+def cells_of(results: dict[Task, dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
+    """The cells of the columns that were asked for; one that was not done in every seed was not done."""
     places: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for task, result in results.items():
         if task.kind == "cell" and task.defence in columns:
@@ -164,35 +167,65 @@ def _controls(
     attack: Attack, results: dict[Task, dict[str, Any]], seeds: list[int], classes: int
 ) -> dict[str, Any]:
     """Whether the attack works where it must, and learns nothing where there is nothing to learn."""
-    column, chance = control_column(attack), 1 / classes
-    reached = [results[Task("cell", seed, column, attack.name)] for seed in seeds]
-    best = [results[Task("reference", seed)]["from_teacher"] for seed in seeds]
-    against = "against the unprotected teacher" if column == NONE else f"against the {column} box"
-    needed = chance + attack.control * (sum(best) / len(best) - chance)
-    # Who is handed the plain teacher and returns something farther from it than its own network recovers nothing.
-    shares = [found["gap_closed"] for found in reached if found.get("gap_closed") is not None]
-    opens = column != NONE or not shares or sum(shares) / len(shares) > OPENED
-    limit = min(LUCK * chance, (1 + chance) / 2)
+    column = control_column(attack)
     return {
-        "positive": _control(reached, lambda mean: mean >= needed and opens, against, needed, "needed"),
-        "negative": _control(
-            [results[Task("negative", seeds[0], column, attack.name)]],
-            lambda mean: mean <= limit,
-            "against shuffled answers and labels",
-            limit,
-            "limit",
+        "positive": positive_control(
+            [results[Task("cell", seed, column, attack.name)] for seed in seeds],
+            [results[Task("reference", seed)]["from_teacher"] for seed in seeds],
+            column,
+            attack.control,
+            classes,
         ),
+        "negative": negative_control(results[Task("negative", seeds[0], column, attack.name)], classes),
     }
 
 
-def _control(found: list[dict[str, Any]], passes: Any, where: str, bound: float, name: str) -> dict[str, Any]:
+def positive_control(
+    found: list[dict[str, Any]], best: list[float], column: str, share: float, classes: int
+) -> dict[str, Any]:
+    """Whether an attack works where it must.
+
+    Args:
+        found: its results there, one a seed.
+        best: accuracies of students of the teacher.
+        column: the defence that it must break.
+        share: of the way from chance to the best that its students must come.
+        classes: how many.
+    """
+    chance = 1 / classes
+    needed = chance + share * (fmean(best) - chance)
+    # Who is handed the plain teacher and returns something farther from it than its own network recovers nothing.
+    shares = [each["gap_closed"] for each in found if column == NONE and each.get("gap_closed") is not None]
+    closed = fmean(shares) if shares else None
+    where = "against the unprotected teacher" if column == NONE else f"against the {column} box"
+    reached, why = _reached(found, where)
+    passed = None if reached is None else reached >= needed and (closed is None or closed > OPENED)
+    return {
+        "passed": passed,
+        "reason": why,
+        "accuracies": [] if reached is None else [each["accuracy"] for each in found],
+        "needed": needed,
+        "closed": closed,
+        "closed_needed": None if closed is None else OPENED,
+    }
+
+
+def negative_control(found: dict[str, Any], classes: int) -> dict[str, Any]:
+    """Whether an attack learns nothing from answers and labels that say nothing."""
+    chance = 1 / classes
+    limit = min(LUCK * chance, (1 + chance) / 2)
+    reached, why = _reached([found], "against shuffled answers and labels")
+    return {
+        "passed": None if reached is None else reached <= limit,
+        "reason": why,
+        "accuracies": [] if reached is None else [reached],
+        "limit": limit,
+    }
+
+
+def _reached(found: list[dict[str, Any]], where: str) -> tuple[float | None, str]:
+    """Mean accuracy over seeds, None where one has none; and where, with the reason."""
     unfit = next((result for result in found if result["status"] != "done"), None)
     if unfit is not None:
-        return {"passed": None, "reason": f"{where}: {unfit['reason']}", "accuracies": [], name: bound}
-    accuracies = [result["accuracy"] for result in found]
-    return {
-        "passed": passes(sum(accuracies) / len(accuracies)),
-        "reason": where,
-        "accuracies": accuracies,
-        name: bound,
-    }
+        return None, f"{where}: {unfit['reason']}"
+    return fmean(result["accuracy"] for result in found), where

@@ -62,14 +62,16 @@ def audit(
 ) -> None:
     """Attack a box and the known defences; one report.
 
-    Writes OUT/claim.json and OUT/report.html. Exits with 1 where a declared bar fails or is not established.
+    Writes OUT/claim.json and OUT/report.html. Exits with 0 where every promise is established, and with 1 where one is
+    broken or not settled; the first line says which.
     """
     from sdb.audit.job import audit_job, find_subject
     from sdb.audit.plan import AuditSettings
     from sdb.config import parse_overrides
     from sdb.report.audit_verdict import judge
-    from sdb.report.audit_words import findings, headline
+    from sdb.report.audit_words import findings, headline, summary
     from sdb.report.claim import read_claim
+    from sdb.report.judgement import Judgement
     from sdb.runs.progress import ShowTasks
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
@@ -106,9 +108,9 @@ def audit(
         progress.close()
     found = read_claim(claim)
     verdict = judge(found)
-    say(headline(found, verdict))
+    say(f"{summary(found, verdict)}. {headline(found, verdict)}")
     for each in findings(found, verdict):
         say(f"{each.title}: {each.status}. {each.sentence}")
     say(f"{claim['seconds']:.0f} s; report: {out / 'report.html'}, claim: {out / 'claim.json'}")
-    if verdict.passed is not True:
+    if verdict.judged.judgement is not Judgement.ESTABLISHED:
         raise typer.Exit(1)

@@ -10,10 +10,9 @@ from sdb.report import audit_words as words
 from sdb.report.audit_charts import Standing, frontier, pareto_chart, partner_chart, unlock_chart
 from sdb.report.audit_verdict import COMPARED, AuditVerdict, CellVerdict, Outcome, judge, strongest
 from sdb.report.claim import AttackRow, Claim, DefenceRow, read_claim
-from sdb.report.intervals import difference, half_width, points, points_and_half
+from sdb.report.intervals import difference, half_width, percent, points, points_and_half
 from sdb.report.page import chance, duration, pairs
-from sdb.report.template import pages_of, style
-from sdb.report.verdict import percent
+from sdb.report.template import TONES, pages_of, style
 from sdb.runtime import write_atomic
 
 # A cell this far from the bar has the full colour.
@@ -157,7 +156,7 @@ def render(claim: Claim) -> str:
     return environment.get_template("audit.html.j2").render(
         claim=claim,
         verdict=verdict,
-        tone=words.tone_of(verdict),
+        tone=TONES[verdict.judged.judgement],
         summary=words.summary(claim, verdict),
         headline=words.headline(claim, verdict),
         findings=words.findings(claim, verdict),

@@ -1,12 +1,8 @@
-"""From an audit's claim to a verdict. Pure functions; the wording is in `audit_words`.
+"""From an audit's claim to a verdict. Pure functions; the rule is in `judgement`, the wording in `audit_words`.
 
 The bar is CMIM's: no attack makes a student without the key better than the same student trained alone with label
-smoothing, of the same seed, on the same images. Per attack and defence, d is the mean difference over seeds and h its
-95 % half-width (`intervals`):
-
-    d <= -h     stopped: worse than without the box
-    |d| < h     no gain
-    d >= h      gain: theft works
+smoothing, of the same seed, on the same images. Each attack on the audited box is a promise of its own, and so is what
+users and partners keep; all of those that the declared threat model covers together are the verdict.
 
 An attack whose controls failed, or were not run, is not trusted: what it does not achieve shows nothing. What it
 does achieve counts. An attack that returns a module which closes more than half of the distance between a network of
@@ -15,19 +11,19 @@ easy data a student gains nothing from any teacher, and elsewhere it would. One 
 nearer the teacher than the thief could get alone: no break, but no box is said to hold against it.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
 from sdb.report.claim import AttackRow, Cell, Claim, Threat
 from sdb.report.intervals import Difference, difference, half_width
+from sdb.report.judgement import ACCURACY_BUDGET, Judged, Judgement, judge_excess, not_settled, together
 
 # Share of the distance from a network of one's own to the teacher's soft outputs that counts as having the teacher.
 RECOVERED_SHARE = 0.5
 # A share of it above which a box is not said to hold, though the teacher was not recovered.
 NEARER_SHARE = 0.1
-# What a box may cost its users, as a fraction.
-ACCURACY_BUDGET = 0.005
 # How often a comparison of two equals looks like a gain.
 FALSE_ALARM = 0.025
 
@@ -47,8 +43,15 @@ class Outcome(StrEnum):
 
 
 BREAKS = frozenset({Outcome.GAIN, Outcome.RECOVERED})
-# What keeps an audit from saying that a box holds.
-UNKNOWN = frozenset({Outcome.NOT_TRUSTED, Outcome.FAILED, Outcome.NEARER})
+# What keeps an audit from saying that a box holds, whatever the numbers.
+UNKNOWN = {
+    Outcome.NOT_TRUSTED: "an attack cannot be trusted",
+    Outcome.FAILED: "an attack failed",
+    Outcome.NEARER: "an attack came nearer the teacher than a thief gets alone",
+}
+# Why a threat model or a partner's side is open where nothing was measured.
+NO_ATTACK = "no attack of this kind applied"
+NO_KEY = "no key was given, so no partner was trained"
 COMPARED = frozenset({Outcome.STOPPED, Outcome.NO_GAIN, Outcome.GAIN, Outcome.RECOVERED, Outcome.NEARER})
 
 
@@ -60,6 +63,7 @@ class CellVerdict:
         attack: The attack.
         defence: Name of the defence.
         outcome: How it came out.
+        judged: Whether the defence holds against it; None where the attack was not run or does not apply.
         trusted: Whether the attack's controls passed.
         accuracy: The student's mean test accuracy and half-width, a fraction; None where nothing was measured.
         gap: Against the label-smoothing student of the same seeds.
@@ -74,6 +78,7 @@ class CellVerdict:
     attack: AttackRow
     defence: str
     outcome: Outcome
+    judged: Judged | None
     trusted: bool
     accuracy: tuple[float, float] | None = None
     gap: Difference | None = None
@@ -86,13 +91,13 @@ class CellVerdict:
 
 @dataclass(frozen=True)
 class ThreatVerdict:
-    """What the attacks of one threat model show together; None is "not established"."""
+    """What the attacks of one threat model show together."""
 
     threat: Threat
-    passed: bool | None
+    judged: Judged
     cells: tuple[CellVerdict, ...]
 
-    def having(self, outcomes: frozenset[Outcome]) -> tuple[CellVerdict, ...]:
+    def having(self, outcomes: Container[Outcome]) -> tuple[CellVerdict, ...]:
         """The cells with one of some outcomes."""
         return tuple(cell for cell in self.cells if cell.outcome in outcomes)
 
@@ -109,14 +114,14 @@ class Promise:
     Attributes:
         ours: Mean and half-width of what the box gives; None where it was not measured.
         theirs: The same of what it is held against.
-        gap: Their difference.
-        passed: None where it was not measured.
+        gap: Ours less theirs.
+        judged: How it came out.
     """
 
     ours: tuple[float, float] | None
     theirs: tuple[float, float]
     gap: Difference | None
-    passed: bool | None
+    judged: Judged
 
 
 @dataclass(frozen=True)
@@ -124,24 +129,24 @@ class AuditVerdict:
     """An audit's verdict on its box.
 
     Attributes:
-        passed: Whether every bar holds under the declared threat model; None where that was not established.
+        judged: Every promise under the declared threat model together.
         declared: The threat model that the claim declares.
         api: Against who can only ask.
         shipped: Against who has the weights too; None where no such attack belongs to the audit.
         leak: Attacks that know what a thief should not; they count for nothing.
         everyone: Keyless accuracy against the teacher's.
-        partner: The partner's student against one taught by the teacher.
+        partner: The partner's student against one taught by the teacher; None where the box opens for no key.
         teaches: What the unprotected teacher's student gains over the bar.
         cells: Every attack on every defence.
     """
 
-    passed: bool | None
+    judged: Judged
     declared: ThreatVerdict
     api: ThreatVerdict
     shipped: ThreatVerdict | None
     leak: tuple[CellVerdict, ...]
     everyone: Promise
-    partner: Promise
+    partner: Promise | None
     teaches: Difference
     cells: tuple[CellVerdict, ...]
 
@@ -168,19 +173,24 @@ def judge_cell(claim: Claim, defence: str, attack: AttackRow) -> CellVerdict:
     trusted = control is not None and control.positive.passed is True and control.negative.passed is True
     cell = claim.cell(defence, attack.name)
     if cell is None:
-        return CellVerdict(attack, defence, Outcome.NOT_RUN, trusted)
-    if cell.status != "done":
-        outcome = Outcome.FAILED if cell.status == "failed" else Outcome.NOT_APPLICABLE
-        return CellVerdict(attack, defence, outcome, trusted, reason=cell.reason)
+        return CellVerdict(attack, defence, Outcome.NOT_RUN, None, trusted)
+    if cell.status == "not_applicable":
+        return CellVerdict(attack, defence, Outcome.NOT_APPLICABLE, None, trusted, reason=cell.reason)
+    if cell.status == "failed":
+        judged = not_settled(UNKNOWN[Outcome.FAILED])
+        return CellVerdict(attack, defence, Outcome.FAILED, judged, trusted, reason=cell.reason)
     trials = sorted(cell.seeds, key=lambda trial: claim.seeds.index(trial.seed))
     accuracies = [trial.accuracy for trial in trials]
     gap = difference(accuracies, claim.references.label_smoothing, claim.data.test)
     closed = [trial.gap_closed for trial in trials if trial.gap_closed is not None]
-    share = fmean(closed) if closed else None
+    # As in `difference`: seeds that agree must not differ from a bound by rounding.
+    share = round(fmean(closed), 12) if closed else None
+    outcome = _outcome(gap, share, trusted)
     return CellVerdict(
         attack,
         defence,
-        _outcome(gap, share, trusted),
+        outcome,
+        _judged(outcome, gap),
         trusted,
         accuracy=(fmean(accuracies), half_width(accuracies, claim.data.test)),
         gap=gap,
@@ -204,6 +214,14 @@ def _outcome(gap: Difference, share: float | None, trusted: bool) -> Outcome:
     return Outcome.STOPPED if gap.below else Outcome.NO_GAIN
 
 
+def _judged(outcome: Outcome, gap: Difference) -> Judged:
+    """An attack that was run, as a promise: what the accuracies say, unless the outcome says more."""
+    judged = judge_excess(gap)
+    if outcome in BREAKS:
+        return Judged(Judgement.BROKEN, (), judged.smallest)
+    return not_settled(UNKNOWN[outcome], judged.smallest) if outcome in UNKNOWN else judged
+
+
 def _distrust(cell: Cell, claim: Claim) -> str:
     control = claim.controls.get(cell.attack)
     if control is None or control.positive.passed is None:
@@ -219,24 +237,20 @@ def _distrust(cell: Cell, claim: Claim) -> str:
 def judge_threat(threat: Threat, cells: tuple[CellVerdict, ...]) -> ThreatVerdict:
     """Judge one threat model by the cells of the audited box; attacks through the API count for both."""
     kinds = ("api",) if threat == "api" else ("api", "shipped")
-    applicable = tuple(
-        cell for cell in cells if cell.attack.threat in kinds and cell.outcome is not Outcome.NOT_APPLICABLE
-    )
-    outcomes = {cell.outcome for cell in applicable}
-    passed = None if not applicable or outcomes & UNKNOWN else True
-    return ThreatVerdict(threat, False if outcomes & BREAKS else passed, applicable)
+    ours = tuple(cell for cell in cells if cell.attack.threat in kinds and cell.judged is not None)
+    judged = together(cell.judged for cell in ours if cell.judged is not None)
+    return ThreatVerdict(threat, judged if ours else not_settled(NO_ATTACK), ours)
 
 
 def _promise(ours: list[float | None], theirs: list[float], images: int, budget: float) -> Promise:
-    """Whether `ours` is no more than a budget below `theirs`, beyond chance; seeds without a value are left out."""
+    """Whether `theirs` is above `ours` by no more than a budget; seeds without a value are left out."""
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     reference = (fmean(theirs), half_width(theirs, images))
     if not pairs:
-        return Promise(None, reference, None, None)
+        return Promise(None, reference, None, not_settled(NO_KEY))
     mine, other = [a for a, _ in pairs], [b for _, b in pairs]
-    gap = difference(mine, other, images)
-    passed = gap.value >= -budget or gap.value + gap.half > -budget
-    return Promise((fmean(mine), half_width(mine, images)), reference, gap, passed)
+    judged = judge_excess(difference(other, mine, images), budget)
+    return Promise((fmean(mine), half_width(mine, images)), reference, difference(mine, other, images), judged)
 
 
 def judge(claim: Claim) -> AuditVerdict:
@@ -246,7 +260,7 @@ def judge(claim: Claim) -> AuditVerdict:
         claim: A claim that `read_claim` has checked.
 
     Returns:
-        The verdict; `passed` is about the threat model that the claim declares.
+        The verdict; `judged` is about the threat model that the claim declares.
     """
     cells = tuple(judge_cell(claim, row.name, attack) for row in claim.defences for attack in claim.attacks)
     ours = tuple(cell for cell in cells if cell.defence == claim.target)
@@ -255,11 +269,12 @@ def judge(claim: Claim) -> AuditVerdict:
     declared = api if claim.threat == "api" else both
     box, references, images = claim.defence(claim.target), claim.references, claim.data.test
     everyone = _promise(list(box.keyless), references.teacher, images, ACCURACY_BUDGET)
-    partner = _promise(box.partner, references.from_teacher, images, 0.0)
-    broken = declared.passed is False or everyone.passed is False or partner.passed is False
+    # A box that no key opens promises its partners nothing.
+    keyless = claim.box is not None and not claim.box.key_kind
+    partner = None if keyless else _promise(box.partner, references.from_teacher, images, 0.0)
     has_shipped = claim.threat == "shipped" or any(cell.attack.threat == "shipped" for cell in both.cells)
     return AuditVerdict(
-        passed=False if broken else declared.passed,
+        judged=together([declared.judged, everyone.judged, *([partner.judged] if partner else [])]),
         declared=declared,
         api=api,
         shipped=both if has_shipped else None,

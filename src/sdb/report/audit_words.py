@@ -1,5 +1,6 @@
-"""An audit's verdict in words, for somebody who has not read the paper. The wording follows the numbers."""
+"""An audit's verdict in words, for somebody who has not read the paper. They follow `judge` and decide nothing."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdb.report.audit_verdict import (
@@ -14,8 +15,9 @@ from sdb.report.audit_verdict import (
     ThreatVerdict,
 )
 from sdb.report.claim import Claim
-from sdb.report.intervals import Difference, points_and_half
-from sdb.report.verdict import NOTABLE_LOSS, Tone, percent
+from sdb.report.intervals import FEWEST_SEEDS, Difference, percent, points_and_half
+from sdb.report.judgement import ACCURACY_BUDGET, COARSEST, NOTABLE, Judged, Judgement
+from sdb.report.template import TONES, Tone
 
 THREATS = {
     "api": "Somebody who can only ask it",
@@ -40,9 +42,14 @@ class Finding:
 
     title: str
     status: str
-    tone: Tone
+    judged: Judged
     sentence: str
     declared: bool = True
+
+    @property
+    def tone(self) -> Tone:
+        """The colour of its card."""
+        return TONES[self.judged.judgement]
 
 
 def among(cells: tuple[CellVerdict, ...]) -> str:
@@ -64,41 +71,49 @@ def _attacks(count: int) -> str:
 
 def threat_finding(threat: ThreatVerdict, declared: bool) -> Finding:
     """What the attacks of one threat model showed."""
-    title = THREATS[threat.threat]
-    breaks, unknown = threat.having(BREAKS), threat.having(UNKNOWN)
-    count = len(threat.cells)
-    if threat.passed is False:
-        sentence = f"{len(breaks)} of {_attacks(count)} got through: {_breaks(breaks)}."
-        return Finding(title, "Can copy it", Tone.BROKEN, sentence, declared)
-    best = threat.strongest
+    title, count, judged = THREATS[threat.threat], len(threat.cells), threat.judged
+    best, span = threat.strongest, resolution(threat)
     bar = f" The best copy: {best.attack.name}, {against(best.gap)}." if best and best.gap else ""
-    if threat.passed is None:
-        if not count:
-            return Finding(title, "Not established", Tone.OPEN, "No attack of this kind applied.", declared)
-        nearer = tuple(cell for cell in unknown if cell.outcome is Outcome.NEARER)
-        others = tuple(cell for cell in unknown if cell.outcome is not Outcome.NEARER)
-        parts = []
-        if nearer:
-            most = max(cell.gap_closed or 0.0 for cell in nearer)
-            parts.append(
-                f"{_attacks(len(nearer))} ({among(nearer)}) came nearer the teacher than a thief gets alone, by up to "
-                f"{percent(most, 0)} of the way."
-            )
-        if others:
-            parts.append(f"{len(others)} of {_attacks(count)} failed or cannot be trusted ({among(others)}).")
-        sentence = f"{' '.join(parts)} The other {count - len(unknown)} gained nothing clear.{bar}"
-        return Finding(title, "Not established", Tone.OPEN, sentence, declared)
-    if best and best.gap and best.gap.value >= NOTABLE_LOSS:
-        sentence = (
-            f"Perhaps not: the best copy, {best.attack.name}, is at {against(best.gap)}; the test is too small."
-        )
-        return Finding(title, "Not settled", Tone.OPEN, sentence, declared)
-    stopped = len(threat.having(frozenset({Outcome.STOPPED})))
+    seen = f" The smallest gain that could have been seen: {span}." if span else ""
+    if judged.judgement is Judgement.BROKEN:
+        breaks = threat.having(BREAKS)
+        sentence = f"{len(breaks)} of {_attacks(count)} got through: {_breaks(breaks)}.{seen}"
+        return Finding(title, "Can copy it", judged, sentence, declared)
+    if judged.judgement is Judgement.NOT_SETTLED:
+        sentence = f"{_unknown(threat)}{bar}{seen}".strip()
+        return Finding(title, "Not settled", judged, sentence, declared)
+    stopped = len(threat.having({Outcome.STOPPED}))
     sentence = (
         f"None of {_attacks(count)} made a copy clearly better than the same small network trained alone; "
-        f"{stopped} did clearly worse.{bar}"
+        f"{stopped} did clearly worse.{bar}{seen}"
     )
-    return Finding(title, "Gains nothing", Tone.KEPT, sentence, declared)
+    return Finding(title, "Gains nothing", judged, sentence, declared)
+
+
+def _because(reasons: Iterable[str]) -> str:
+    """Why something is not settled, as the beginning of a sentence."""
+    text = "; ".join(reasons)
+    return text[:1].upper() + text[1:]
+
+
+def _unknown(threat: ThreatVerdict) -> str:
+    """What keeps a threat model open, which attacks do so, and what the others gained."""
+    unknown, count = threat.having(UNKNOWN), len(threat.cells)
+    nearer = tuple(cell for cell in unknown if cell.outcome is Outcome.NEARER)
+    others = tuple(cell for cell in unknown if cell.outcome is not Outcome.NEARER)
+    told = [reason for reason in threat.judged.reasons if reason not in UNKNOWN.values()]
+    parts = [f"{_because(told)}."] if told else []
+    if nearer:
+        most = max(cell.gap_closed or 0.0 for cell in nearer)
+        parts.append(
+            f"{_attacks(len(nearer))} ({among(nearer)}) came nearer the teacher than a thief gets alone, by up to "
+            f"{percent(most, 0)} of the way."
+        )
+    if others:
+        parts.append(f"{len(others)} of {_attacks(count)} failed or cannot be trusted ({among(others)}).")
+    if unknown:
+        parts.append(f"The other {count - len(unknown)} gained nothing clear.")
+    return " ".join(parts)
 
 
 def _breaks(breaks: tuple[CellVerdict, ...]) -> str:
@@ -118,27 +133,18 @@ def _breaks(breaks: tuple[CellVerdict, ...]) -> str:
     return "; ".join(parts)
 
 
-def _pair(promise: Promise) -> str:
-    if promise.ours is None or promise.gap is None:
-        return ""
-    gap = points_and_half(promise.gap.value, promise.gap.half)
-    return f"{percent(promise.ours[0])} against {percent(promise.theirs[0])}, {gap} points"
-
-
-def unsettled(promise: Promise) -> bool:
-    """Whether a loss of a point or more stays within chance: too small a test is no proof that there is none."""
-    return promise.passed is True and promise.gap is not None and promise.gap.value <= -NOTABLE_LOSS
-
-
 def _held(promise: Promise, title: str, kept: str, lost: str) -> Finding:
-    if promise.passed is None or promise.gap is None:
-        return Finding(title, "Not tested", Tone.OPEN, "No key was given to the audit, or there is none.")
-    if not promise.passed:
-        return Finding(title, "Clearly worse", Tone.BROKEN, f"{lost} ({_pair(promise)}).")
-    if unsettled(promise):
-        return Finding(title, "Not settled", Tone.OPEN, f"Perhaps not: {_pair(promise)}; the test is too small.")
-    status = "Better" if promise.gap.above else "As good"
-    return Finding(title, status, Tone.KEPT, f"{kept} ({_pair(promise)}).")
+    judged, gap = promise.judged, promise.gap
+    if promise.ours is None or gap is None:
+        return Finding(title, "Not tested", judged, f"{_because(judged.reasons)}.")
+    measured = points_and_half(gap.value, gap.half)
+    pair = f"{percent(promise.ours[0])} against {percent(promise.theirs[0])}, {measured} points"
+    seen = f" The smallest loss that could have been seen: {100 * (judged.smallest or 0):.1f} points."
+    if judged.judgement is Judgement.BROKEN:
+        return Finding(title, "Clearly worse", judged, f"{lost} ({pair}).{seen}")
+    if judged.judgement is Judgement.NOT_SETTLED:
+        return Finding(title, "Not settled", judged, f"{_because(judged.reasons)}: {pair}.{seen}")
+    return Finding(title, "Better" if gap.above else "As good", judged, f"{kept} ({pair}).{seen}")
 
 
 def findings(claim: Claim, verdict: AuditVerdict) -> list[Finding]:
@@ -153,14 +159,15 @@ def findings(claim: Claim, verdict: AuditVerdict) -> list[Finding]:
             "It answers clearly worse than the teacher: users pay for the protection",
         )
     )
-    result.append(
-        _held(
-            verdict.partner,
-            "A partner with the key",
-            "A student with the key is as good as one taught by the unprotected teacher",
-            "A student with the key is clearly worse than one taught by the unprotected teacher",
+    if verdict.partner is not None:
+        result.append(
+            _held(
+                verdict.partner,
+                "A partner with the key",
+                "A student with the key is as good as one taught by the unprotected teacher",
+                "A student with the key is clearly worse than one taught by the unprotected teacher",
+            )
         )
-    )
     return result
 
 
@@ -169,44 +176,37 @@ def subject(claim: Claim) -> str:
     return "The box" if claim.target == "box" else "The decoy box"
 
 
-def tone_of(verdict: AuditVerdict) -> Tone:
-    """The verdict's tone."""
-    return {True: Tone.KEPT, False: Tone.BROKEN, None: Tone.OPEN}[verdict.passed]
-
-
 def summary(claim: Claim, verdict: AuditVerdict) -> str:
-    """The verdict in a line."""
+    """The verdict in a line, with the smallest gain that its test could have seen."""
     model = {"api": "behind an API", "shipped": "as shipped files"}[claim.threat]
-    return {
-        True: f"Passed: {subject(claim).lower()} holds {model}",
-        False: f"Failed: {subject(claim).lower()} does not keep its promises {model}",
-        None: f"Not established: this audit cannot say whether {subject(claim).lower()} holds {model}",
-    }[verdict.passed]
+    name, span = subject(claim).lower(), resolution(verdict.declared)
+    text = {
+        Judgement.ESTABLISHED: f"Established: {name} holds {model}",
+        Judgement.BROKEN: f"Broken: {name} does not keep its promises {model}",
+        Judgement.NOT_SETTLED: f"Not settled: this audit cannot say whether {name} keeps its promises {model}: "
+        f"{'; '.join(verdict.judged.reasons)}",
+    }[verdict.judged.judgement]
+    return f"{text} (smallest gain that could have been seen: {span})" if span else text
 
 
 def headline(claim: Claim, verdict: AuditVerdict) -> str:
     """What the declared threat model came to, as one or two sentences."""
-    threat = verdict.declared
+    broken, established = Judgement.BROKEN, Judgement.ESTABLISHED
+    copied = verdict.declared.judged.judgement
     who = {"api": "by asking it", "shipped": "by asking it or from its files"}[claim.threat]
-    if verdict.api.passed is not False and threat.passed is False:
-        who = "from its files"
-    elif threat.passed is False:
-        who = "by asking it"
+    if copied is broken:
+        who = "by asking it" if verdict.api.judged.judgement is broken else "from its files"
     name = subject(claim)
-    if threat.passed is False:
-        lead = f"{name} can be copied {who}."
-    elif threat.passed is None:
-        lead = f"Whether {name.lower()} can be copied {who} is not established."
-    else:
-        lead = f"Nobody who tried to copy {name.lower()} {who} gained anything."
-    if not verdict.everyone.passed:
-        cost = "Its users pay: it answers clearly worse than the teacher."
-    elif unsettled(verdict.everyone):
-        cost = "Whether its users pay for that, this test is too small to say."
-    else:
-        cost = "Everyone can use it as before."
-    partner = "" if verdict.partner.passed is not False else " Its partners are not served either."
-    return f"{lead} {cost}{partner}"
+    lead = {
+        broken: f"{name} can be copied {who}.",
+        established: f"Nobody who tried to copy {name.lower()} {who} gained anything.",
+    }.get(copied, f"Whether {name.lower()} can be copied {who} is not settled.")
+    cost = {
+        broken: "Its users pay: it answers clearly worse than the teacher.",
+        established: "Everyone can use it as before.",
+    }.get(verdict.everyone.judged.judgement, "Whether its users pay for that is not settled.")
+    partner = verdict.partner is not None and verdict.partner.judged.judgement is broken
+    return f"{lead} {cost}{' Its partners are not served either.' if partner else ''}"
 
 
 def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
@@ -248,7 +248,8 @@ def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
                 "come from the box. Its gains are counted all the same.",
             )
         )
-    if (shipped := verdict.shipped) is not None and claim.threat == "api" and shipped.passed is False:
+    shipped = verdict.shipped
+    if shipped is not None and claim.threat == "api" and shipped.judged.judgement is Judgement.BROKEN:
         more = len(shipped.having(BREAKS)) - len(verdict.api.having(BREAKS))
         if more:
             found.append(
@@ -261,27 +262,24 @@ def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
     return found
 
 
-def resolution(threat: ThreatVerdict) -> tuple[float, float] | None:
-    """The smallest gains that could have been seen: of the sharpest and of the bluntest comparison."""
-    halves = [cell.gap.half for cell in threat.having(COMPARED) if cell.gap]
-    return (min(halves), max(halves)) if halves else None
+def resolution(threat: ThreatVerdict) -> str:
+    """The smallest gains that could have been seen, from the sharpest comparison to the bluntest; empty without any."""
+    halves = [cell.judged.smallest for cell in threat.cells if cell.judged and cell.judged.smallest is not None]
+    if not halves:
+        return ""
+    least, most = (f"{100 * value:.1f}" for value in (min(halves), max(halves)))
+    return f"{least} points" if least == most else f"{least} to {most} points, by attack"
 
 
 def rule(verdict: AuditVerdict) -> str:
-    """How the verdict is decided, what it could have seen and how often it errs by chance."""
-    text = (
+    """How the verdict is decided, and how often it errs by chance."""
+    count = len(verdict.declared.having(COMPARED))
+    return (
         "How this is decided: “trained alone” is the same small network trained on smoothed labels, without any "
         "teacher, on the same images and seeds. A copy counts as better when its accuracy is above that by the 95 % "
-        "interval of the difference."
-    )
-    seen = resolution(verdict.declared)
-    if seen:
-        least, most = (f"{100 * value:.1f}" for value in seen)
-        span = f"{least} points" if least == most else f"{least} to {most} points, by attack"
-        text += f" The smallest gain that could have been seen: {span}."
-    count = len(verdict.declared.having(COMPARED))
-    alarms = f"{FALSE_ALARM * count:.1f}"
-    return text + (
-        f" With {count} comparisons, about {alarms} would look like a gain by chance if every copy were exactly as "
-        "good as one trained alone; they share one bar, so such errors come together."
+        f"interval of the difference; users may lose {100 * ACCURACY_BUDGET:.1f} points. A promise is established by "
+        f"at least {FEWEST_SEEDS} seeds, where less than {100 * NOTABLE:.0f} point was lost to chance and "
+        f"{100 * COARSEST:.0f} points can be ruled out; otherwise, unless it is broken, it is not settled. "
+        f"With {count} comparisons, about {FALSE_ALARM * count:.1f} would look like a gain by chance if every copy "
+        "were exactly as good as one trained alone; they share one bar, so such errors come together."
     )

@@ -4,27 +4,20 @@ Unknown fields are refused, and so is a claim in which the audited box lacks a c
 its evidence is worse than no page.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sdb.errors import ConfigError
-from sdb.files import parse_json, read_bytes
-from sdb.report.record import faults_of
+from sdb.report.record import LARGEST, Count, Fraction, Positive, Seconds, checked
+from sdb.report.schemas import of_today
 
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# A share of a distance: at most all of it, and any amount behind.
+Share = Annotated[float, Field(ge=-LARGEST, le=1, allow_inf_nan=False)]
 # A divergence in single precision may fall below zero by a rounding error.
-Distance = Annotated[float, Field(ge=-1e-3, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Distance = Annotated[float, Field(ge=-1e-3, le=LARGEST, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Threat = Literal["api", "shipped"]
-
-# A claim larger than this is something else: a full audit takes about a megabyte.
-LARGEST = 64 * 2**20
 
 
 class _Part(BaseModel):
@@ -108,7 +101,7 @@ class Trial(_Part):
     agreement: Fraction
     queries: Count
     seconds: Seconds
-    gap_closed: Number | None
+    gap_closed: Share | None
     details: dict[str, Any]
 
 
@@ -123,12 +116,18 @@ class Cell(_Part):
 
 
 class PositiveControl(_Part):
-    """Whether the attack works on an unprotected model."""
+    """Whether the attack works where it must.
+
+    `closed` is the share of the distance to the teacher that a recovered module closed where the victim is the teacher
+    itself; it must be above `closed_needed`.
+    """
 
     passed: bool | None
     reason: str
     accuracies: list[Fraction]
-    needed: Number | None
+    needed: Fraction | None
+    closed: Share | None
+    closed_needed: Fraction | None
 
 
 class NegativeControl(_Part):
@@ -137,7 +136,7 @@ class NegativeControl(_Part):
     passed: bool | None
     reason: str
     accuracies: list[Fraction]
-    limit: Number | None
+    limit: Fraction | None
 
 
 class Controls(_Part):
@@ -166,9 +165,9 @@ class Trace(_Part):
 
 
 class Claim(_Part):
-    """An audit's claim, version 1."""
+    """An audit's claim, of today's schema; `schemas` reads those before it."""
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[2] = Field(alias="schema")
     kind: Literal["audit"]
     title: str
     preset: str
@@ -186,7 +185,7 @@ class Claim(_Part):
     settings: dict[str, Any]
     references: References
     defences: Annotated[list[DefenceRow], Field(min_length=1)]
-    attacks: Annotated[list[AttackRow], Field(min_length=1)]
+    attacks: list[AttackRow]
     cells: list[Cell]
     controls: dict[str, Controls]
     unlock: list[Unlock]
@@ -276,43 +275,21 @@ def read_claim(claim: dict[str, Any]) -> Claim:
     """Check a claim and return it typed.
 
     Args:
-        claim: The audit's claim, as read from its JSON file.
+        claim: The audit's claim, as read from its JSON file; of any schema that there has been.
 
     Returns:
         The same, typed and complete.
 
     Raises:
-        ConfigError: A field is missing, unknown or of the wrong kind, or parts do not fit together; every fault is
-            named, with its path.
+        ConfigError: It is something else, a field is missing, unknown or of the wrong kind, a number is not finite, or
+            parts do not fit together; every fault is named, with its path.
     """
-    try:
-        return Claim.model_validate(claim)
-    except ValidationError as error:
-        faults = faults_of(error, "claim")
+    if claim.get("kind") != "audit":
+        raise ConfigError("not an audit's claim; give the claim.json that `sdb audit` wrote")
+    read, faults = checked(Claim, of_today(claim), "claim")
+    if read is None:
         raise ConfigError(
             f"this claim cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
-            "Expected an audit's claim of schema 1, as `sdb audit` writes it; run it again."
-        ) from None
-
-
-def load_claim(path: Path | str) -> Claim:
-    """Read a claim's file and check it.
-
-    Raises:
-        ConfigError: There is no such file, it is no whole JSON object, or it is not a claim that can be reported.
-    """
-    path = Path(path)
-    try:
-        value = parse_json(read_bytes(path, LARGEST), finite=False)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; give the claim that `sdb audit` wrote") from None
-    except ValueError:
-        raise ConfigError(
-            f"{path}: not a whole JSON file; it may be half written. Give the claim that `sdb audit` wrote"
-        ) from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: a JSON {type(value).__name__}; an audit's claim is an object")
-    try:
-        return read_claim(value)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+            "Expected an audit's claim, as `sdb audit` writes it; run it again."
+        )
+    return read

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
-from sdb.errors import ConfigError
 from sdb.report.audit_verdict import CellVerdict, judge
 from sdb.report.audit_words import summary
 from sdb.report.claim import Claim
@@ -41,10 +40,12 @@ class Moved:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two comparable claims, side by side.
+    """Two claims, side by side.
 
     Attributes:
-        settings: What differs, of what may.
+        apart: What differs of data, student, budgets and interface: then the cells are of different things, and are not
+            compared.
+        settings: What differs, that included.
         moved: Cells that differ beyond their intervals; of the audited box, also those with another outcome.
         within: How many other cells have numbers in both claims.
         only_first: Cells, as `attack on defence`, with a number only in the first.
@@ -53,6 +54,7 @@ class Comparison:
         changed: Whether they differ.
     """
 
+    apart: tuple[str, ...]
     settings: tuple[Change, ...]
     moved: tuple[Moved, ...]
     within: int
@@ -97,27 +99,21 @@ def compare(first: Claim, second: Claim) -> Comparison:
     Args:
         first: A claim that `read_claim` has checked.
         second: Another one.
-
-    Raises:
-        ConfigError: They differ in data, student, budgets or interface, so that their numbers are of different things.
     """
     found = _settings(first, second, _MUST_AGREE)
-    luck = [change for change in found if change.path in _LUCK]
-    against = [change for change in found if change.path not in _LUCK]
-    if against:
-        reasons = "; ".join(f"{change.path}: {change.first} and {change.second}" for change in against)
-        raise ConfigError(
-            f"these claims cannot be compared, they differ in {reasons}. Audit both boxes with the same settings"
-        )
+    apart = tuple(change.path for change in found if change.path not in _LUCK)
     ours, theirs = judge(first), judge(second)
     before = {_pair(cell, first): cell for cell in ours.cells if cell.gap is not None}
     after = {_pair(cell, second): cell for cell in theirs.cells if cell.gap is not None}
+    if apart:
+        before, after = {}, {}
     judged = [
         Moved(cell, after[pair], _beyond(cell, after[pair])) for pair, cell in before.items() if pair in after
     ]
     moved = tuple(item for item in judged if item.beyond or _told(item, first))
     return Comparison(
-        settings=(*luck, *_settings(first, second, _MAY_DIFFER), *_parameters(first, second)),
+        apart=apart,
+        settings=(*found, *_settings(first, second, _MAY_DIFFER), *_parameters(first, second)),
         moved=moved,
         within=len(judged) - len(moved),
         only_first=tuple(f"{attack} on {defence}" for defence, attack in before if (defence, attack) not in after),
@@ -125,7 +121,7 @@ def compare(first: Claim, second: Claim) -> Comparison:
             f"{attack} on {defence}" for defence, attack in after if (defence, attack) not in before
         ),
         verdicts=(summary(first, ours), summary(second, theirs)),
-        changed=ours.passed is not theirs.passed,
+        changed=ours.judged.judgement is not theirs.judged.judgement,
     )
 
 
@@ -189,7 +185,13 @@ def comparison_text(result: Comparison, names: tuple[str, str]) -> str:
             for item in result.moved
         ]
         lines.append("")
-    lines.append(f"{result.within} cell(s) stayed within their intervals.")
+    if result.apart:
+        lines.append(
+            f"Cells are not compared: these audits differ in {', '.join(map(escaped, result.apart))}, so their numbers "
+            "are of different things. Audit both boxes with the same settings to compare them."
+        )
+    else:
+        lines.append(f"{result.within} cell(s) stayed within their intervals.")
     for name, cells in ((first, result.only_first), (second, result.only_second)):
         if cells:
             more = f" and {len(cells) - MOST_CELLS} more cells" if len(cells) > MOST_CELLS else ""

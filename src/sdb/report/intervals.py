@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from sdb.report.verdict import wilson
-
+# The two-sided 95 % quantile of the normal distribution.
 Z = 1.959964
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -36,20 +35,32 @@ class Difference:
     lowest: float
     seeds: int
 
-    @property
-    def above(self) -> bool:
-        """Whether it is above zero beyond chance.
+    def beyond(self, allowed: float) -> bool:
+        """Whether it is above a fraction beyond chance.
 
-        Also where every one of three or more seeds is above zero by the half-width of the images: seeds that all
+        Also where every one of three or more seeds is above it by the half-width of the images: seeds that all
         gain, but unequally, must not hide each other's gain.
         """
-        every = self.seeds >= FEWEST_SEEDS and self.lowest >= self.clear
-        return self.value > 0 and (self.value >= self.half or every)
+        every = self.seeds >= FEWEST_SEEDS and self.lowest - allowed >= self.clear
+        return self.value > allowed and (self.value - allowed >= self.half or every)
+
+    @property
+    def above(self) -> bool:
+        """Whether it is above zero beyond chance."""
+        return self.beyond(0.0)
 
     @property
     def below(self) -> bool:
         """Whether it is below zero beyond chance."""
         return self.value < 0 and self.value <= -self.half
+
+
+def wilson(accuracy: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion."""
+    spread = Z * Z / count
+    centre = (accuracy + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(accuracy * (1 - accuracy) / count + spread / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def t_quantile(freedom: int) -> float:
@@ -76,11 +87,17 @@ def half_width(accuracies: Sequence[float], images: int) -> float:
 def difference(ours: Sequence[float], theirs: Sequence[float], images: int) -> Difference:
     """Compare accuracies, seed by seed, each measured on so many images."""
     gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
-    p, q = fmean(ours), fmean(theirs)
-    # All seeds are tested on the same images: more seeds do not make these more.
-    clear = Z * math.sqrt((p * (1 - p) + q * (1 - q)) / images)
+    # One image right and one wrong are added to each side (Agresti and Caffo 2000): few images that are all answered
+    # rightly do not show that nothing differs. All seeds are tested on the same images: more do not make these more.
+    p, q = ((fmean(each) * images + 1) / (images + 2) for each in (ours, theirs))
+    clear = Z * math.sqrt((p * (1 - p) + q * (1 - q)) / (images + 2))
     # Where all seeds agree the sum of their gaps must not differ from zero by rounding.
     return Difference(round(fmean(gaps), 12), max(t_half(gaps), clear), clear, min(gaps), len(gaps))
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as text in per cent, with a space that does not break."""
+    return f"{100 * fraction:.{digits}f}\u00a0%"
 
 
 def points(value: float, digits: int = 1) -> str:

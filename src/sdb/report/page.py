@@ -13,9 +13,10 @@ from PIL import Image
 
 from sdb.files import json_text
 from sdb.report.charts import STYLES, CurveChart, curve_chart, is_student
+from sdb.report.intervals import percent, wilson
 from sdb.report.record import Example, Record, Row, RowId, read_record
 from sdb.report.template import pages_of, style
-from sdb.report.verdict import judge, percent, wilson
+from sdb.report.verdict import judge
 from sdb.runtime import write_atomic
 
 GROUPS: tuple[tuple[str, tuple[RowId, ...]], ...] = (
@@ -165,41 +166,37 @@ def pairs(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, plain(value)) for name, value in facts.items()]
 
 
-def render(record: dict[str, Any]) -> str:
-    """The page for a record, as HTML.
-
-    Raises:
-        ConfigError: The record is not one that can be reported.
-    """
-    checked = read_record(record)
-    groups, ticks = _groups(checked)
+def render(record: Record) -> str:
+    """The page for a record, as HTML."""
+    groups, ticks = _groups(record)
     environment = pages_of("report")
     environment.filters |= {"chance": chance, "percent": percent, "duration": duration, "pairs": pairs}
-    charts = _charts(checked)
-    examples = checked.examples.items
+    charts = _charts(record)
+    examples = record.examples.items
     return environment.get_template("template.html.j2").render(
-        record=checked,
-        verdict=judge(checked),
+        record=record,
+        verdict=judge(record),
         groups=groups,
         ticks=ticks,
         style=style("style.css"),
         # Matplotlib's own output; everything else on the page is escaped.
         charts=[(chart, Markup(chart.svg)) for chart in charts],  # noqa: S704
-        examples=[example_view(n, item, checked.data.classes) for n, item in enumerate(examples, start=1)],
+        examples=[example_view(n, item, record.data.classes) for n, item in enumerate(examples, start=1)],
         columns=[("Teacher", "teacher"), ("No key", "open"), ("Key", "key"), ("Wrong key", "wrong")],
-        hidden_classes=len(checked.data.classes) > MOST_CLASSES,
+        hidden_classes=len(record.data.classes) > MOST_CLASSES,
     )
 
 
-def write_report(record: dict[str, Any], path: Path | str) -> None:
+def write_report(record: dict[str, Any] | Record, path: Path | str) -> None:
     """Write the report of a run as one HTML file that needs nothing else, in one step.
 
     Args:
-        record: The demo's record, as read from its JSON file.
+        record: The demo's record, as read from its JSON file, or checked already.
         path: Where the page goes. What was there stays until the new page is complete.
 
     Raises:
         ConfigError: The record is not one that can be reported.
         StorageError: The page could not be written.
     """
-    write_atomic(Path(path), render(record).encode("utf-8"))
+    checked = record if isinstance(record, Record) else read_record(record)
+    write_atomic(Path(path), render(checked).encode("utf-8"))

@@ -3,7 +3,9 @@
 Unknown fields are refused: a page that silently drops part of its evidence is worse than no page.
 """
 
-from typing import Annotated, Any, Literal, Self
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,6 +30,7 @@ REQUIRED_ROWS: tuple[RowId, ...] = (
     "box.keyless",
     "box.keyed",
     "students.label_smoothing",
+    "students.from_teacher",
     "students.thief",
     "students.partner",
 )
@@ -35,10 +38,15 @@ REQUIRED_ROWS: tuple[RowId, ...] = (
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # A softmax in single precision may exceed one by a rounding error.
 Probability = Annotated[float, Field(ge=0, le=1.0001, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+# Numbers far beyond what can be measured are refused: sums and means of them would not be finite.
+LARGEST = 1e15
+Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=int(LARGEST))]
+Positive = Annotated[int, Field(ge=1, le=int(LARGEST))]
 Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -177,12 +185,25 @@ class Record(_Part):
         return next((row for row in self.rows if row.id == row_id), None)
 
 
-def faults_of(error: ValidationError, top: str) -> list[str]:
-    """Every fault with its path, `top` for the whole; never the input itself: it may hold soft outputs."""
-    return [
-        f"{'.'.join(str(part) for part in fault['loc']) or top}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_input=False)
-    ]
+def not_finite(value: Any, path: str = "") -> Iterator[str]:
+    """Where a JSON value holds NaN or an infinity, also in parts whose form is free."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path
+    elif isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from not_finite(each, f"{path}.{name}" if path else str(name))
+
+
+def checked(model: type[Model], values: dict[str, Any], top: str) -> tuple[Model | None, list[str]]:
+    """A JSON object as a model, or every fault with its path, `top` for the whole; never the input, soft outputs."""
+    found = dict.fromkeys(not_finite(values), "the number is not finite")
+    read = None
+    try:
+        read = model.model_validate(values)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):
+            found[".".join(str(part) for part in fault["loc"]) or top] = fault["msg"]
+    return (None if found else read), [f"{path}: {message}" for path, message in found.items()]
 
 
 def read_record(record: dict[str, Any]) -> Record:
@@ -197,11 +218,10 @@ def read_record(record: dict[str, Any]) -> Record:
     Raises:
         ConfigError: A field is missing, unknown or of the wrong kind; every fault is named, with its path.
     """
-    try:
-        return Record.model_validate(record)
-    except ValidationError as error:
-        faults = faults_of(error, "record")
+    read, faults = checked(Record, record, "record")
+    if read is None:
         raise ConfigError(
             f"this record cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
             "Expected a demo record of schema 1, as `sdb demo` writes it; run it again."
-        ) from None
+        )
+    return read

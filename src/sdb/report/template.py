@@ -1,9 +1,27 @@
 """Templates of pages: one environment for all, strict and escaping, and the style sheets that go into a page."""
 
+from enum import StrEnum
 from importlib.resources import files
 
 import jinja2
 from markupsafe import Markup
+
+from sdb.report.judgement import Judgement
+
+
+class Tone(StrEnum):
+    """The colour of a card or a verdict, a class of the style sheet."""
+
+    KEPT = "kept"
+    OPEN = "open"
+    BROKEN = "broken"
+
+
+TONES = {
+    Judgement.ESTABLISHED: Tone.KEPT,
+    Judgement.BROKEN: Tone.BROKEN,
+    Judgement.NOT_SETTLED: Tone.OPEN,
+}
 
 
 def pages_of(room: str) -> jinja2.Environment:

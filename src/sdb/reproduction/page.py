@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.report.page import pairs
-from sdb.report.template import pages_of, style
-from sdb.report.verdict import Tone
+from sdb.report.template import Tone, pages_of, style
 from sdb.reproduction.text import title
 from sdb.reproduction.view import MARKS, blocks, machines, notes, sources, times, warnings
 from sdb.runtime import write_atomic
