@@ -61,7 +61,7 @@ def test_show_shows_a_demos_record_too(quick_sdb, place):
 
 
 def test_the_committed_claims_are_read_and_compared(quick_sdb, place):
-    """They are of schema 1, and audits of different things: their verdicts and settings can be told apart all the same."""
+    """They are of schema 1, and of different things: verdicts and settings are told apart, cells are not compared."""
     first, second = RESULTS / "audit-digits.json", RESULTS / "audit-digits-scarce.json"
     assert json.loads(first.read_text())["schema"] == json.loads(second.read_text())["schema"] == 1
     for path, said in ((first, "Established: the box holds"), (second, "Broken: the box does not keep")):
