@@ -78,9 +78,9 @@ GOOD = {"teacher": 0.98, "alone": 0.93, "label_smoothing": 0.94, "from_teacher":
 )
 def test_the_exit_code_is_the_verdict(quick_sdb, boxed, tmp_path, monkeypatch, found, code, said):
     """All results are there already, so that resuming only puts them together; 0 is for what is established."""
-    from sdb.audit_job import find_subject
-    from sdb.auditing.plan import AuditSettings
-    from sdb.auditing.runner import plan, take
+    from sdb.audit.job import find_subject
+    from sdb.audit.plan import AuditSettings
+    from sdb.audit.runner import plan, take
     from sdb.config import parse_overrides
 
     monkeypatch.chdir(boxed)

@@ -16,9 +16,9 @@ from sdb.audit.proxy import NAME as PROXY
 from sdb.audit.runner import columns_of, plan, rows_of
 from sdb.box.box import Box
 from sdb.models import Classifier
+from sdb.report.schemas import SCHEMA
 from sdb.runtime import choose_device, command_line, environment
 
-SCHEMA = 2
 # A negative control's student may come to be right by luck this many times as often as chance.
 LUCK = 3.0
 # Share of the distance from its own network to the teacher that an attack must close when the victim is the teacher.
