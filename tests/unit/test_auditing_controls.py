@@ -188,7 +188,7 @@ def test_the_share_closed_is_measured_from_the_thiefs_own_network(ground):
     assert found["gap_closed"] == pytest.approx(1 - far / 2.0)
     assert found["queries"] == 20, "the judge's own questions are not the attacker's"
     assert (found["status"], found["reason"]) == ("done", "")
-    assert found["details"] == {"loss": "NaN", "steps": [1, "-Infinity"]}, "JSON has no such numbers"
+    assert found["details"] == {"loss": "nan", "steps": [1, "-inf"]}, "JSON has no such numbers"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     # Nothing recovered, or a negative control: nothing to measure.
     assert run(ground, lambda means: None)["gap_closed"] is None

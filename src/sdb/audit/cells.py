@@ -214,8 +214,7 @@ def cell(audit_seed: AuditSeed, task: Task, attack: Attack, defences: dict[str, 
         "agreement": agreement(student, defended.keyless, test),
         "queries": queries,
         "gap_closed": closed,
-        # JSON has no NaN and no infinities: those become words.
-        "details": json.loads(json.dumps(stolen.details), parse_constant=str),
+        "details": finite(stolen.details),
     }
 
 
@@ -237,6 +236,15 @@ def nonsense(audit_seed: AuditSeed, defended: Defended, attacker: Attacker) -> t
         shadow=None if attacker.shadow is None else lambda images, seed: (shuffled, shuffled),
     )
     return replace(defended, keyless=shuffled, network=untrained), attacker
+
+
+def finite(value: Any) -> Any:
+    """A JSON value in which numbers that are not finite are words, since JSON has none."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @torch.no_grad()
