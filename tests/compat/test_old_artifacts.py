@@ -13,7 +13,7 @@ from sdb.errors import KeyFileError
 from sdb.keys import Key, Owner
 from sdb.models.checkpoint import load_classifier
 from sdb.report import write_report
-from sdb.report.claim import load_claim
+from sdb.report.files import load_claim
 
 OLD = Path(__file__).parent / "artifacts"
 EXPECTED = json.loads((OLD / "expected.json").read_text())

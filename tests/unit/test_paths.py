@@ -11,7 +11,7 @@ from sdb import config
 from sdb.errors import ConfigError
 from sdb.export import export
 from sdb.report.audit_page import write_audit_report
-from sdb.report.claim import load_claim
+from sdb.report.files import load_claim
 from sdb.report.page import write_report
 from sdb.runs.folder import open_run
 

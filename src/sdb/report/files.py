@@ -20,7 +20,7 @@ def load(path: Path | str) -> dict[str, Any]:
         ConfigError: There is no such file, or it is no whole JSON object.
     """
     try:
-        value = parse_json(read_bytes(path, LARGEST), finite=False)
+        value = parse_json(read_bytes(Path(path), LARGEST), finite=False)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; {ADVICE}") from None
     except ValueError as error:
