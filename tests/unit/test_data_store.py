@@ -219,3 +219,28 @@ def test_real_cifar10_from_an_empty_cache(tmp_path):
     again = load("cifar10", root=REAL, cache=tmp_path)
     assert time.process_time() - begin < 1
     np.testing.assert_array_equal(again.test.labels, splits.test.labels)
+
+
+@pytest.mark.parametrize("read", [2**28, 64], ids=["whole", "spread"])
+def test_one_byte_of_the_pixels_that_changed_is_noticed(tmp_path, store, monkeypatch, caplog, read):
+    monkeypatch.setattr(sdb.data.store, "HASHED_BYTES", read)
+    store.images("n", Counter(tmp_path).part)
+    (file,) = store.folder.glob("n-*.images.npy")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    again = Counter(tmp_path)
+    check(store.images("n", again.part), again)
+    assert again.decoded == 1
+    assert "other pixels" in caplog.text
+
+
+def test_an_entry_without_a_hash_of_its_pixels_is_still_read(tmp_path, store):
+    store.images("n", Counter(tmp_path).part)
+    (file,) = store.folder.glob("n-*[0-9a-f].json")
+    entry = json.loads(file.read_text())
+    del entry["images"]
+    file.write_text(json.dumps(entry))
+    again = Counter(tmp_path)
+    check(store.images("n", again.part), again)
+    assert again.decoded == 0

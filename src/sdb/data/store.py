@@ -125,13 +125,16 @@ class Store:
 
     def _read(self, stem: str) -> ImageSet:
         expected = json.loads((self.folder / f"{stem}.json").read_text())
-        images = np.load(self.folder / f"{stem}.images.npy", mmap_mode="r")
+        file = self.folder / f"{stem}.images.npy"
+        images = np.load(file, mmap_mode="r")
         labels = np.load(self.folder / f"{stem}.labels.npy")
         if (
             list(images.shape) != expected["shape"]
             or hashlib.sha256(labels.tobytes()).hexdigest() != expected["labels"]
         ):
             raise ValueError(f"images {images.shape}, expected {expected['shape']}, or other labels")
+        if "images" in expected and _digest(file, file.stat().st_size, HASHED_BYTES) != expected["images"]:
+            raise ValueError("other pixels than were written")
         return ImageSet(images, labels)
 
     def _write(self, stem: str, part: Part) -> None:
@@ -152,9 +155,10 @@ class Store:
                     labels.append(classes)
             every = np.concatenate(labels)
             np.save(Path(work) / "labels.npy", every)
+            written = _digest(pixels, pixels.stat().st_size, HASHED_BYTES)
             pixels.replace(self.folder / f"{stem}.images.npy")
             (Path(work) / "labels.npy").replace(self.folder / f"{stem}.labels.npy")
-            entry = {"shape": shape, "labels": hashlib.sha256(every.tobytes()).hexdigest()}
+            entry = {"shape": shape, "labels": hashlib.sha256(every.tobytes()).hexdigest(), "images": written}
             _publish(Path(work), self.folder / f"{stem}.json", json_text(entry))
 
     def _in_memory(self, part: Part) -> ImageSet:
