@@ -25,7 +25,7 @@ from sdb.models.checkpoint import check_finite
 from sdb.remote import RemoteTeacher
 from sdb.runtime import choose_device, process_group
 from sdb.training.evaluation import evaluate, evaluation_batches
-from sdb.training.loop import Kept, Progress, Record, StudentStep, fit, train_batches
+from sdb.training.loop import Kept, Progress, Record, StudentStep, check_batches, fit, train_batches
 from sdb.training.repeated_views import Ask, answers, asked, repeated
 
 
@@ -51,7 +51,8 @@ def distill(
         progress: is told of every step and epoch.
 
     Raises:
-        ConfigError: a key was given for something that is not a box, or the loss teaches nothing with so few classes.
+        ConfigError: a key was given for something that is not a box, the loss teaches nothing with so few classes, or
+            batches are too small for the student.
         KeyFileError: the key is of another box.
         ModelError: the teacher's classes are not the data's, or it does not give logits for such images.
         CheckpointError: the teacher's weights are not finite.
@@ -66,6 +67,7 @@ def distill(
         if not isinstance(teacher, Box):
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
         teacher = ask(teacher, key, settings)
+    check_batches(student, data, settings)
     student.class_names = data.class_names
     device = choose_device(settings.device)
     batches = repeated(train_batches(data, settings, device), settings.views)

@@ -36,7 +36,7 @@ from sdb.remote.job import remote_teacher
 from sdb.runs.folder import RunFolder, open_run
 from sdb.runtime import choose_device, keep_freed_memory, process_group, world
 from sdb.tracing.decoys import TraceResult, trace
-from sdb.training.loop import Progress
+from sdb.training.loop import Progress, check_batches
 from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
 from sdb.wrapping.wrap import check_keys, wrap
 
@@ -50,6 +50,7 @@ def train_job(
     data = load_data(params, params.seed)
     model = new_model(params, data, params.seed)  # a bad model is refused before anything is written or discarded
     check_blocks(model, params)
+    check_batches(model, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         history = training.train(model, data, params, run=run, progress=progress)
         result = {
@@ -70,6 +71,7 @@ def wrap_job(
         raise ConfigError(f"teacher: {params.teacher} is a box already; name an unprotected teacher")
     like_teacher(params, teacher)
     check_blocks(teacher, params)
+    check_batches(teacher, data, params)
     if params.key is not None or params.owner is not None or (folder / KEY).exists():
         # Bad keys are refused before anything is written or discarded.
         check_keys(*wrapping_keys(folder, params), params)
@@ -159,6 +161,7 @@ def distill_job(
     # A student that began as its teacher began would have more from it than its answers.
     student = new_model(params, data, params.seed, "student")
     check_blocks(student, params)
+    check_batches(student, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
         history = distill(teacher, student, data, params, run=run, progress=progress)
         result: Result = {"accuracy": test_accuracy(student, data)}

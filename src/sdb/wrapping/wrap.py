@@ -23,7 +23,7 @@ from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
 from sdb.runtime import choose_device, derive_seed, process_group
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches
-from sdb.training.loop import Kept, Progress, Record, Step, fit, train_batches
+from sdb.training.loop import Kept, Progress, Record, Step, check_batches, fit, train_batches
 from sdb.training.repeated_views import answers, repeated
 from sdb.wrapping.decoys import candidates, decoy_logits, decoy_map
 from sdb.wrapping.methods import ImageKeyPasses, TwoPasses, WeightKeyPasses, decoy_step, nasty_step, sdb_step
@@ -93,6 +93,7 @@ def wrap(
             each, "teacher", data.num_classes, data.image_shape, data.class_names, settings.other_class_names
         )
         check_finite(each, "teacher")
+    check_batches(teacher, data, settings)
     device = choose_device(settings.device)
     with process_group(device):
         teachers = [frozen(each, device) for each in (teacher, *more_teachers)]
