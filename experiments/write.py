@@ -70,10 +70,10 @@ def paper_runs(folder: str) -> dict[str, Params]:
     recipe = published(folder)
 
     def taught(run: str, teacher: str) -> Params:
-        return {"teacher": f"experiments/{folder}/{run}/{teacher}", "teacher_model": teacher}
+        return {"teacher": f"experiments/{folder}/{run}", "teacher_model": teacher}
 
-    def key(run: str, teacher: str) -> Params:
-        return {"key": f"experiments/{folder}/{run}/{teacher}/key.json"}
+    def key(taught: Params) -> Params:
+        return {"key": f"{taught['teacher']}/key.json"}
 
     runs: dict[str, Params] = {}
     for name in unique((*recipe.teachers, *recipe.students)):
@@ -84,18 +84,24 @@ def paper_runs(folder: str) -> dict[str, Params]:
             "label_smoothing": LABEL_SMOOTHING,
         }
     for teacher in recipe.teachers:
-        plain = taught("baseline", teacher)
+        plain = taught(f"baseline/{teacher}", teacher)
+        # A nasty teacher lies where the reference's documentation and its students' files have it.
+        places = {
+            "nasty": f"kd_nasty_{teacher}/nasty_{teacher}",
+            "sdb": f"sdb/{teacher}",
+            "decoy": f"decoy/{teacher}",
+        }
         for method, settings in recipe.boxes.items():
-            runs[f"{method}/{teacher}"] = {**recipe.model(teacher), **plain, **settings}
-        nasty, sdb, decoy = (taught(method, teacher) for method in ("nasty", "sdb", "decoy"))
+            runs[places[method]] = {**recipe.model(teacher), **plain, **settings}
+        nasty, sdb, decoy = (taught(places[method], teacher) for method in ("nasty", "sdb", "decoy"))
         for student in recipe.students_of(teacher):
             for kind, asked in (
                 (f"kd_normal_{teacher}", plain),
                 (f"kd_nasty_{teacher}", nasty),
                 (f"kd_sdb_{teacher}_keyless", sdb),
-                (f"kd_sdb_{teacher}_keyed", {**sdb, **key("sdb", teacher)}),
+                (f"kd_sdb_{teacher}_keyed", {**sdb, **key(sdb)}),
                 (f"kd_decoy_{teacher}_keyless", decoy),
-                (f"kd_decoy_{teacher}_keyed", {**decoy, **key("decoy", teacher)}),
+                (f"kd_decoy_{teacher}_keyed", {**decoy, **key(decoy)}),
             ):
                 runs[f"{kind}/{student}"] = {
                     **recipe.model(student),

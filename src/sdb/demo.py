@@ -19,6 +19,7 @@ import torch
 from sdb import config
 from sdb.audit.attacks.similar_keys import SimilarKeys
 from sdb.box.box import Box
+from sdb.config import BOX
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.files import json_text
@@ -30,7 +31,7 @@ from sdb.report.record import read_record
 from sdb.report.verdict import judge
 from sdb.runs import jobs
 from sdb.runs.progress import ShowProgress
-from sdb.runs.resolve import BOX, KEY, OWNER, load_data
+from sdb.runs.resolve import KEY, OWNER, load_data
 from sdb.runtime import choose_device, command_line, environment, folder_lock, write_atomic
 from sdb.tracing.decoys import trace
 

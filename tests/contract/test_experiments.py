@@ -32,9 +32,9 @@ def name_of(path: Path) -> str:
 
 def expected_command(name: str) -> str:
     _, _, run = name.partition("/")
-    if run.startswith("kd_") or run.startswith(("thief", "partner", "from_teacher")):
-        return "distill"
-    return "wrap" if run.startswith(("sdb", "nasty", "decoy", "box")) else "train"
+    if "/nasty_" in run or run.startswith(("sdb", "nasty", "decoy", "box")):
+        return "wrap"
+    return "distill" if run.startswith(("kd_", "thief", "partner", "from_teacher")) else "train"
 
 
 every_run = pytest.mark.parametrize("path", parameter_files(), ids=name_of)
@@ -121,9 +121,9 @@ def test_names_runs_of_the_tree(path):
     [
         ("CIFAR10/baseline/resnet18", {"epochs": 160, "schedule": (80, 120), "schedule_factor": 0.1}),
         ("CIFAR10/baseline/net", {"epochs": 100, "optimizer": "adam", "learning_rate": 0.001}),
-        ("CIFAR10/nasty/resnet18", {"disturbance_weight": 0.04, "temperature": 4}),
-        ("CIFAR100/nasty/resnext29", {"disturbance_weight": 0.005, "temperature": 20}),
-        ("TinyImageNet/nasty/resnet50", {"disturbance_weight": 0.01, "temperature": 20}),
+        ("CIFAR10/kd_nasty_resnet18/nasty_resnet18", {"disturbance_weight": 0.04, "temperature": 4}),
+        ("CIFAR100/kd_nasty_resnext29/nasty_resnext29", {"disturbance_weight": 0.005, "temperature": 20}),
+        ("TinyImageNet/kd_nasty_resnet50/nasty_resnet50", {"disturbance_weight": 0.01, "temperature": 20}),
         (
             "CIFAR10/sdb/resnet18",
             {

@@ -156,10 +156,35 @@ class TestInterrupt:
         assert not list(folder.glob(".*.safetensors.*"))
         kept = len(epochs(folder))
         assert 2 <= kept < 100
-        # A constant schedule would allow another end; this one is cosine, so the same parameters it is.
-        refused = quick_sdb("train", "interrupted", "--set", "seed=7", "--resume", cwd=place)
+        # A constant schedule would allow another end; this one is cosine, and the run is not finished.
+        refused = quick_sdb("train", "interrupted", "--resume", "--set", "epochs=200", cwd=place)
         assert refused.returncode == 2
         assert "epochs was 100, now 200" in refused.stderr
+
+
+class TestBegunWith:
+    """--resume takes what the run was begun with, whatever params.json says, and says where they differ."""
+
+    def test_what_was_set_stays_set(self, place, stop, quick_sdb, write_params):
+        for name in ("told", "told_whole"):
+            write_params(place / name, **SLOW | {"epochs": 200})
+        sets = ("--set", "epochs=5", "--set", "seed=3", "--set", "model_args.num_channels=5")
+        assert quick_sdb("train", "told_whole", *sets, cwd=place).returncode == 0
+        stop("train", "told", *sets, cwd=place, folder=place / "told", epoch=2, number=signal.SIGKILL)
+        done = quick_sdb("train", "told", "--resume", cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "sdb: epochs is 5, as the run was begun (params.json: 200)" in done.stderr
+        assert "sdb: seed is 3" in done.stderr
+        assert epochs(place / "told") == [1, 2, 3, 4, 5]
+        assert same_tensors(checkpoint(place / "told"), checkpoint(place / "told_whole"))
+        # Finished, it can be made longer, also on a schedule that follows the number of epochs.
+        longer = quick_sdb("train", "told", "--resume", "--set", "epochs=7", cwd=place)
+        assert longer.returncode == 0, longer.stderr
+        assert epochs(place / "told") == [1, 2, 3, 4, 5, 6, 7]
+        assert json.loads((place / "told" / "params.resolved.json").read_text())["seed"] == 3
+        # And the file is not needed any more.
+        (place / "told" / "params.json").unlink()
+        assert quick_sdb("train", "told", "--resume", cwd=place).returncode == 0
 
 
 class TestAnotherRun:

@@ -178,10 +178,18 @@ def test_a_run_is_not_resumed_with_other_parameters(folder, few, make_net, chang
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
 def test_the_length_of_a_run_is_part_of_a_schedule_that_follows_it(folder, few, make_net, schedule):
-    cosine = {"schedule": schedule, "epochs": 2}
-    run_training(folder, few, make_net(few), cosine)
-    with pytest.raises(ConfigError, match="epochs was 2, now 4"):
-        run_training(folder, few, make_net(few), {**cosine, "epochs": 4}, resume=True)
+    """Until the run is finished; then it may go on, and its log says so."""
+    given = {"schedule": schedule, "epochs": 2}
+    run_training(folder, few, make_net(few), given)
+    record = json.loads((folder / RESOLVED).read_text())
+    (folder / RESOLVED).write_text(json.dumps(record | {"epochs": 5}))  # as one that was stopped in its third
+    for epochs in (3, 8):
+        with pytest.raises(ConfigError, match=f"epochs was 5, now {epochs} .*finish the run, then make it longer"):
+            run_training(folder, few, make_net(few), {**given, "epochs": epochs}, resume=True)
+    (folder / RESOLVED).write_text(json.dumps(record))
+    assert len(run_training(folder, few, make_net(few), {**given, "epochs": 4}, resume=True)) == 4
+    assert "made longer: 2 epochs were planned, now 4" in (folder / "training.log").read_text()
+    assert json.loads((folder / RESOLVED).read_text())["epochs"] == 4
 
 
 def test_a_longer_run_is_not_made_a_shorter_one(folder, few, make_net):

@@ -13,7 +13,8 @@ from sdb.audit.collect import make_claim
 from sdb.audit.evidence import traces, unlock_curve
 from sdb.audit.plan import AuditSettings, attacks_of, defences_of
 from sdb.audit.runner import CLAIM, REPORT, WORK, run_tasks, take
-from sdb.box.box import Box, is_box
+from sdb.box.box import Box
+from sdb.config import BOX, box_of
 from sdb.data import Splits
 from sdb.errors import CheckpointError, ConfigError
 from sdb.files import json_text
@@ -22,7 +23,7 @@ from sdb.models import Classifier
 from sdb.models.checkpoint import write_tensors
 from sdb.report.audit_page import write_audit_report
 from sdb.report.claim import read_claim
-from sdb.runs.resolve import BOX, KEY, OWNER
+from sdb.runs.resolve import KEY, OWNER
 from sdb.runs.tasks import OnProgress, Where, one_thread
 from sdb.runtime import folder_lock, write_atomic
 
@@ -93,8 +94,8 @@ def find_subject(
         return Subject(teacher=teacher), settings
     if key is not None and without_key:
         raise ConfigError("--key and --without-key contradict each other; give one")
-    place = path if is_box(path) else path / BOX
-    if not is_box(place):
+    place = box_of(path)
+    if place is None:
         raise CheckpointError(f"{path}: no box is there; name a box, or the folder of the `sdb wrap` that made it")
     around = place.parent
     box = Box.load(place)
@@ -116,7 +117,7 @@ def find_subject(
         update["data_root"] = Path(stored["data_root"])
     if teacher is None and stored.get("teacher"):
         teacher = Path(stored["teacher"])
-        if not teacher.exists():
+        if not teacher.exists() and teacher.suffix != ".tar":  # which may stand for a file of ours
             raise ConfigError(f"{path}: its teacher, {teacher}, is not there: give --teacher PATH")
     if owner is None and box.record is not None and (around / OWNER).exists():
         owner = around / OWNER

@@ -24,8 +24,9 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from sdb.box.boxfile import MANIFEST, PRIVATE, RECORD, WEIGHTS, is_box, read_box_files, write_box_files
+from sdb.box.boxfile import PRIVATE, RECORD, WEIGHTS, read_box_files, write_box_files
 from sdb.box.private_part import put_in_place
+from sdb.config import MANIFEST, is_box
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
 from sdb.files import json_text
 from sdb.keys import Key, Owner, derive

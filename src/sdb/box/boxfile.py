@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from sdb.config import MANIFEST
 from sdb.errors import CheckpointError, StorageError
 from sdb.files import (
     JSON_LIMIT,
@@ -28,7 +29,6 @@ from sdb.files import (
 from sdb.runtime import exchange, write_atomic
 
 BOX_VERSION = 1
-MANIFEST = "box.json"
 WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
 PARTS = (WEIGHTS, PRIVATE, RECORD)  # what a manifest may name
 SIGNATURE = "signature.json"  # over the manifest, so it cannot be named there; a box has no other files
@@ -101,11 +101,6 @@ def check_box_files(raw: dict[str, bytes], path: Path) -> tuple[dict[str, Any], 
     if extra := sorted(files.keys() - manifest["files"].keys()):
         raise CheckpointError(f"{path}: {extra[0]} is not part of this box; remove it")
     return manifest, files
-
-
-def is_box(path: Path) -> bool:
-    """Whether a path looks like a saved box."""
-    return (path / MANIFEST).is_file() or (path.suffix == ".zip" and path.is_file())
 
 
 def _parse(data: bytes, path: Path) -> dict[str, Any]:

@@ -33,7 +33,12 @@ app.add_typer(report.report_app, name="report")
 
 
 def main() -> int:
-    """Entry point: one line and exit code 2 for what a user can mend; bugs keep their traceback."""
+    """Entry point."""
+    return run_app(app)
+
+
+def run_app(app: typer.Typer) -> int:
+    """Run commands: one line and exit code 2 for what a user can mend; bugs keep their traceback."""
     try:
         app(standalone_mode=True)
     except SDBError as error:

@@ -94,10 +94,10 @@ def verify(
 
 
 def _box_in(path: Path) -> Path:
-    """A box, or the one in a run folder."""
-    from sdb.box.boxfile import is_box
+    """The box that a path stands for; the path itself where there is none, for the reader to say so."""
+    from sdb.config import box_of
 
-    return path / "box" if not is_box(path) and is_box(path / "box") else path
+    return box_of(path) or path
 
 
 def _read_licence(path: Path) -> str:

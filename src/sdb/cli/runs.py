@@ -84,11 +84,20 @@ def check(
         str | None, typer.Option("--for", help="train, wrap or distill; guessed by default.")
     ] = None,
 ) -> None:
-    """Validate DIR/params.json without running it."""
+    """Validate DIR/params.json without running it.
+
+    Says what was inferred, and why.
+    """
+    from sdb import config
     from sdb.runs.jobs import check_job
 
     place = run_folder(folder, save_path)
-    say(f"{place}: good for sdb {check_job(place, command, sets or [])}")
+    found = check_job(place, command, sets or [])
+    say(f"{place}: good for sdb {found}")
+    if command is None:
+        say(f"  {found}: {config.guess(config.read_json(place / 'params.json'))[1]}")
+    for line in config.inferred(place, found, sets or []):
+        say(f"  {line}")
 
 
 def demo(
@@ -136,7 +145,9 @@ def run_command(
         raise ConfigError("--resume and --overwrite contradict each other; give one")
     if processes is not None and cluster is None:
         raise ConfigError("--processes: say on which --cluster; on this machine, use torchrun")
-    params = config.load(folder, command, sets)
+    params = config.load(folder, command, sets, resume=resume)
+    if world().is_main:
+        tell_what_was_taken(command, folder, params, sets, resume)
     try:
         if cluster is None:
             result = here(command, folder, params, resume, overwrite)
@@ -154,6 +165,18 @@ def run_command(
         raise typer.Exit(130) from None
     if world().is_main:
         print_json(result)
+
+
+def tell_what_was_taken(command: str, folder: Path, params: Any, sets: list[str], resume: bool) -> None:
+    """Say what the parameters have that DIR/params.json does not say itself."""
+    from sdb import config
+
+    if not resume:
+        for line in config.inferred(folder, command, sets):
+            say(f"sdb: {line}")
+        return
+    for name, (taken, now) in config.differing(folder, params, command, sets).items():
+        say(f"sdb: {name} is {taken!r}, as the run was begun (params.json: {now!r})")
 
 
 def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool) -> dict[str, Any]:

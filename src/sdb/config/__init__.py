@@ -4,12 +4,18 @@
 
 A parameter file is one flat JSON object, `DIR/params.json`. The file, the `--set` values and the defaults become one
 dictionary that is validated once, so all faults come together, each with its field. The key names of the published
-`params.json` files of SDB and Nasty Teacher are aliases (`ALIASES`), so those files run unchanged.
+`params.json` files of SDB and Nasty Teacher are aliases (`ALIASES`), so those files run unchanged, and as the
+reference's scripts would run them (`sdb.config.reference`).
 """
 
 from sdb.config.files import (
+    CHECKPOINTS,
+    RESOLVED,
     canonical,
+    differing,
+    guess,
     guess_command,
+    inferred,
     load,
     parse_overrides,
     read_json,
@@ -17,6 +23,7 @@ from sdb.config.files import (
 )
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, describe_faults
 from sdb.config.params import COMMANDS, DistillParams, RunParams, TeacherParams, TrainParams, WrapParams, defaults
+from sdb.config.run_folder import BOX, MANIFEST, box_of, is_box
 from sdb.config.settings import (
     LOSS_DEFAULTS,
     DistillSettings,
@@ -28,10 +35,14 @@ from sdb.config.settings import (
 
 __all__ = [
     "ALIASES",
+    "BOX",
+    "CHECKPOINTS",
     "COMMANDS",
     "IGNORED",
     "LOSS_DEFAULTS",
+    "MANIFEST",
     "MODEL_ARGUMENTS",
+    "RESOLVED",
     "DistillParams",
     "DistillSettings",
     "FitSettings",
@@ -42,10 +53,15 @@ __all__ = [
     "TrainSettings",
     "WrapParams",
     "WrapSettings",
+    "box_of",
     "canonical",
     "defaults",
     "describe_faults",
+    "differing",
+    "guess",
     "guess_command",
+    "inferred",
+    "is_box",
     "load",
     "parse_overrides",
     "read_json",

@@ -3,47 +3,109 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, our_name, short
 from sdb.config.params import COMMANDS, DistillParams, WrapParams
+from sdb.config.reference import meaning, student_arguments
 from sdb.errors import ConfigError
 from sdb.files import JSON_LIMIT, parse_json, read_bytes
 
+RESOLVED = "params.resolved.json"  # of a run folder: every parameter that the run uses
+# The checkpoints that a run leaves, and the reference's names, which stand for them.
+CHECKPOINTS = ("last.safetensors", "best.safetensors", "last_model.tar", "best_model.tar")
+# Whose file it is, in words.
+KINDS = {"train": "training's", "wrap": "wrap's", "distill": "student's"}
 
-def load(folder: Path | str, command: str, overrides: Sequence[str] = ()) -> Any:
+
+def load(folder: Path | str, command: str, overrides: Sequence[str] = (), *, resume: bool = False) -> Any:
     """Read and validate DIR/params.json with `--set` values on top.
+
+    Args:
+        folder: holds params.json.
+        command: train, wrap or distill.
+        overrides: `KEY=VALUE`.
+        resume: take what a run in the folder was begun with in place of the file.
 
     Raises:
         ConfigError: the file is missing or broken, or any field is unknown or out of range; all faults in one message.
     """
-    path = Path(folder) / "params.json"
-    values, changes = read_json(path), parse_overrides(overrides)
+    folder = Path(folder)
+    path, values, changes = _read(folder, overrides, resume)
+    implied, _ = meaning(values, changes, command)
     # A --set value wins over the file's whichever of the two names each uses.
     changed = {our_name(name, command) for name in changes}
     kept = {name: value for name, value in values.items() if our_name(name, command) not in changed}
-    return validate(kept | changes, command, str(path))
+    try:
+        return validate(kept | changes, command, str(path), implied)
+    except ConfigError:
+        _check_command(values, command, folder, path)
+        raise
+
+
+def inferred(folder: Path, command: str, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a file of the reference leaves to the reference's code, and why: a line each, none for a file of ours."""
+    _, values, changes = _read(folder, overrides, resume=False)
+    return meaning(values, changes, command)[1]
+
+
+def differing(
+    folder: Path, params: Any, command: str, overrides: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """By name, what resumed parameters have and what DIR/params.json says now; empty where that cannot be read."""
+    try:
+        now = load(folder, command, overrides).model_dump(mode="json")
+    except ConfigError:
+        return {}
+    taken = params.model_dump(mode="json")
+    return {name: (value, now[name]) for name, value in taken.items() if value != now[name]}
+
+
+def _read(folder: Path, overrides: Sequence[str], resume: bool) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    begun = folder / RESOLVED
+    path = begun if resume and begun.exists() else folder / "params.json"
+    return path, read_json(path), parse_overrides(overrides)
+
+
+def _check_command(values: Mapping[str, Any], command: str, folder: Path, path: Path) -> None:
+    """Refuse a file that is for another command, by what only that has."""
+    other, _ = guess(values)
+    names = {our_name(name, other) for name in values}
+    if other != command and names & (COMMANDS[other].model_fields.keys() - COMMANDS[command].model_fields.keys()):
+        raise ConfigError(f"{path}: this is a {KINDS[other]} file: sdb {other} {folder}") from None
 
 
 def guess_command(folder: Path) -> str:
     """Which command a params.json is for, by the fields it has; where only a teacher is named, by what that is."""
-    values = {ALIASES.get(name, name): value for name, value in read_json(folder / "params.json").items()}
-    if values.keys() & {"kd_weight", "kd_temperature", "loss", "labels", "teacher_url"}:
-        return "distill"
-    if "teacher" not in values:
-        return "train"
+    return guess(read_json(folder / "params.json"))[0]
+
+
+def guess(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Which command some parameters are for, and in words why."""
+    names = {ALIASES.get(name, name): name for name in given}
     distills, wraps = DistillParams.model_fields.keys(), WrapParams.model_fields.keys()
-    if values.keys() & (distills - wraps):
-        return "distill"
-    if values.keys() & (wraps - distills):
-        return "wrap"
+    first = ("kd_weight", "kd_temperature", "loss", "labels", "teacher_url")
+    if known := next((names[each] for each in first if each in names), None):
+        return "distill", f"it has {known}"
+    if "teacher" not in names:
+        return "train", "it names no teacher"
+    # A student's file of the reference has a temperature too.
+    for command, own in (("distill", distills - wraps), ("wrap", wraps - distills - {"temperature"})):
+        if known := next((name for each, name in names.items() if each in own), None):
+            return command, f"it has {known}"
+    for command, name in (("wrap", "adversarial_resume"), ("distill", "teacher_resume")):
+        if name in given:
+            return command, f"it has {name}"
     # A box is not wrapped again.
-    teacher = Path(str(values["teacher"]))
-    if teacher.suffix == ".box" and teacher.is_file():
-        return "distill"
-    return "distill" if any((place / "box.json").is_file() for place in (teacher, teacher / "box")) else "wrap"
+    teacher = Path(str(given[names["teacher"]]))
+    near = teacher.parent if teacher.name in CHECKPOINTS else teacher
+    if (teacher.suffix == ".box" and teacher.is_file()) or any(
+        (place / "box.json").is_file() for place in (teacher, near / "box")
+    ):
+        return "distill", "its teacher is a box"
+    return "wrap", "it names a teacher, and nothing that only a student has"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -81,9 +143,14 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def validate(values: dict[str, Any], command: str, source: str) -> Any:
-    """One dictionary of parameters, by our names or the reference's, to the command's frozen model."""
-    ours = canonical(values, command, source)
+def validate(values: dict[str, Any], command: str, source: str, implied: Mapping[str, Any] | None = None) -> Any:
+    """One dictionary of parameters, by our names or the reference's, to the command's frozen model.
+
+    `implied` is what the file that they come from leaves to the reference's code; by default, they are the file.
+    """
+    if implied is None:
+        implied, _ = meaning(values, {}, command)
+    ours = student_arguments({**implied, **canonical(values, command, source)}, implied)
     try:
         return COMMANDS[command](**ours)
     except ConfigError as error:
@@ -119,8 +186,4 @@ def canonical(values: dict[str, Any], command: str, source: str) -> dict[str, An
         result[ours] = (
             {**result.get(ours, {}), **value} if ours == "model_args" and isinstance(value, dict) else value
         )
-    # Nasty Teacher's published files have no method and no key; the reference's SDB file has lamb and eta.
-    published = bool({"adversarial_model", "adversarial_resume", "lamb", "eta"} & values.keys())
-    if command == "wrap" and published and "method" not in result:
-        result["method"] = "sdb" if {"key_blend", "augmentation_weight"} & result.keys() else "nasty"
     return result

@@ -29,6 +29,9 @@ class RunParams(Settings):
     """Share of the training images that is used, as a fraction."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """folder, tiny_imagenet, hub: bring every image to this size: short side resized, centre square cut out."""
+    normalisation: Literal["measured", "reference"] = "measured"
+    """What a new network subtracts and divides by: measured on the training images, or the constants of the
+    reference's data loader (cifar10, cifar100, tiny_imagenet)."""
     stream: bool | None = None
     """folder, tiny_imagenet, hub: decode an image when a batch needs it, instead of all of them once into the cache.
     None streams a data set whose decoded images take more than 16 GiB."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdb.errors import CheckpointError
-from sdb.files import WEIGHTS_LIMIT, check_regular
+from sdb.files import WEIGHTS_LIMIT, check_regular, parse_json
 from sdb.models.weights import state_dict_in
 
 # What training loops keep beside the weights and nobody needs here: read as `_Aside`, so nothing of theirs is run.
@@ -28,6 +28,21 @@ ASIDE = (
     *("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
     *("datetime.datetime", "datetime.timedelta"),
 )
+
+# Under what name a .tar of ours holds our description of the classifier.
+OWN = "sdb"
+
+
+def description_in(path: Path) -> dict[str, Any] | None:
+    """What a .tar that `sdb.runs.reference_checkpoint` wrote says of its classifier; None for any other file."""
+    if path.suffix != ".tar":
+        return None
+    try:
+        check_regular(path, WEIGHTS_LIMIT)
+        described = parse_json(torch.load(path, map_location="cpu", weights_only=True)[OWN])
+    except Exception:  # not ours, or damaged in any way: `read_reference` says which
+        return None
+    return described if isinstance(described, dict) else None
 
 
 def read_reference(path: Path) -> dict[str, Tensor]:

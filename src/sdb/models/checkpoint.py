@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sdb.config import box_of
 from sdb.errors import CheckpointError, ModelError
 from sdb.files import WEIGHTS_LIMIT, check_regular, expand, json_text, parse_json
 from sdb.models import MODELS, Classifier, ModelSpec, compare_class_names
-from sdb.models.bare import read_reference
+from sdb.models.bare import description_in, read_reference
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.models.weights import fitted, not_finite
 from sdb.runtime import write_atomic
@@ -189,6 +190,10 @@ def load_classifier(
         ModelError: the classifier does not fit the data.
     """
     path = expand(path)
+    if (box := box_of(path)) is not None:
+        raise CheckpointError(
+            f"{path}: stands for the box {box}: Box.load opens it; here, name a plain classifier"
+        )
     if is_pretrained(path):
         classifier = load_pretrained(path, image_shape=image_shape)
         if classifier.spec is not None and model_name not in (None, classifier.spec.name):
@@ -198,7 +203,18 @@ def load_classifier(
         check_fits(classifier, path, num_classes, image_shape, class_names, other_class_names)
         return classifier
     path = resolve(path)
-    if path.suffix == ".safetensors" and (model_name is None or not _is_bare(path)):
+    described = description_in(path)
+    if described is not None and path.with_name("best.safetensors").is_file():
+        # The run's own file is as new as the run; the .tar is written at its end.
+        path, described = path.with_name("best.safetensors"), None
+    if described is not None:
+        spec = ModelSpec.from_json(described.get("spec"))
+        if model_name not in (None, spec.name):
+            raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
+        classifier = spec.build(allow_factory=model_name == spec.name)
+        load_weights(classifier.network, read_reference(path), path)
+        classifier.class_names = _names_in(described, classifier.num_classes, path)
+    elif path.suffix == ".safetensors" and (model_name is None or not _is_bare(path)):
         tensors, header = read_tensors(path)
         spec = ModelSpec.from_json(header.get("spec"))
         if model_name is not None and model_name != spec.name:

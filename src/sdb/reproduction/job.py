@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb import config
+from sdb.config import RESOLVED
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, SDBError
 from sdb.files import json_text
@@ -19,7 +20,6 @@ from sdb.reproduction.published import Recipe
 from sdb.reproduction.recipes import recipe_of
 from sdb.reproduction.table import RESULT, SCHEMA, environments, findings, make_table, training_seconds
 from sdb.reproduction.text import markdown
-from sdb.runs.folder import RESOLVED
 from sdb.runs.grid import GridRun, is_finished, run_grid
 from sdb.runs.resolve import load_data
 from sdb.runs.tasks import OnProgress, Where

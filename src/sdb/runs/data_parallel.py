@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sdb import config
+from sdb.config import RESOLVED
 from sdb.errors import ConfigError, MissingExtraError, RunExistsError, TrainingError
 from sdb.runs.jobs import JOBS
-from sdb.runs.folder import RESOLVED
 from sdb.runs.tasks.cluster import HELD, RETRIES, STARVED, arrive, connected, places_of, same_site, without_gpu
 from sdb.runs.tasks.work import Failure, Where, attempt
 
@@ -53,7 +53,8 @@ def run_on_cluster(
         SDBError: of the run itself; or the cluster does not fit.
         TrainingError: processes were lost too often.
     """
-    device = config.load(folder, command, sets).device  # faults in the parameters, before anything is begun
+    # Faults in the parameters come before anything is begun.
+    device = config.load(folder, command, sets, resume=resume).device
     with connected(cluster) as ray, same_site([folder]) as site:
         stamp, lost = _stamp(folder), None
         for trial in range(RETRIES + 1):
@@ -159,7 +160,7 @@ def job_of_worker(loop: dict[str, Any]) -> None:
 
 def _job(loop: dict[str, Any]) -> None:
     arrive(loop["site"])
-    params = config.load(loop["folder"], loop["command"], loop["sets"])
+    params = config.load(loop["folder"], loop["command"], loop["sets"], resume=loop["resume"])
     JOBS[loop["command"]](
         loop["folder"], params, resume=loop["resume"], overwrite=loop["overwrite"], progress=None
     )

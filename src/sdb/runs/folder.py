@@ -27,20 +27,16 @@ import torch
 from torch import Tensor
 
 from sdb.models.checkpoint import read_tensors, write_tensors
-from sdb.config import defaults, read_json
+from sdb.config import RESOLVED, defaults, read_json
 from sdb.errors import CheckpointError, ConfigError, RunExistsError, StorageError
 from sdb.files import json_text
 from sdb.models import Classifier, compare_class_names
 from sdb.runtime import environment, folder_lock, world, write_atomic
 
-LAST, BEST, METRICS, RESOLVED = (
-    "last.safetensors",
-    "best.safetensors",
-    "metrics.jsonl",
-    "params.resolved.json",
-)
+LAST, BEST, METRICS = "last.safetensors", "best.safetensors", "metrics.jsonl"
 OUTPUTS = (LAST, BEST, METRICS, RESOLVED, "environment.json", "training.log", "result.json")
-# May differ between a run and its resumption: where it runs, and how long (unless the schedule depends on it).
+# May differ between a run and its resumption: where it runs, and how long (unless the schedule depends on that, and the
+# run is not finished).
 MAY_CHANGE = {"device", "epochs", "data_root"}
 # Schedules whose rate at an epoch depends on how many there are.
 FOLLOWS_EPOCHS = ("cosine", "one_cycle")
@@ -187,8 +183,9 @@ def open_run(
                 f"{folder} already holds a run ({', '.join(present)}): add --resume to go on with it, "
                 "--overwrite to discard it, or use another folder"
             )
+        said = ""
         if resume:
-            _check_same(folder, parameters)
+            said = _check_same(folder, parameters)
         elif overwrite:
             for path in [*(folder / name for name in OUTPUTS), *folder.glob("events.out.tfevents.*")]:
                 path.unlink(missing_ok=True)
@@ -203,6 +200,8 @@ def open_run(
         run = RunFolder(folder, parameters, resume)
         try:
             log.info("parameters %s", json_text(parameters))
+            if said:
+                log.info(said)
             yield run
         except BaseException as error:
             log.info("stopped: %s: %s", type(error).__name__, error)
@@ -224,21 +223,32 @@ def begun_with(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in defaults().items() if name in parameters} | given
 
 
-def _check_same(folder: Path, parameters: dict[str, Any]) -> None:
+def _check_same(folder: Path, parameters: dict[str, Any]) -> str:
+    """Refuse to go on with other parameters; what is to be said of those that may differ."""
     if not (folder / RESOLVED).exists():
         raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
     before = begun_with(folder, parameters)
-    may_change = MAY_CHANGE - ({"epochs"} if parameters.get("schedule") in FOLLOWS_EPOCHS else set())
-    asked = parameters.get("epochs", 0)
-    if asked != before.get("epochs") and asked < epochs_done(folder):
-        may_change = may_change - {"epochs"}  # what is there was trained longer
+    may_change, why = MAY_CHANGE, ""
+    asked, planned = parameters.get("epochs", 0), before.get("epochs", 0)
+    if asked != planned:
+        done = epochs_done(folder)
+        if asked < done:
+            may_change = MAY_CHANGE - {"epochs"}  # what is there was trained longer
+        elif parameters.get("schedule") in FOLLOWS_EPOCHS and done < planned:
+            may_change = MAY_CHANGE - {"epochs"}
+            why = (
+                f" (a {parameters['schedule']} schedule follows their number: finish the run, then make it longer)"
+            )
     changed = sorted(k for k in before.keys() | parameters.keys() if before.get(k) != parameters.get(k))
     changed = [name for name in changed if name not in may_change]
     if changed:
         detail = ", ".join(f"{name} was {before.get(name)!r}, now {parameters.get(name)!r}" for name in changed)
         raise ConfigError(
-            f"{folder}: cannot resume with other parameters: {detail}; put them back, or --overwrite"
+            f"{folder}: cannot resume with other parameters: {detail}{why}; put them back, or --overwrite"
         )
+    if asked > planned:
+        return f"made longer: {planned} epochs were planned, now {asked}"
+    return ""
 
 
 def _line(record: dict[str, Any]) -> bytes:

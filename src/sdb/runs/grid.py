@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sdb import config
+from sdb.config import RESOLVED
 from sdb.errors import ConfigError, RunExistsError
 from sdb.runs.jobs import JOBS
-from sdb.runs.folder import LAST, METRICS, RESOLVED, begun_with
+from sdb.runs.folder import FOLLOWS_EPOCHS, LAST, METRICS, begun_with
 from sdb.runs.tasks import OnProgress, Where, Work, run
 
 RESULT = "result.json"
@@ -123,6 +124,15 @@ def go_on(command: str, folder: Path, sets: tuple[str, ...]) -> None:
     """
     begun = (folder / RESOLVED).exists()
     params = config.load(folder, command, sets)
+    if begun and params.schedule in FOLLOWS_EPOCHS:
+        planned = begun_with(folder, params.model_dump(mode="json")).get("epochs")
+        if (
+            planned != params.epochs
+        ):  # made longer, it would not be the run that the grid's others are compared with
+            raise ConfigError(
+                f"{folder}: cannot resume with other parameters: epochs was {planned}, now {params.epochs}, and a "
+                f"{params.schedule} schedule follows their number; put them back, or use another folder"
+            )
     JOBS[command](folder, params, resume=begun, overwrite=False, progress=None)
 
 

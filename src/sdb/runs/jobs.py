@@ -16,6 +16,7 @@ from sdb.training import loop as training
 from sdb import data as datasets
 from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.box.box import Box
+from sdb.config import BOX, box_of
 from sdb.models.checkpoint import check_fits, load_classifier
 from sdb.config import (
     DistillParams,
@@ -28,7 +29,18 @@ from sdb.config import (
 from sdb.data import Splits
 from sdb.distillation import check_loss, distill
 from sdb.errors import CheckpointError, ConfigError
-from sdb.runs.resolve import BOX, KEY, described_data, like_teacher, load_data, load_model, load_teacher, new_model, opened, partner_key, wrapping_keys
+from sdb.runs.resolve import (
+    KEY,
+    described_data,
+    like_teacher,
+    load_data,
+    load_model,
+    load_teacher,
+    new_model,
+    opened,
+    partner_key,
+    wrapping_keys,
+)
 from sdb.keys import Key, Owner
 from sdb.models import Classifier, ModelSpec
 from sdb.remote import RemoteTeacher
@@ -150,14 +162,13 @@ def distill_job(
 ) -> Result:
     """Distil a student into DIR, keyed where the parameters name a key."""
     data = load_data(params, params.seed)
-    check_loss(
-        params.resolved(), data.num_classes
-    )  # both refuse a loss without content before anything is written
-    key = partner_key(folder, params)
+    # A loss without content is refused before anything is written.
+    check_loss(params.resolved(), data.num_classes)
     if params.teacher_url is not None:
-        teacher = remote_teacher(folder, params, data, key)
-    else:
-        teacher = opened(load_teacher(params, data), key, params)
+        teacher = remote_teacher(folder, params, data, partner_key(folder, params))
+    else:  # the teacher first: where its box is missing, so is the key beside it
+        loaded = load_teacher(params, data)
+        teacher = opened(loaded, partner_key(folder, params), params)
     # A student that began as its teacher began would have more from it than its answers.
     student = new_model(params, data, params.seed, "student")
     check_blocks(student, params)
@@ -187,7 +198,8 @@ def evaluate_job(
     other_class_names: bool = False,
 ) -> Result:
     """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
-    if not path.exists() and path.suffix != ".tar":  # a published best_model.tar may stand for our own file
+    # A published best_model.tar may stand for our own file.
+    if box_of(path) is None and not path.exists() and path.suffix != ".tar":
         raise CheckpointError(f"{path}: no such run folder, checkpoint or box")
     data = described_data(path, dataset, data_root)
     model = load_model(path)

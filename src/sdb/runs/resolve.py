@@ -10,17 +10,17 @@ from torch import nn
 
 from sdb import config
 from sdb import data as datasets
-from sdb.box.box import Box, is_box
-from sdb.models.checkpoint import check_fits, load_classifier
-from sdb.config import DistillParams, RunParams, TeacherParams, WrapParams
+from sdb.box.box import Box
+from sdb.models.checkpoint import REFERENCE_NORMALISATION, check_fits, load_classifier
+from sdb.config import DistillParams, RunParams, TeacherParams, WrapParams, box_of
 from sdb.data import Splits
 from sdb.distillation import ask
 from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import DEFAULT_BLEND, Key, Owner
-from sdb.models import Classifier, ModelSpec
+from sdb.models import MODEL_DEFAULTS, Classifier, ModelSpec
 from sdb.runtime import derive_seed, world
 
-BOX, KEY, OWNER = "box", "key.json", "owner.json"
+KEY, OWNER = "key.json", "owner.json"
 
 
 def described_data(path: Path, dataset: str | None, data_root: Path | None) -> Splits:
@@ -57,7 +57,10 @@ def load_data(params: RunParams, seed: int) -> Splits:
 
 def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initialisation") -> Classifier:
     """A freshly initialised classifier for the data, other weights for another purpose."""
-    spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, data.mean, data.std)
+    mean, std = data.mean, data.std
+    if params.normalisation == "reference":  # which has none for other data
+        mean, std = REFERENCE_NORMALISATION.get(params.dataset, (mean, std))
+    spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, mean, std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, purpose))
         model = spec.build()
@@ -66,21 +69,18 @@ def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initia
 
 
 def load_model(path: Path) -> Box | Classifier:
-    """A box (or a run folder that holds one), or a trained classifier."""
-    for candidate in (path, path / BOX):
-        if is_box(candidate):
-            return Box.load(candidate)
-    return load_classifier(path)
+    """The box that a path stands for, or a trained classifier."""
+    box = box_of(path)
+    return load_classifier(path) if box is None else Box.load(box)
 
 
 def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
     """The teacher that the parameters name, fitting the data."""
-    for candidate in (params.teacher, params.teacher / BOX):
-        if is_box(candidate):
-            box = Box.load(candidate, allow_factory=":" in (params.teacher_model or ""))
-            names = data.class_names, params.other_class_names
-            check_fits(box.classifier, candidate, data.num_classes, data.image_shape, *names)
-            return box
+    if (place := box_of(params.teacher)) is not None:
+        box = Box.load(place, allow_factory=":" in (params.teacher_model or ""))
+        names = data.class_names, params.other_class_names
+        check_fits(box.classifier, place, data.num_classes, data.image_shape, *names)
+        return box
     return load_classifier(
         params.teacher,
         model_name=params.teacher_model,
@@ -103,12 +103,17 @@ def like_teacher(params: WrapParams, teacher: Classifier) -> WrapParams:
         return params
     name, arguments = teacher.spec.name, teacher.spec.arguments
     # A network from another package has its whole configuration for arguments: nobody types that again.
-    own = ({}, arguments) if ":" in name else (arguments,)
-    if params.model_name != name or params.model_args not in own:
+    if params.model_name != name:
         raise ConfigError(
-            f"model_name: {params.model_name} {params.model_args or ''} differs from the teacher's "
-            f"{name} {arguments or ''}; a box has its teacher's architecture"
+            f"model_name: {params.model_name} differs from the teacher's {name}; a box has its teacher's architecture"
         )
+    if not (":" in name and not params.model_args):
+        usual = MODEL_DEFAULTS.get(name, {})
+        given, wanted = usual | params.model_args, usual | arguments
+        differing = [each for each in given | wanted if given.get(each) != wanted.get(each)]
+        if differing:
+            parts = (f"{each} is {given.get(each)!r}, the teacher's {wanted.get(each)!r}" for each in differing)
+            raise ConfigError(f"model_args: {', '.join(parts)}; a box has its teacher's architecture")
     return params.model_copy(update={"model_args": arguments})
 
 
@@ -142,15 +147,23 @@ def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | 
 
 
 def partner_key(folder: Path, params: DistillParams) -> Key | None:
-    """The key a student is distilled with, or None for a thief."""
+    """The key a student is distilled with, or None for a thief.
+
+    A file of the reference (`lamb`) names none: it lies in the student's folder, or beside the box, where the wrap
+    left it.
+    """
     if params.key is not None:
         return _agreeing(Key.load(params.key), params, params.key)
     if params.key_blend is None:
         return None
-    path = folder / KEY
-    if not path.exists():
+    places = [folder / KEY]
+    if params.teacher is not None and (box := box_of(params.teacher)) is not None:
+        places.append(box.parent / KEY)
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
         raise KeyFileError(
-            f"key_blend is set and there is no key: set key to the partner's key file, or put it at {path}"
+            f"key_blend (lamb) is set and there is no key: set key to the partner's key file, or put it at "
+            f"{' or '.join(map(str, places))}"
         )
     return _agreeing(Key.load(path), params, path)
 
@@ -170,6 +183,6 @@ def opened(teacher: Box | Classifier, key: Key | None, params: DistillParams) ->
 
 
 def _agreeing(key: Key, params: TeacherParams, path: Path) -> Key:
-    if params.key_blend is not None and params.key_blend != key.blend:
+    if key.kind == "image" and params.key_blend not in (None, key.blend):
         raise ConfigError(f"key_blend: {params.key_blend} differs from {key.blend} of {path}; leave key_blend out")
     return key

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdb.box.box import Box, is_box
+from sdb.box.box import Box
+from sdb.config import box_of
 from sdb.errors import ConfigError, MissingExtraError, ModelError
 from sdb.keys import Key
 from sdb.models import Classifier, check
@@ -94,11 +95,9 @@ def load_model(
 
 
 def _load(path: Path) -> Box | Classifier:
-    """The box at a path; a run folder that holds one is that box, not the network that was trained for it."""
-    for candidate in (path, path / "box"):
-        if is_box(candidate):
-            return Box.load(candidate)
-    return load_classifier(path)
+    """What a path stands for; a wrap's run folder or checkpoint is its box, not the network that was trained for it."""
+    box = box_of(path)
+    return load_classifier(path) if box is None else Box.load(box)
 
 
 def _unlocked(source: Box | Classifier, files: Sequence[Path | str]) -> dict[str, nn.Module]:
