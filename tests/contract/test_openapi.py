@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 pytest.importorskip("fastapi")
 pytest.importorskip("schemathesis")
 
+import jsonschema_rs
 import schemathesis
 from fastapi.testclient import TestClient
 from schemathesis import GenerationMode
@@ -17,7 +18,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from sdb.service import create_app
 from sdb.service.limits import Limits
 
-JSON = "application/json"
+INFER, JSON = "/v2/models/box/infer", "application/json"
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
 
@@ -93,6 +94,66 @@ def test_what_breaks_the_description_is_refused(operations):
         assert {status for _, status in statuses} <= {400, 404, 415}
         if path.endswith("/infer"):
             assert (JSON, 400) in statuses
+
+
+WHOLE = {
+    "id": "q",
+    "inputs": [
+        {
+            "name": "image",
+            "shape": [2, 1, 8, 8],
+            "datatype": "UINT8",
+            "data": [0] * 128,
+            "parameters": {"binary_data_size": 0, "shared_memory_region": None, "content_type": "np"},
+        }
+    ],
+    "outputs": [{"name": "logits", "parameters": {"binary_data": True, "shared_memory_offset": 0}}],
+    "parameters": {"binary_data_output": False, "shared_memory_byte_size": 4, "x": [1]},
+    "more": {},
+}
+OTHERS = (None, True, 0, 7, -1, 0.5, 256, 1e9, "", "x", "FP32", "labels", [], {}, [[]], ["x"], {"x": 1})
+
+
+def places(value, path=()):
+    """Every place in a value, the outermost first."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2] if isinstance(value, list) else ())
+    for key, child in inner:
+        yield from places(child, (*path, key))
+
+
+def changed(value, path, new):
+    """A copy of a value with another one at a place; without that place where the new one is `...`."""
+    if not path:
+        return new
+    copy = value.copy()
+    if new is ... and len(path) == 1:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = changed(value[path[0]], path[1:], new)
+    return copy
+
+
+def test_a_change_anywhere_is_judged_alike_by_the_description_and_the_code(app):
+    """But for what a schema cannot say: that data fit the shape, and which outputs this server's policy has."""
+    entry = app.openapi()["paths"]["/v2/models/{name}/infer"]["post"]
+    schema = jsonschema_rs.validator_for(entry["requestBody"]["content"][JSON]["schema"])
+    client, verdicts = TestClient(app), []
+    shared = [path for path in places(WHOLE) if str(path[-1:]).startswith("('shared_memory")]
+    assert len(shared) == 3 and not schema.is_valid(WHOLE)
+    plain = WHOLE
+    for path in shared:
+        assert client.post(INFER, json=changed(plain, path, 0)).status_code == 400
+        plain = changed(plain, path, ...)
+    assert schema.is_valid(plain)
+    for path in filter(None, places(plain)):
+        beyond = path[-2:] == ("shape", 0) or path[-1] == "data" or path == ("outputs", 0, "name")
+        for new in (*OTHERS, *([...] if isinstance(path[-1], str) else [])):
+            body = changed(plain, path, new)
+            said, status = schema.is_valid(body), client.post(INFER, json=body).status_code
+            verdicts.append(said)
+            assert said == (status == 200) or (beyond and said and status == 400), (path, new, said, status)
+    assert 100 < sum(verdicts) < len(verdicts) - 100
 
 
 def test_other_methods_are_refused_and_those_that_are_there_are_named(app):
