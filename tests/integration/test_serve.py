@@ -26,8 +26,8 @@ from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.service import create_app
+from sdb.service.connection import connection_class
 from sdb.service.limits import MAX_READING, Limits
-from sdb.service.run import protocol_class
 from sdb.service.watch import TokenFile
 from sdb.wrapping.wrap import wrap
 
@@ -326,7 +326,7 @@ def test_a_start_that_fails_says_why_in_one_line(place, quick_sdb, tmp_path):
 def local(app, read_timeout):
     """The application behind real connections, in this process."""
     config = uvicorn.Config(
-        app, port=0, http=protocol_class(read_timeout), ws="none", log_config=None, log_level="error"
+        app, port=0, http=connection_class(read_timeout), ws="none", log_config=None, log_level="error"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
