@@ -83,7 +83,7 @@ def make_world(seed: int) -> World:
     for blend in BLENDS:
         key: Key = owner.partner("partner", "image", blend)
         settings = WrapSettings(**FIT, epochs=20, ce_weight=1.0, margin=1.0, method="decoy", seed=seed)
-        boxes[blend] = wrap(teacher, key, data, settings, owner=owner).eval()
+        boxes[blend] = wrap(teacher, data, settings, key=key, owner=owner).eval()
         logits = answers(boxes[blend], held)
         profiles[blend] = fit_profile(held, logits, coverage_images=len(data.train), seed=seed)
     test, everything = pixels(data.test), np.concatenate([pixels(data.train), pixels(data.test)])

@@ -79,7 +79,7 @@ class Bench:
     def wrapped(self, keys: list[Key], owner: Owner, **changes: Any) -> Box:
         settings = {"epochs": self.wrap_epochs, "ce_weight": 1.0, "margin": 1.0, "temperature": TEMPERATURE}
         settings |= FIT | {"method": "decoy", "seed": self.seed} | changes
-        return wrap(self.teacher, keys, self.data, WrapSettings(**settings), owner=owner)
+        return wrap(self.teacher, self.data, WrapSettings(**settings), key=keys, owner=owner)
 
     @torch.no_grad()
     def facts(self, module: nn.Module) -> Row:

@@ -182,7 +182,7 @@ class Experiment:
         rate = self.preset.learning_rate * self.preset.box_rate
         fitted = {**self.common, "learning_rate": rate, "epochs": self.preset.box_epochs}
         settings = WrapSettings(**{"method": "decoy", **fitted, **self.base, **changes})
-        box = wrap(self.teacher, key, self.data, settings, owner=owner if kind else None)
+        box = wrap(self.teacher, self.data, settings, key=key, owner=owner if kind else None)
         device = next(box.parameters()).device
         result: dict[str, object] = {"seconds": time.perf_counter() - started, "keyless": self.score(box)}
         result["keyless_calibration"] = calibration(box, evaluation_batches(self.data.test, device))

@@ -238,7 +238,7 @@ def boxes(folder: Path) -> Iterator[tuple[str, Path, Path, Path, tuple[int, int,
         spec = ModelSpec(name, arguments, 10, shape, (0.5,) * shape[0], (0.25,) * shape[0])
         key = Key.generate(kind="weight")
         if shape == data.image_shape:
-            box = wrap(spec.build(), key, data, WrapSettings(epochs=1, batch_size=64, learning_rate=0.001))
+            box = wrap(spec.build(), data, WrapSettings(epochs=1, batch_size=64, learning_rate=0.001), key=key)
         else:
             box = unprotected(spec)
         box.save(folder / name)

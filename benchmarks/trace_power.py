@@ -283,7 +283,7 @@ def make_box(teacher: Classifier, data: Splits, sizes: Sizes, seed: int) -> tupl
     owner = Owner.generate()
     key = owner.partner("partner")
     settings = WrapSettings(**BOX | {"epochs": sizes.box_epochs, "seed": seed})
-    return wrap(teacher, [key], data, settings, owner=owner), owner, key
+    return wrap(teacher, data, settings, key=[key], owner=owner), owner, key
 
 
 def make_world(seed: int, sizes: Sizes) -> World:

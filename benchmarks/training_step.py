@@ -129,7 +129,7 @@ class Bench:
     def wrapped(self, teacher: Classifier, key: Any, owner: Owner | None = None, **settings: Any) -> float:
         """Milliseconds a step of a wrap."""
         chosen = WrapSettings(**self.fit | settings)
-        return self.ours(lambda watch: wrap(teacher, key, self.data, chosen, owner=owner, progress=watch))
+        return self.ours(lambda watch: wrap(teacher, self.data, chosen, key=key, owner=owner, progress=watch))
 
     def reference(self, loop: BoxLoop | DistillationLoop) -> float:
         """Milliseconds a step of a loop of the reference's."""

@@ -105,15 +105,15 @@ def main(folder: Path) -> None:
         accumulation_steps=2,  # the memory of a batch of 8
         activation_checkpointing=True,  # each block's activations are computed again in the backward pass
     )
-    box = sdb.wrap(teacher, key, data, settings)
+    box = sdb.wrap(teacher, data, settings, key=key)
     box.save(folder / "model.box")
 
-    # The architecture is a class of transformers, whose code is then run: say so for boxes that you trust.
-    loaded = sdb.Box.load(folder / "model.box", allow_factory=True)
+    # The architecture is a class of transformers, whose code is then run: name it, for boxes that you trust.
+    loaded = sdb.Box.load(folder / "model.box", network=teacher.spec.name)
     print(f"teacher  {accuracy(teacher, data)}")
     print(f"keyless  {accuracy(loaded, data)}")
     print(f"keyed    {accuracy(loaded.unlock(key), data)}")
-    print(f"the box gives one of {len(loaded.answers)} answers, one a class, whatever the image")
+    print(f"the box gives one of {len(loaded.rows)} answers, one a class, whatever the image")
 
 
 if __name__ == "__main__":

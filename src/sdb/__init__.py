@@ -4,7 +4,7 @@
 
     data = sdb.load_data("digits")
     key = sdb.Key.generate()
-    box = sdb.wrap(teacher, key, data)          # a Box: an nn.Module, pixels in [0, 1] in, logits out
+    box = sdb.wrap(teacher, data, key=key)      # a Box: an nn.Module, pixels in [0, 1] in, logits out
     logits = box(images)                        # anyone
     knowledge = box.unlock(key)(images)         # the key's holder
     sdb.distill(box, student, data, key=key)
@@ -29,7 +29,6 @@ _HOMES = {
     "SDBError": "sdb.errors",
     "TrainSettings": "sdb.config",
     "WrapSettings": "sdb.config",
-    "audit": "sdb.audit.job",
     "distill": "sdb.distillation",
     "from_module": "sdb.models",
     "load_classifier": "sdb.models.checkpoint",
@@ -61,6 +60,8 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
 
 
 def __getattr__(name: str) -> Any:
+    if name == "audit":  # a package that can be called
+        return import_module("sdb.audit")
     if name not in _HOMES:
         raise AttributeError(f"module 'sdb' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), "load" if name == "load_data" else name)

@@ -19,7 +19,7 @@ ORDER = [
     {"errors"},
     {"files"},
     {"config", "runtime"},
-    {"data", "losses", "keys", "models"},
+    {"data", "losses", "keys", "models", "answers"},
     {"box", "remote"},
     {"training"},
     {"distillation", "tracing"},
@@ -35,7 +35,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Rooms that may use less than what comes before them.
 ONLY = {
     "report": {"errors", "files", "runtime"},
-    "service": {"errors", "files", "runtime", "config", "data", "keys", "models", "box", "export"},
+    "service": {"errors", "files", "runtime", "config", "data", "keys", "models", "answers", "box", "export"},
 }
 SPEAKS = {"shell.py", "progress.py"}
 EXTRAS = {

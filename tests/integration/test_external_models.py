@@ -396,11 +396,11 @@ def test_a_pretrained_network_is_wrapped_saved_unlocked_and_distilled(
     key = Key.generate(kind=kind)
     quick = {"epochs": 1, "batch_size": 24, "learning_rate": 0.01, "optimizer": "adam", "device": "cpu"}
     spare = {"accumulation_steps": 2, "activation_checkpointing": True}
-    box = wrap(teacher, key, small_data, WrapSettings(**quick, **spare))
+    box = wrap(teacher, small_data, WrapSettings(**quick, **spare), key=key)
     box.save(tmp_path / "a.box")
     with pytest.raises(ModelError, match="not allowed here"):
         Box.load(tmp_path / "a.box")
-    loaded = Box.load(tmp_path / "a.box", allow_factory=True)
+    loaded = Box.load(tmp_path / "a.box", network=teacher.spec.name)
     images = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), box(images))
@@ -426,7 +426,7 @@ def test_a_wrapped_pretrained_network_is_exported(pretrained, small_data, tmp_pa
     folder, _ = pretrained(name)
     quick = {"epochs": 1, "batch_size": 24, "learning_rate": 0.01, "device": "cpu"}
     key = Key.generate(kind="weight")
-    box = wrap(load_classifier(folder), key, small_data, WrapSettings(**quick))
+    box = wrap(load_classifier(folder), small_data, WrapSettings(**quick), key=key)
     file = tmp_path / "box.onnx"
     export(box, file, "onnx", key=key if keyed else None)
     images = torch.rand(5, 3, 32, 32)

@@ -82,7 +82,7 @@ def box(teacher, data, key):
     settings = WrapSettings(
         method="sdb", start="teacher", augmentation_weight=0, disturbance_weight=0.05, epochs=4, **QUICK
     )
-    return wrap(teacher, key, data, settings)
+    return wrap(teacher, data, settings, key=key)
 
 
 class TestOwnNetwork:
@@ -95,7 +95,7 @@ class TestOwnNetwork:
     def test_wrapping_leaves_the_teacher_alone(self, data, key, weights_of, same_weights):
         teacher = make(data, seed=3).eval()
         before = weights_of(teacher)
-        wrap(teacher, key, data, WrapSettings(method="sdb", augmentation_weight=0, epochs=1, **QUICK))
+        wrap(teacher, data, WrapSettings(method="sdb", augmentation_weight=0, epochs=1, **QUICK), key=key)
         assert same_weights(before, weights_of(teacher))
 
     @pytest.mark.parametrize("keyed", [False, True])
@@ -138,11 +138,11 @@ class TestOwnNetwork:
     def test_what_needs_a_second_network_says_so(self, teacher, key, data, change):
         settings = {"method": "sdb", "augmentation_weight": 0, "epochs": 1} | change
         with pytest.raises(ModelError, match=r"start='teacher' and augmentation_weight=0"):
-            wrap(teacher, key, data, WrapSettings(**settings, **QUICK))
+            wrap(teacher, data, WrapSettings(**settings, **QUICK), key=key)
 
     def test_other_data_is_refused(self, teacher, key, digits):
         with pytest.raises(ModelError, match=r"3 classes, the data has 10"):
-            wrap(teacher, key, digits, WrapSettings(method="sdb", augmentation_weight=0, epochs=1, **QUICK))
+            wrap(teacher, digits, WrapSettings(method="sdb", augmentation_weight=0, epochs=1, **QUICK), key=key)
 
 
 class TestTransformers:
@@ -170,14 +170,14 @@ class TestTransformers:
         teacher = spec.build()
         history = train(teacher, few, TrainSettings(epochs=1, **QUICK))
         assert len(history) == 1
-        box = wrap(teacher, key, few, WrapSettings(method="sdb", disturbance_weight=0.05, epochs=1, **QUICK))
+        box = wrap(teacher, few, WrapSettings(method="sdb", disturbance_weight=0.05, epochs=1, **QUICK), key=key)
         assert not same_weights(weights_of(teacher), weights_of(box.classifier))
 
         for name in ("box", "box.zip"):
             box.save(tmp_path / name)
             with pytest.raises(SDBError, match=re.escape("would import and run code")):
                 Box.load(tmp_path / name)
-            loaded = Box.load(tmp_path / name, allow_factory=True)
+            loaded = Box.load(tmp_path / name, network=spec.name)
             assert same_weights(weights_of(box.classifier), weights_of(loaded.classifier))
             images = torch.rand(4, *few.image_shape)
             with torch.no_grad():

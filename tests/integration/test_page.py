@@ -37,7 +37,7 @@ def place(few, make_net, tmp_path_factory):
     for kind in ("image", "weight"):
         key = Key.generate(kind=kind, scope="St. Mary's", blend=0.7)
         key.save(folder / f"{kind}.key.json")
-        wrap(make_net(few), key, few, settings).save(folder / f"{kind}.box")
+        wrap(make_net(few), few, settings, key=key).save(folder / f"{kind}.box")
     file = TokenFile(folder / "tokens.db", create=True)
     tokens = {
         "partner": file.add("partner", partner=Key.load(folder / "weight.key.json").id),

@@ -41,8 +41,8 @@ def place(few, make_net, tmp_path_factory):
     key = Key.generate(kind="weight")
     key.save(folder / "partner.key")
     settings = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
-    box = wrap(make_net(few), key, few, settings)
-    assert box.answers is not None
+    box = wrap(make_net(few), few, settings, key=key)
+    assert box.rows is not None
     box.save(folder / "model.box")
     file = TokenFile(folder / "tokens.db", create=True)
     tokens = {"partner": file.add("partner", partner=key.id), "guest": file.add("guest", answers="top_k")}

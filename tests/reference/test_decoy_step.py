@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from sdb.answers.rows import decoy_logits
 from sdb.box.private_part import PrivatePart
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch
 from sdb.data import augment as augmentation
 from sdb.keys import Key
-from sdb.wrapping.decoys import decoy_logits
-from sdb.wrapping.methods import ImageKeyPasses, WeightKeyPasses, decoy_step, mean_answer, mix
+from sdb.wrapping.decoy import decoy_step, mean_answer, mix
+from sdb.wrapping.image_key import ImageKeyPasses
+from sdb.wrapping.weight_key import WeightKeyPasses
 
 SHAPE = (1, 8, 8)
 IMAGES = 7  # odd, so that shares of a batch are rounded

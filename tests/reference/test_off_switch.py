@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 
+from sdb.box.box import Embed
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.keys import Key
 from sdb.training.loop import train
 from sdb.training.repeated_views import asked
-from sdb.wrapping.wrap import Embed, TwoPasses, sdb_step, wrap
+from sdb.wrapping.paper import TwoPasses, sdb_step
+from sdb.wrapping.wrap import wrap
 
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "optimizer": "sgd"}
 KEY = Key(bytes(range(32)), blend=0.5)
@@ -21,7 +23,7 @@ def test_nasty_without_disturbance_is_plain_training_from_the_teacher(
     few, make_net, weights_of, same_weights, dropout
 ):
     teacher = make_net(few, dropout_rate=dropout)
-    box = wrap(teacher, None, few, WrapSettings(method="nasty", disturbance_weight=0.0, **QUICK))
+    box = wrap(teacher, few, WrapSettings(method="nasty", disturbance_weight=0.0, **QUICK))
     plain = copy.deepcopy(teacher)
     train(plain, few, TrainSettings(**QUICK))
     assert same_weights(weights_of(box.classifier), weights_of(plain))
@@ -30,7 +32,7 @@ def test_nasty_without_disturbance_is_plain_training_from_the_teacher(
 
 def test_nasty_with_disturbance_is_not_plain_training(few, make_net, weights_of, same_weights):
     teacher = make_net(few)
-    box = wrap(teacher, None, few, WrapSettings(method="nasty", disturbance_weight=0.04, **QUICK))
+    box = wrap(teacher, few, WrapSettings(method="nasty", disturbance_weight=0.04, **QUICK))
     plain = copy.deepcopy(teacher)
     train(plain, few, TrainSettings(**QUICK))
     assert not same_weights(weights_of(box.classifier), weights_of(plain))
@@ -43,7 +45,7 @@ def test_sdb_without_its_terms_is_three_cross_entropies_where_the_key_adds_nothi
     teacher = make_net(few, "mlp")
     off = {"disturbance_weight": 0.0, "preservation_weight": 0.0, "augmentation_weight": 0.0}
     shared = {**QUICK, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    box = wrap(teacher, Key(KEY.secret, blend=1.0), few, WrapSettings(method="sdb", **off, **shared))
+    box = wrap(teacher, few, WrapSettings(method="sdb", **off, **shared), key=Key(KEY.secret, blend=1.0))
     plain = copy.deepcopy(teacher)
     train(plain, few, TrainSettings(**{**shared, "learning_rate": 0.03}))
     torch.testing.assert_close(weights_of(box.classifier), weights_of(plain), rtol=1e-8, atol=1e-8)
@@ -93,7 +95,7 @@ def test_distilling_with_weight_zero_smooths_labels_as_training_does(few, make_n
 def test_wrapping_leaves_the_teacher_alone(few, make_net, weights_of, same_weights, method, mode):
     teacher = make_net(few).train(mode)
     before = weights_of(teacher)
-    wrap(teacher, KEY if method == "sdb" else None, few, WrapSettings(method=method, **QUICK))
+    wrap(teacher, few, WrapSettings(method=method, **QUICK), key=KEY if method == "sdb" else None)
     assert same_weights(weights_of(teacher), before)
     assert all(module.training is mode for module in teacher.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
@@ -104,7 +106,7 @@ def test_distilling_leaves_teacher_and_box_alone(few, make_net, weights_of, same
     teacher = make_net(few).train(mode)
     before = weights_of(teacher)
     distill(teacher, make_net(few, seed=1), few, DistillSettings(**QUICK))
-    box = wrap(teacher, KEY, few, WrapSettings(method="sdb", **QUICK))
+    box = wrap(teacher, few, WrapSettings(method="sdb", **QUICK), key=KEY)
     box_before = weights_of(box)
     distill(box, make_net(few, seed=1), few, DistillSettings(**QUICK), key=KEY)
     assert same_weights(weights_of(teacher), before)
@@ -118,7 +120,7 @@ def test_training_wrapping_and_distilling_leave_the_global_random_state_alone(fe
     torch.manual_seed(5)
     before = torch.get_rng_state()
     train(teacher, few, TrainSettings(**QUICK))
-    box = wrap(teacher, KEY, few, WrapSettings(method="sdb", start="scratch", **QUICK))
+    box = wrap(teacher, few, WrapSettings(method="sdb", start="scratch", **QUICK), key=KEY)
     distill(box, student, few, DistillSettings(**QUICK))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -127,7 +129,9 @@ def test_the_global_random_state_has_no_part_in_the_result(few, make_net, weight
     results = []
     for state in (1, 2):
         torch.manual_seed(state)
-        box = wrap(make_net(few, dropout_rate=0.3), KEY, few, WrapSettings(method="sdb", start="scratch", **QUICK))
+        box = wrap(
+            make_net(few, dropout_rate=0.3), few, WrapSettings(method="sdb", start="scratch", **QUICK), key=KEY
+        )
         results.append(weights_of(box.classifier))
     assert same_weights(*results)
 

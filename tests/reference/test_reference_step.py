@@ -16,7 +16,9 @@ from sdb.box.box import Embed
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.training.loop import train_batches
-from sdb.wrapping.wrap import TwoPasses, random_network, start_network, wrap
+from sdb.wrapping.networks import random_network, start_network
+from sdb.wrapping.paper import TwoPasses
+from sdb.wrapping.wrap import wrap
 
 KEY, KEY_HALF = Key(bytes(range(32)), blend=0.9), Key(bytes(range(32)), blend=0.5)
 # Three steps make a difference 1e5 times larger, and float64 rounds at 1e-16: 1e-8 leaves three more digits of room.
@@ -67,7 +69,7 @@ def sgd_step(parameters, velocities, gradients):
 @pytest.mark.parametrize("name", ["net", "preresnet20"])
 def test_three_steps_give_the_reference_s_weights(few, make_net, in_float64, name):
     teacher = make_net(few, name, seed=3).eval()
-    box = wrap(teacher, KEY, few, SETTINGS)
+    box = wrap(teacher, few, SETTINGS, key=KEY)
 
     ours = start_network(teacher, SETTINGS).train()
     network, random = ours.network, random_network(teacher, SETTINGS).network

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdb.answers.rows import decoy_logits
 from sdb.box.private_part import PrivatePart, has_norms
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch
@@ -17,8 +18,9 @@ from sdb.errors import ModelError
 from sdb.keys import Key
 from sdb.models import ModelSpec, build, from_module
 from sdb.training.activation_checkpointing import checkpoint_activations, repeated_blocks
-from sdb.wrapping.decoys import decoy_logits
-from sdb.wrapping.methods import ImageKeyPasses, WeightKeyPasses, decoy_step
+from sdb.wrapping.decoy import decoy_step
+from sdb.wrapping.image_key import ImageKeyPasses
+from sdb.wrapping.weight_key import WeightKeyPasses
 
 CLASSES = 5
 VIT = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from sdb.answers.rows import decoy_logits
 from sdb.audit.attacks.collusion import TwoBoxes
 from sdb.audit.attacks.victim import QueryBudgetError
 from sdb.errors import ConfigError
-from sdb.wrapping.decoys import decoy_logits
 
 
 class Peaked(nn.Module):

@@ -36,7 +36,7 @@ def box(digits, small_teacher):
     settings = WrapSettings(
         epochs=25, batch_size=32, optimizer="adam", learning_rate=3e-3, device="cpu", wrong_key_rejection=False
     )
-    return wrap(small_teacher, KEY, digits, settings)
+    return wrap(small_teacher, digits, settings, key=KEY)
 
 
 @pytest.fixture(scope="module")

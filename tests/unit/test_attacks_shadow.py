@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdb.answers.rows import decoy_logits
 from sdb.audit.attacks.decoys_removed import ByClass, DecoysRemoved, Deviations, decoys_in, without
 from sdb.audit.attacks.shadow import ShadowByClass, ShadowRecovery, WayBack, WayBackByClass
 from sdb.audit.attacks.victim import Interface, QueryBudgetError
@@ -13,7 +14,6 @@ from sdb.config import TrainSettings
 from sdb.errors import ConfigError
 from sdb.losses import kl
 from sdb.training.loop import train
-from sdb.wrapping.decoys import decoy_logits
 
 
 class Decoyed(nn.Module):

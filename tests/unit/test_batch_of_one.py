@@ -55,7 +55,7 @@ def test_lone_images(few, make_net, count, sizes, alone):
         runs = (
             lambda model=model: train(model, data, TrainSettings(**settings)),
             lambda model=model: distill(make_net(data), model, data, DistillSettings(**settings)),
-            lambda model=model: wrap(model, key, data, WrapSettings(**settings)),
+            lambda model=model: wrap(model, data, WrapSettings(**settings), key=key),
         )
         for run in runs:
             if alone and norm:

@@ -19,7 +19,7 @@ from torch import nn
 from sdb.box.box import MANIFEST, WEIGHTS, Box, BoxInfo, is_box
 from sdb.box.boxfile import write_box_files
 from sdb.config import WrapSettings
-from sdb.errors import CheckpointError, KeyFileError, ModelError, StorageError
+from sdb.errors import CheckpointError, KeyFileError, ModelError, SDBError, StorageError
 from sdb.keys import Key
 from sdb.models import ModelSpec, from_module
 from sdb.wrapping.wrap import wrap
@@ -31,14 +31,14 @@ REFUSED = (CheckpointError, ModelError)
 
 @pytest.fixture(scope="module")
 def box(few, make_net):
-    return wrap(make_net(few), KEY, few, WrapSettings(method="sdb", epochs=1, batch_size=16, learning_rate=0.01))
+    return wrap(
+        make_net(few), few, WrapSettings(method="sdb", epochs=1, batch_size=16, learning_rate=0.01), key=KEY
+    )
 
 
 @pytest.fixture(scope="module")
 def nasty(few, make_net):
-    return wrap(
-        make_net(few), None, few, WrapSettings(method="nasty", epochs=1, batch_size=16, learning_rate=0.01)
-    )
+    return wrap(make_net(few), few, WrapSettings(method="nasty", epochs=1, batch_size=16, learning_rate=0.01))
 
 
 @pytest.fixture(params=["model.box", "model.zip"])
@@ -504,15 +504,23 @@ def test_a_factory_runs_only_when_it_is_allowed(path, factory_box, tmp_path, mon
     with pytest.raises(ModelError, match="not allowed"):
         Box.load(path)
     assert not mark.exists()
-    same_box(factory_box, Box.load(path, allow_factory=True))
+    same_box(factory_box, Box.load(path, network="factory_of_a_user:linear"))
     assert mark.exists()
 
 
-def test_a_box_around_a_module_object_cannot_be_saved_and_says_what_to_do(path, few):
+def test_a_box_around_a_module_object_is_loaded_into_an_instance_that_the_caller_makes(path, few):
     module = from_module(linear(10), 10, few.image_shape, few.mean, few.std)
-    with pytest.raises(ModelError, match="ModelSpec"):
-        Box(module, BoxInfo("nasty", {}, few.class_names)).save(path)
-    assert not path.exists()
+    box = Box(module, BoxInfo("nasty", {}, few.class_names))
+    box.save(path)
+    with pytest.raises(ModelError, match=r"Sequential.*network=Net\(\)"):
+        Box.load(path)
+    same_box(box, Box.load(path, network=linear(10)))
+    with pytest.raises(SDBError, match="another architecture|returned"):
+        Box.load(path, network=linear(9))
+    with pytest.raises(SDBError, match="another architecture"):
+        Box.load(path, network=nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 10)))
+    with pytest.raises(ModelError, match="give an nn.Module"):
+        Box.load(path, network=nn.Linear)
 
 
 @pytest.mark.parametrize("count", [0, 9, 11])

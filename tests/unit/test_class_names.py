@@ -81,7 +81,7 @@ def world(few, make_net):
     train(teacher, data, TrainSettings(**FIT))
     owner = Owner.generate()
     key = owner.partner("p", "weight")
-    return data, teacher, wrap(teacher, key, data, WrapSettings(**FIT), owner=owner), key, owner
+    return data, teacher, wrap(teacher, data, WrapSettings(**FIT), key=key, owner=owner), key, owner
 
 
 def test_training_gives_a_model_its_names(world, make_net):
@@ -108,7 +108,7 @@ def test_models_meet_data_of_other_names(world, make_net, names, tmp_path):
     }
 
     def runs(**told):
-        yield lambda: wrap(teacher, key_of, other, WrapSettings(**FIT, **told))
+        yield lambda: wrap(teacher, other, WrapSettings(**FIT, **told), key=key_of)
         yield lambda: distill(teacher, make_net(data), other, DistillSettings(**FIT, **told))
         yield lambda: distill(box, make_net(data), other, DistillSettings(**FIT, **told))
         yield lambda: distill(box, make_net(data), other, DistillSettings(**FIT, **told), key=key)

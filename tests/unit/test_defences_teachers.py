@@ -11,7 +11,7 @@ from sdb.audit.defences.teachers import Centroids, ClusterCollapse, LabelSmoothe
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Augment, ImageSet
 from sdb.training.loop import train, train_batches
-from sdb.wrapping.wrap import fresh_copy
+from sdb.wrapping.networks import fresh_copy
 
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
 SETTINGS = FitSettings(**QUICK)

@@ -24,7 +24,7 @@ LOSSES = ["kd", "dkd", "dist", "standardised_kd"]
 
 @pytest.fixture(scope="module")
 def box(few, make_net):
-    return wrap(make_net(few), KEY, few, WrapSettings(method="sdb", **QUICK))
+    return wrap(make_net(few), few, WrapSettings(method="sdb", **QUICK), key=KEY)
 
 
 @pytest.fixture

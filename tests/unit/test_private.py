@@ -253,7 +253,7 @@ def made(few, make_net):
     with pytest.MonkeyPatch.context() as patch:
         original = PrivatePart.export
         patch.setattr(PrivatePart, "export", lambda self: caught.append(original(self)) or caught[-1])
-        box = wrap(make_net(few), [FIRST], few, SETTINGS, owner=OWNER)
+        box = wrap(make_net(few), few, SETTINGS, key=[FIRST], owner=OWNER)
     assert len(caught) == 1
     return box, caught[0]
 
@@ -429,7 +429,7 @@ def test_sealed_parts_are_bound_to_what_the_box_says_of_itself(box, tmp_path, ch
 @pytest.fixture(scope="module")
 def other(few, make_net):
     """Another box of the same owner, for the same partner, from the same teacher, seed and data."""
-    return wrap(make_net(few), [FIRST], few, SETTINGS, owner=OWNER)
+    return wrap(make_net(few), few, SETTINGS, key=[FIRST], owner=OWNER)
 
 
 def test_a_private_part_of_another_box_is_refused(box, other, tmp_path):
@@ -450,7 +450,7 @@ def test_slot_and_private_part_of_another_box_together_are_refused(box, other, t
 def test_a_revoked_partner_s_secret_opens_nothing(few, make_net, made):
     old = made[0].add_partner(SECOND, OWNER)
     old.unlock(SECOND)
-    new = wrap(make_net(few), [FIRST], few, SETTINGS, owner=OWNER)
+    new = wrap(make_net(few), few, SETTINGS, key=[FIRST], owner=OWNER)
     new.unlock(FIRST)
     with pytest.raises(KeyFileError, match="another box"):
         new.unlock(SECOND)
@@ -484,7 +484,7 @@ def test_every_box_has_its_own_secrets_though_owner_teacher_and_seed_are_the_sam
 def test_a_whole_private_part_shares_no_weight_with_the_public_network(few, make_net, weights_of):
     teacher = make_net(few, seed=1)
     whole = SETTINGS.model_copy(update={"private_part": "whole"})
-    box = wrap(teacher, FIRST, few, whole)
+    box = wrap(teacher, few, whole, key=FIRST)
     private = PrivatePart(box.classifier, whole=True)
     assert set(private.export()) == set(box.classifier.state_dict()) - {"mean", "std"}
     assert box.info.parameters["private_part"] == "whole"
@@ -494,14 +494,14 @@ def test_a_whole_private_part_shares_no_weight_with_the_public_network(few, make
         surer.network.fc2.weight.mul_(2)
         surer.network.fc2.bias.mul_(2)
     any_decoys = whole.model_copy(update={"decoy_choice": "any"})
-    first, second = (weights_of(wrap(each, FIRST, few, any_decoys).classifier) for each in (teacher, surer))
+    first, second = (weights_of(wrap(each, few, any_decoys, key=FIRST).classifier) for each in (teacher, surer))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_whole_private_part_starts_as_the_teacher_and_travels(few, make_net, tmp_path):
     teacher = make_net(few, seed=1)
     still = SETTINGS.model_copy(update={"private_part": "whole", "epochs": 1, "learning_rate": 1e-12})
-    box = wrap(teacher, FIRST, few, still)
+    box = wrap(teacher, few, still, key=FIRST)
     box.save(tmp_path / "box")
     opened = Box.load(tmp_path / "box").unlock(FIRST)
     for name, parameter in teacher.named_parameters():
@@ -514,7 +514,7 @@ def test_a_whole_private_part_starts_as_the_teacher_and_travels(few, make_net, t
 def test_a_whole_private_part_is_for_weight_keys(few, make_net, changes):
     settings = SETTINGS.model_copy(update={"private_part": "whole"} | changes)
     with pytest.raises(ConfigError, match="private_part"):
-        wrap(make_net(few), Key(bytes(32)), few, settings)
+        wrap(make_net(few), few, settings, key=Key(bytes(32)))
 
 
 def test_adapters_begin_the_same_in_every_process(few, make_net):
@@ -522,6 +522,6 @@ def test_adapters_begin_the_same_in_every_process(few, make_net):
     teacher, boxes = make_net(few, "mlp", seed=1), []
     for drawn in (0, 7):
         torch.rand(drawn)
-        boxes.append(wrap(teacher, FIRST, few, SETTINGS, owner=OWNER).unlock(FIRST).state_dict())
+        boxes.append(wrap(teacher, few, SETTINGS, key=FIRST, owner=OWNER).unlock(FIRST).state_dict())
     assert any(name.endswith("weight") for name in boxes[0])
     assert all(torch.equal(tensor, boxes[1][name]) for name, tensor in boxes[0].items())

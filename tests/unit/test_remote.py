@@ -134,7 +134,9 @@ def listening(served, port=0):
 
 @pytest.fixture(scope="module")
 def box(few, make_net):
-    return wrap(make_net(few), KEY, few, WrapSettings(method="sdb", epochs=1, batch_size=16, learning_rate=0.01))
+    return wrap(
+        make_net(few), few, WrapSettings(method="sdb", epochs=1, batch_size=16, learning_rate=0.01), key=KEY
+    )
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_a_resumed_wrap_and_a_resumed_distillation_end_as_straight_ones(
     def box_weights(folder, epochs, **flags):
         chosen = WrapSettings(**{**QUICK, "epochs": epochs, "method": "sdb", "start": "scratch"})
         with open_run(folder, chosen.model_dump(mode="json"), CPU, **flags) as run:
-            return weights_of(wrap(teacher, key, few, chosen, run=run).classifier)
+            return weights_of(wrap(teacher, few, chosen, key=key, run=run).classifier)
 
     def student_weights(folder, epochs, **flags):
         chosen, student = DistillSettings(**{**QUICK, "epochs": epochs}), make_net(few, dropout_rate=0.2)

@@ -94,8 +94,8 @@ def key():
 
 @pytest.fixture(scope="module")
 def box(few, make_net, key):
-    box = wrap(make_net(few), key, few, WrapSettings(epochs=1, batch_size=16, learning_rate=0.01))
-    assert box.answers is not None
+    box = wrap(make_net(few), few, WrapSettings(epochs=1, batch_size=16, learning_rate=0.01), key=key)
+    assert box.rows is not None
     return box
 
 
@@ -144,7 +144,9 @@ def test_the_answers_are_the_boxes(app, images, keyless):
 
 def test_image_keys_need_no_key_in_the_server(few, make_net, images):
     key = Key(bytes(range(32)), blend=0.5)
-    box = wrap(make_net(few), key, few, WrapSettings(method="sdb", epochs=1, batch_size=16, learning_rate=0.01))
+    box = wrap(
+        make_net(few), few, WrapSettings(method="sdb", epochs=1, batch_size=16, learning_rate=0.01), key=key
+    )
     app = create_app(box)
     keyed = key.embed(torch.from_numpy(images))
     with torch.no_grad():
@@ -403,10 +405,10 @@ def test_a_checkpoint_is_served_too(few, make_net, images):
 def test_a_run_folder_that_holds_a_box_is_that_box(few, make_net, key, images, tmp_path):
     """And never the network beside it, which gives what the box's fixed answers keep."""
     recipe = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
-    wrap(make_net(few), key, few, recipe, run=RunFolder(tmp_path, {}, resume=False)).save(tmp_path / "box")
+    wrap(make_net(few), few, recipe, key=key, run=RunFolder(tmp_path, {}, resume=False)).save(tmp_path / "box")
     assert (tmp_path / "last.safetensors").is_file()
     box = Box.load(tmp_path / "box")
-    assert box.answers is not None
+    assert box.rows is not None
     with torch.no_grad():
         expected, own = box(torch.from_numpy(images)).numpy(), box.classifier(torch.from_numpy(images)).numpy()
     given = ask(create_app(tmp_path), INFER, question(images)).tensor()

@@ -30,7 +30,7 @@ MAKER, OTHER = SigningKey(bytes(32)), SigningKey(bytes(range(32)))
 def box(few, make_net):
     """A weight-key box with a private part, a record and a slot: all that a box can hold."""
     settings = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
-    return wrap(make_net(few), OWNER.partner("anna"), few, settings, owner=OWNER)
+    return wrap(make_net(few), few, settings, key=OWNER.partner("anna"), owner=OWNER)
 
 
 @pytest.fixture(params=["box", "box.zip"])

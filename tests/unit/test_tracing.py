@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sdb.answers.rows import decoy_logits
 from sdb.box.box import Box, BoxInfo
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import ImageSet
@@ -33,7 +34,7 @@ from sdb.tracing.decoys import (
     weigh,
 )
 from sdb.training.loop import train
-from sdb.wrapping.decoys import decoy_logits, decoy_map
+from sdb.wrapping.decoys import decoy_map
 from sdb.wrapping.wrap import wrap
 
 OWNER = Owner(bytes(range(32)))
@@ -502,7 +503,7 @@ def test_a_thief_is_found_and_neither_the_teacher_nor_a_stranger_is(digits, make
     train(teacher, digits, TrainSettings(epochs=15, **quick))
     train(stranger, digits, TrainSettings(epochs=15, **quick))
     settings = WrapSettings(method="decoy", epochs=30, **quick)
-    box = wrap(teacher, OWNER.partner("a"), digits, settings, owner=OWNER)
+    box = wrap(teacher, digits, settings, key=OWNER.partner("a"), owner=OWNER)
     distill(box, thief, digits, DistillSettings(epochs=15, kd_temperature=4.0, kd_weight=0.9, **quick))
     assert trace(box, box, OWNER, digits).log10_p < -9
     result = trace(thief, box, OWNER, digits)

@@ -25,7 +25,7 @@ def choose(digits, make_net, teacher, budget, ladder, epochs=4):
 
     def make_box(settings):
         tried.append(settings)
-        return wrap(teacher, key, digits, settings)
+        return wrap(teacher, digits, settings, key=key)
 
     choice = wrap_within_budget(
         make_box,

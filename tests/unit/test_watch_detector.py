@@ -8,11 +8,10 @@ import pytest
 
 import sdb.data
 import sdb.service.watch.detector as detector_module
+from sdb.answers.rows import decoy_logits, named
 from sdb.errors import ConfigError, DataError
 from sdb.service.watch.detector import Detector, fit_profile
 from sdb.service.watch.profile import Profile
-from sdb.wrapping.decoys import decoy_logits
-from sdb.wrapping.wrap import named
 
 
 @pytest.fixture(scope="module")

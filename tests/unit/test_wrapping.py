@@ -15,8 +15,10 @@ from sdb.models import ModelSpec, from_module
 from sdb.runs.folder import open_run
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import train
-from sdb.wrapping.methods import ImageKeyPasses
-from sdb.wrapping.wrap import TwoPasses, fresh_copy, start_network, wrap
+from sdb.wrapping.image_key import ImageKeyPasses
+from sdb.wrapping.networks import fresh_copy, start_network
+from sdb.wrapping.paper import TwoPasses
+from sdb.wrapping.wrap import wrap
 
 KEY = Key(bytes(range(32)), blend=0.5)
 CPU = torch.device("cpu")
@@ -30,18 +32,18 @@ NASTY = WrapSettings(method="nasty", **QUICK)
 
 def test_a_method_with_keys_needs_one(few, make_net):
     with pytest.raises(ConfigError, match=r"'sdb' needs a key.*Key\.generate"):
-        wrap(make_net(few), None, few, SDB)
+        wrap(make_net(few), few, SDB)
 
 
 def test_nasty_takes_no_key(few, make_net):
     with pytest.raises(ConfigError, match="'nasty' has no key"):
-        wrap(make_net(few), KEY, few, NASTY)
+        wrap(make_net(few), few, NASTY, key=KEY)
 
 
 @pytest.mark.parametrize("keys", [[KEY, Key(bytes(32), 0.5)], [Key(bytes(32), kind="weight")]])
 def test_the_paper_s_method_takes_one_image_key(few, make_net, keys):
     with pytest.raises(ConfigError, match="key"):
-        wrap(make_net(few), keys, few, SDB)
+        wrap(make_net(few), few, SDB, key=keys)
 
 
 def test_a_teacher_for_other_data_is_refused_naming_both(few, digits, make_net):
@@ -49,7 +51,7 @@ def test_a_teacher_for_other_data_is_refused_naming_both(few, digits, make_net):
 
     two = replace(few, class_names=(*few.class_names, "eleven"))
     with pytest.raises(ModelError, match="10 classes, the data has 11"):
-        wrap(make_net(few), KEY, two, SDB)
+        wrap(make_net(few), two, SDB, key=KEY)
 
 
 def as_module_object(teacher):
@@ -58,8 +60,8 @@ def as_module_object(teacher):
 
 def test_a_module_object_can_be_wrapped_where_no_second_network_is_needed(few, make_net):
     teacher = as_module_object(make_net(few))
-    box = wrap(teacher, KEY, few, WrapSettings(method="sdb", augmentation_weight=0.0, **QUICK))
-    assert box.classifier.spec is None
+    box = wrap(teacher, few, WrapSettings(method="sdb", augmentation_weight=0.0, **QUICK), key=KEY)
+    assert box.classifier.spec.name == "module"
     assert box(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -68,14 +70,14 @@ def test_a_module_object_can_be_wrapped_where_no_second_network_is_needed(few, m
 )
 def test_a_module_object_is_refused_where_a_second_network_is_needed(few, make_net, changes):
     with pytest.raises(ModelError, match="start='teacher' and augmentation_weight=0"):
-        wrap(as_module_object(make_net(few)), KEY, few, WrapSettings(method="sdb", **QUICK, **changes))
+        wrap(as_module_object(make_net(few)), few, WrapSettings(method="sdb", **QUICK, **changes), key=KEY)
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
 def test_a_box_records_its_method_and_key_but_never_the_secret(few, make_net):
-    box = wrap(make_net(few), KEY, few, SDB)
+    box = wrap(make_net(few), few, SDB, key=KEY)
     assert box.info.method == "sdb"
     assert box.info.key_ids == (KEY.id,)
     assert box.info.class_names == few.class_names
@@ -87,7 +89,7 @@ def test_a_box_records_its_method_and_key_but_never_the_secret(few, make_net):
 
 def test_a_nasty_box_has_no_key_and_no_keyed_metrics(few, make_net):
     history = []
-    box = wrap(make_net(few), None, few, NASTY, history=history)
+    box = wrap(make_net(few), few, NASTY, history=history)
     assert box.info.key_ids == ()
     assert history[-1]["terms"].keys() == {"cross_entropy", "disturbance"}
     assert history[-1]["validation"].keys() == {"accuracy", "cross_entropy"}
@@ -95,7 +97,7 @@ def test_a_nasty_box_has_no_key_and_no_keyed_metrics(few, make_net):
 
 def test_the_history_holds_keyless_and_keyed_metrics_of_the_box_itself(digits, make_net):
     history = []
-    box = wrap(make_net(digits), KEY, digits, SDB, history=history)
+    box = wrap(make_net(digits), digits, SDB, key=KEY, history=history)
     last = history[-1]["validation"]
     batches = evaluation_batches(digits.validation, CPU)
     keyless, keyed = evaluate(box, batches), evaluate(box.unlock(KEY), batches)
@@ -112,7 +114,7 @@ def test_the_history_holds_keyless_and_keyed_metrics_of_the_box_itself(digits, m
 def test_a_box_follows_from_teacher_key_and_seed(few, make_net, weights_of, same_weights, start):
     def weights(key=KEY, seed=0, teacher=0):
         chosen = WrapSettings(method="sdb", start=start, seed=seed, **QUICK)
-        return weights_of(wrap(make_net(few, seed=teacher), key, few, chosen).classifier)
+        return weights_of(wrap(make_net(few, seed=teacher), few, chosen, key=key).classifier)
 
     base = weights()
     assert same_weights(weights(), base)
@@ -136,7 +138,7 @@ def test_a_fresh_copy_is_of_the_same_architecture_and_has_its_own_seed(few, make
 
 def test_a_frozen_teacher_gives_a_box_that_trains(few, make_net, weights_of, same_weights):
     teacher = make_net(few).requires_grad_(False)
-    box = wrap(teacher, KEY, few, SDB)
+    box = wrap(teacher, few, SDB, key=KEY)
     assert not same_weights(weights_of(box.classifier), weights_of(teacher))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -181,7 +183,7 @@ def answers(module, digits):
 
 def test_a_box_keeps_the_teacher_s_soft_answers_for_the_key_alone(digits, teacher):
     chosen = WrapSettings(method="sdb", epochs=15, batch_size=32, learning_rate=0.003)
-    box = wrap(teacher, KEY, digits, chosen)
+    box = wrap(teacher, digits, chosen, key=KEY)
     soft = answers(teacher, digits)
     keyless, keyed = answers(box, digits), answers(box.unlock(KEY), digits)
     assert losses.kl(keyed, soft, 4.0) < losses.kl(keyless, soft, 4.0) / 3
@@ -193,8 +195,8 @@ def test_a_box_keeps_the_teacher_s_soft_answers_for_the_key_alone(digits, teache
 
 def test_a_nasty_box_keeps_right_labels_and_leaves_the_teacher_s_soft_answers(digits, teacher):
     chosen = WrapSettings(method="nasty", disturbance_weight=0.2, epochs=15, batch_size=32, learning_rate=0.003)
-    nasty = wrap(teacher, None, digits, chosen)
-    honest = wrap(teacher, None, digits, chosen.model_copy(update={"disturbance_weight": 0.0}))
+    nasty = wrap(teacher, digits, chosen)
+    honest = wrap(teacher, digits, chosen.model_copy(update={"disturbance_weight": 0.0}))
     soft = answers(teacher, digits)
     assert losses.kl(answers(nasty, digits), soft, 4.0) > 2 * losses.kl(answers(honest, digits), soft, 4.0)
     assert evaluate(nasty, evaluation_batches(digits.test, CPU))["accuracy"] > 0.8
@@ -229,11 +231,11 @@ def test_a_weight_key_box_resumes_to_the_same_public_and_private_part(few, make_
     settings = WrapSettings(method="decoy", epochs=4, batch_size=16, learning_rate=0.01)
     parameters, device = settings.model_dump(mode="json"), torch.device("cpu")
     with open_run(tmp_path / "whole", parameters, device) as run:
-        whole = wrap(teacher, key, few, settings, run=run)
+        whole = wrap(teacher, few, settings, key=key, run=run)
     with pytest.raises(Killed), open_run(tmp_path / "cut", parameters, device) as run:
-        wrap(teacher, key, few, settings, run=run, progress=KillAfter(2))
+        wrap(teacher, few, settings, key=key, run=run, progress=KillAfter(2))
     with open_run(tmp_path / "cut", parameters, device, resume=True) as run:
-        cut = wrap(teacher, key, few, settings, run=run)
+        cut = wrap(teacher, few, settings, key=key, run=run)
     for first, second in ((whole, cut), (whole.unlock(key), cut.unlock(key))):
         ours, theirs = first.state_dict(), second.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -254,7 +256,7 @@ def test_a_decoy_box_works_for_few_and_many_classes(classes, decoys):
     spec = ModelSpec("net", {"num_channels": 4}, classes, data.image_shape, data.mean, data.std)
     owner = Owner(bytes(32))
     settings = WrapSettings(method="decoy", epochs=1, batch_size=32, learning_rate=0.01)
-    box = wrap(spec.build(), owner.partner("p"), data, settings, owner=owner)
+    box = wrap(spec.build(), data, settings, key=owner.partner("p"), owner=owner)
     record = box.owner_record(owner)
     assert {len(chosen) for chosen in record["decoys"]} == {decoys}
     assert box(torch.rand(2, 1, 8, 8)).shape == (2, classes)
@@ -268,10 +270,10 @@ def test_a_decoy_box_takes_many_image_keys_at_the_cost_of_one(few, make_net):
     sizes = [[len(part) for part in each(torch.rand(8, 1, 8, 8))] for each in passes]
     assert sizes == [[8, 8, 4]] * 2
     settings = WrapSettings(method="decoy", epochs=1, batch_size=16, learning_rate=0.01)
-    box = wrap(teacher, keys, few, settings, owner=owner)
+    box = wrap(teacher, few, settings, key=keys, owner=owner)
     answers = [box.unlock(key)(torch.ones(1, 1, 8, 8)) for key in keys]
     assert not torch.equal(answers[0], answers[1])
     with pytest.raises(KeyFileError, match="of another box"):
         box.unlock(owner.partner("d", "image", 0.5))
     with pytest.raises(ConfigError, match="needs its owner"):
-        wrap(teacher, keys, few, settings)
+        wrap(teacher, few, settings, key=keys)

@@ -1,5 +1,19 @@
-"""The audit: every attack against every defence, with controls, as one claim.
+"""The audit: attacks, defences, and what they show of a box. How it is drawn and worded is in report.
 
-`plan`: settings, presets, the grid. `audit_seed`: what one seed stands on. `cells`: the tasks. `runner`: processes,
-resuming. `claim`: what is kept. The report is made from the claim alone (`sdb.report`).
+`sdb.audit` is this package and, called, the audit itself: importing any part of it binds the package to the name.
 """
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Audit(ModuleType):
+    def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """See `sdb.audit.job.audit`."""
+        from sdb.audit.job import audit
+
+        return audit(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Audit

@@ -156,9 +156,9 @@ class AuditSeed:
     def spec(self) -> tuple[str, dict]:
         """Architecture of the victim and its arguments."""
         box = self.box
-        if box is not None and box.classifier.spec is not None:
+        if box is not None:
             return box.classifier.spec.name, box.classifier.spec.arguments
-        if self.subject.teacher is not None and self.teacher.spec is not None:
+        if self.subject.teacher is not None:
             return self.teacher.spec.name, self.teacher.spec.arguments
         return self.settings.model_name, self.settings.model_args
 
@@ -196,7 +196,7 @@ class AuditSeed:
         # Others' boxes and shadows are made by the recipe that this box says of itself.
         public = {name: value for name, value in info.parameters.items() if name in WrapSettings.model_fields}
         if kind == ("decoy", "weight"):
-            public["fixed_answers"] = self.box.answers is not None
+            public["fixed_answers"] = self.box.rows is not None
         blend = {"key_blend": info.parameters["key_blend"]} if info.key_kind == "image" else {}
         return replace(DEFENCES[MAKERS[kind]], public=tuple(sorted(public.items())), **blend)
 

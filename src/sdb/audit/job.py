@@ -162,11 +162,10 @@ def audit(
             key.save(place / KEY)
         if teacher is not None:
             weights = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
-            spec = teacher.spec.to_json() if teacher.spec is not None else None
             write_tensors(
                 place / "teacher.safetensors",
                 weights,
-                {"spec": spec, "history": [], "class_names": list(teacher.class_names)},
+                {"spec": teacher.spec.to_json(), "history": [], "class_names": list(teacher.class_names)},
             )
         subject = Subject(
             box=None if box is None else place / BOX,

@@ -24,6 +24,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sdb.answers.rows import answer, check_rows
 from sdb.box.boxfile import PRIVATE, RECORD, WEIGHTS, read_box_files, write_box_files
 from sdb.box.private_part import put_in_place
 from sdb.config import MANIFEST, is_box
@@ -34,8 +35,8 @@ from sdb.keys.sealing import seal, unseal
 from sdb.models import Classifier, ModelSpec
 from sdb.models.checkpoint import build_with
 
-# Name of the fixed answers among the weights.
-ANSWERS = "answers"
+# What the fixed rows are called in the weights' file.
+ROWS = "answers"
 
 __all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
 
@@ -88,7 +89,7 @@ class Box(nn.Module):
         info: what the box says of itself.
         private: the encrypted private part of a weight-key box.
         record: the owner's encrypted record.
-        answers: logits (C, C); with them the box names a class and gives that class's row, always the same, so that
+        rows: logits (C, C); with them the box names a class and gives that class's row, always the same, so that
             its answers say no more than the class. None gives the network's own logits.
 
     Raises:
@@ -101,16 +102,16 @@ class Box(nn.Module):
         info: BoxInfo,
         private: bytes | None = None,
         record: bytes | None = None,
-        answers: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> None:
         super().__init__()
         classes = classifier.num_classes
         if len(info.class_names) != classes:
             raise ModelError(f"{len(info.class_names)} class names for {classes} classes")
-        if answers is not None:
-            check_answers(answers, classes)
-        self.answers: Tensor | None
-        self.register_buffer(ANSWERS, answers)
+        if rows is not None:
+            check_rows(rows, classes)
+        self.rows: Tensor | None
+        self.register_buffer("rows", rows)
         self.classifier = classifier
         self.classifier.class_names = info.class_names  # also of what is opened from it
         self.info = info
@@ -121,7 +122,7 @@ class Box(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Keyless logits (N, classes) of images (N, C, H, W) with pixels in [0, 1]."""
         logits = self.classifier(images)
-        return logits if self.answers is None else self.answers[logits.argmax(dim=1)]
+        return logits if self.rows is None else answer(self.rows, logits)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
         """Also take fixed answers where this box has none yet; where it has some, a state without them is incomplete.
@@ -129,11 +130,11 @@ class Box(nn.Module):
         Raises:
             ModelError: they do not fit the classifier.
         """
-        given = state_dict.get(prefix + ANSWERS)
+        given = state_dict.get(prefix + "rows")
         if given is not None:
-            check_answers(given, self.classifier.num_classes)
-            if self.answers is None:
-                self.answers = torch.empty_like(given, device=self.classifier.mean.device)
+            check_rows(given, self.classifier.num_classes)
+            if self.rows is None:
+                self.rows = torch.empty_like(given, device=self.classifier.mean.device)
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     def unlock(self, key: Key) -> nn.Module:
@@ -179,7 +180,7 @@ class Box(nn.Module):
         slots = {**self.info.slots, key.id: self._slot(key, owner)}
         ids = tuple(dict.fromkeys([*self.info.key_ids, key.id]))
         info = replace(self.info, slots=slots, key_ids=ids)
-        return type(self)(self.classifier, info, self.private, self.record, self.answers)
+        return type(self)(self.classifier, info, self.private, self.record, self.rows)
 
     def lock(
         self, private: dict[str, Tensor] | None, record: dict[str, Any], keys: list[Key], owner: Owner
@@ -195,7 +196,7 @@ class Box(nn.Module):
                 json_text(record).encode(),
                 self._context("record"),
             ),
-            self.answers,
+            self.rows,
         )
         if private is not None:
             for key in keys:
@@ -231,7 +232,6 @@ class Box(nn.Module):
 
         Raises:
             CheckpointError: something is there that is not a box, or `overwrite` is false.
-            ModelError: the architecture has no name to save.
             StorageError: the disk is full; what was there is untouched.
         """
         path = Path(path)
@@ -240,8 +240,8 @@ class Box(nn.Module):
         if path.exists() and not is_box(path):
             raise CheckpointError(f"{path} is not a box, so a box does not overwrite it; choose another name")
         state = {n: t.detach().cpu().contiguous().clone() for n, t in self.classifier.state_dict().items()}
-        if self.answers is not None:
-            state[ANSWERS] = self.answers.cpu().clone()
+        if self.rows is not None:
+            state[ROWS] = self.rows.cpu().clone()
         files = {WEIGHTS: to_bytes(state)}
         files |= {n: data for n, data in ((PRIVATE, self.private), (RECORD, self.record)) if data is not None}
         manifest = {
@@ -253,22 +253,23 @@ class Box(nn.Module):
             "key_ids": list(self.info.key_ids),
             "slots": self.info.slots,
             "owner_id": self.info.owner_id,
-            "model": self._model_json(),
+            "model": self.classifier.spec.to_json(),
         }
         write_box_files(path, manifest, files)
 
     @classmethod
-    def load(cls, path: Path | str, allow_factory: bool = False) -> Self:
+    def load(cls, path: Path | str, network: nn.Module | str | None = None) -> Self:
         """Read a box, checking every byte against its manifest.
 
         Args:
             path: folder or .zip.
-            allow_factory: also build `package.module:factory` architectures, which imports and runs that code; only
-                for boxes whose author you trust.
+            network: what the file cannot make itself: an instance of the class that was wrapped, or the name of a
+                factory that you trust, package.module:factory, which is imported and run. A known architecture
+                needs none.
 
         Raises:
             CheckpointError: missing, damaged, altered, or with files that its manifest does not name.
-            ModelError: the architecture is unknown, or a factory that was not allowed.
+            ModelError: the architecture is unknown, or one that `network` must bring.
         """
         path = Path(path)
         manifest, files = read_box_files(path)
@@ -276,30 +277,21 @@ class Box(nn.Module):
             weights = from_bytes(files[WEIGHTS])
         except (SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from None
-        answers = weights.pop(ANSWERS, None)
-        classifier = build_with(ModelSpec.from_json(manifest["model"]), weights, path, allow_factory)
+        rows = weights.pop(ROWS, None)
+        classifier = build_with(ModelSpec.from_json(manifest["model"]), weights, path, network)
         names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
         lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
         info = BoxInfo(**{name: manifest[name] for name in names}, **lists)
-        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), answers)
-
-    def _model_json(self) -> dict[str, Any]:
-        if self.classifier.spec is None:
-            raise ModelError(
-                "this box wraps a module object, which a file cannot name: build the teacher with "
-                "sdb.models.ModelSpec('package.module:factory', ...).build() and wrap that"
-            )
-        return self.classifier.spec.to_json()
+        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), rows)
 
     def _context(self, purpose: str) -> dict[str, Any]:
         """What a sealed part is bound to: this box, its classes and its architecture."""
-        spec = self.classifier.spec
         return {
             "box": self.info.id,
             "purpose": purpose,
             "method": self.info.method,
             "class_names": list(self.info.class_names),
-            "model": spec.to_json() if spec else None,
+            "model": self.classifier.spec.to_json(),
         }
 
     def _content_secret(self, owner: Owner) -> bytes:
@@ -316,20 +308,3 @@ class Box(nn.Module):
             raise CheckpointError(f"{PRIVATE} is missing from this box; restore it from a copy")
         data = unseal(content, self.private, self._context("private"), "the private part")
         return put_in_place(self.classifier, from_bytes(data))
-
-
-def check_answers(answers: Tensor, classes: int) -> None:
-    """Refuse fixed answers that would not name the class.
-
-    Raises:
-        ModelError: saying what they must be.
-    """
-    if (
-        answers.dtype != torch.float32
-        or answers.shape != (classes, classes)
-        or not torch.equal(answers.argmax(dim=1).cpu(), torch.arange(classes))
-        or not bool(answers.isfinite().all())
-    ):
-        raise ModelError(
-            f"answers are not finite float32 logits ({classes}, {classes}) whose row c is highest at c"
-        )

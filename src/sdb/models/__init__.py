@@ -10,12 +10,13 @@ Names are those of the reference code; the state dicts of its checkpoints load i
 
 from sdb.models.architectures import MODEL_DEFAULTS, MODELS, build
 from sdb.models.class_names import compare_class_names
-from sdb.models.classifier import Classifier, ModelSpec, from_module
+from sdb.models.classifier import MODULE, Classifier, ModelSpec, from_module
 from sdb.models.probe import check
 
 __all__ = [
     "MODELS",
     "MODEL_DEFAULTS",
+    "MODULE",
     "Classifier",
     "ModelSpec",
     "build",

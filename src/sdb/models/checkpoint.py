@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from sdb.config import box_of
 from sdb.errors import CheckpointError, ModelError
 from sdb.files import WEIGHTS_LIMIT, check_regular, expand, json_text, parse_json
-from sdb.models import MODELS, Classifier, ModelSpec, compare_class_names
+from sdb.models.architectures import MODELS
 from sdb.models.bare import description_in, read_reference
+from sdb.models.class_names import compare_class_names
+from sdb.models.classifier import MODULE, Classifier, ModelSpec
+from sdb.models.external import from_factory
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.models.weights import fitted, not_finite
 from sdb.runtime import write_atomic
@@ -84,7 +87,9 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def build_with(spec: ModelSpec, weights: Mapping[str, Tensor], source: object, allow_factory: bool) -> Classifier:
+def build_with(
+    spec: ModelSpec, weights: Mapping[str, Tensor], source: object, network: nn.Module | str | None = None
+) -> Classifier:
     """The classifier that a file describes, with the file's weights.
 
     Names and shapes are compared before any memory is taken for it: a description may ask for more than there is.
@@ -93,11 +98,12 @@ def build_with(spec: ModelSpec, weights: Mapping[str, Tensor], source: object, a
         spec: the description.
         weights: as in the classifier's state dict.
         source: of both, for messages.
-        allow_factory: as in `sdb.models.build`; what a trusted factory makes is compared afterwards.
+        network: what the file cannot make: an instance of the class whose weights it holds, or the name of a factory
+            that the caller trusts, package.module:factory. What it makes is compared afterwards.
 
     Raises:
         CheckpointError: the weights are of another architecture.
-        ModelError: the architecture cannot be built, or is a factory that is not allowed.
+        ModelError: the architecture cannot be built, or is a factory that the caller did not name.
     """
     if spec.name in MODELS:
         try:
@@ -106,7 +112,13 @@ def build_with(spec: ModelSpec, weights: Mapping[str, Tensor], source: object, a
         except RuntimeError as error:  # sizes that overflow
             raise ModelError(f"{source}: its description cannot be built: {error}") from None
         check_weights(described, weights, source)
-    classifier = spec.build(allow_factory=allow_factory)
+    named = network if isinstance(network, str) else None
+    if named is not None and spec.name == MODULE:
+        network = from_factory(named, spec.num_classes, {})
+    elif named is not None and named != spec.name:
+        raise ModelError(f"{source}: holds a {spec.name}, not a {named}: correct the network's name")
+    made = None if isinstance(network, str) else network
+    classifier = spec.build(allow_factory=named is not None, network=made)
     load_weights(classifier, weights, source)
     return classifier
 
@@ -164,6 +176,7 @@ def load_classifier(
     *,
     model_name: str | None = None,
     model_args: dict[str, Any] | None = None,
+    network: nn.Module | str | None = None,
     dataset: str | None = None,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -178,6 +191,7 @@ def load_classifier(
             reference parameter files name our runs too.
         model_name: needed for bare weights, checked against the others.
         model_args: arguments of that architecture.
+        network: see `build_with`.
         dataset: for bare weights, whose normalisation constants they were trained with; a preprocessor_config.json
             beside them (image_mean, image_std) says more.
         num_classes: number of classes that the caller has.
@@ -196,7 +210,7 @@ def load_classifier(
         )
     if is_pretrained(path):
         classifier = load_pretrained(path, image_shape=image_shape)
-        if classifier.spec is not None and model_name not in (None, classifier.spec.name):
+        if model_name not in (None, classifier.spec.name):
             raise CheckpointError(
                 f"{path}: holds a {classifier.spec.name}, not a {model_name}: correct teacher_model"
             )
@@ -217,11 +231,11 @@ def load_classifier(
     elif path.suffix == ".safetensors" and (model_name is None or not _is_bare(path)):
         tensors, header = read_tensors(path)
         spec = ModelSpec.from_json(header.get("spec"))
-        if model_name is not None and model_name != spec.name:
+        if model_name is not None and model_name != spec.name and spec.name != MODULE:
             raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         # A factory imports code: only when the caller names it too, never on a file's word alone.
-        classifier = build_with(spec, weights, path, allow_factory=model_name == spec.name)
+        classifier = build_with(spec, weights, path, network if network is not None else model_name)
         classifier.class_names = _names_in(header, classifier.num_classes, path)
     else:
         if model_name is None or num_classes is None or image_shape is None:

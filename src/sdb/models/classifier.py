@@ -22,6 +22,14 @@ ROOM = 1e-3
 
 log = logging.getLogger("sdb")
 
+# Name in a `ModelSpec` of a network that came as a module object.
+MODULE = "module"
+
+
+def class_of(network: nn.Module) -> str:
+    """Full name of a network's class, for the record."""
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
 
 class Classifier(nn.Module):
     """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes).
@@ -36,7 +44,7 @@ class Classifier(nn.Module):
         image_shape: (C, H, W) of one image.
 
     Attributes:
-        spec: how to build it again, or None when the network came as a module object.
+        spec: how to build it again; of a network that came as a module object, what is known of it.
         class_names: of the data that it was trained on, in label order; empty where they are not known.
         company: in eval mode, the network gets one image more than it is asked about, since it fails on a lone one
             (`.squeeze()` takes the batch axis too).
@@ -68,7 +76,9 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.num_classes = int(num_classes)
         self.image_shape = (int(image_shape[0]), int(image_shape[1]), int(image_shape[2]))
-        self.spec: ModelSpec | None = None
+        self.spec = ModelSpec(
+            MODULE, {"class": class_of(network)}, num_classes, image_shape, tuple(mean), tuple(std)
+        )
         self.class_names: tuple[str, ...] = ()
         self.company = False
         self._looks, self._told = True, False
@@ -193,8 +203,9 @@ class ModelSpec:
     """All that is needed to build a classifier again, as plain data.
 
     Attributes:
-        name: a key of `MODELS`, or `package.module:factory`.
-        arguments: what `build` takes as arguments; JSON values only.
+        name: a key of `MODELS`, or `package.module:factory`; or `MODULE`, where the network came as a module object,
+            which no file can make again.
+        arguments: what `build` takes as arguments; JSON values only. Of `MODULE`: the class's name, for people.
         num_classes: number of logits.
         image_shape: (C, H, W) of one image.
         mean, std: per channel, of pixels in [0, 1].
@@ -233,15 +244,26 @@ class ModelSpec:
         # A copy: the caller's dictionary may change, the spec may not.
         object.__setattr__(self, "arguments", plain)
 
-    def build(self, allow_factory: bool = True) -> Classifier:
-        """Build the classifier, with fresh weights; one from a factory is tried on two images.
+    def build(self, allow_factory: bool = True, network: nn.Module | None = None) -> Classifier:
+        """Build the classifier, with fresh weights; one from a factory, or a network given, is tried on a few images.
 
         Args:
             allow_factory: as in `build`; pass False for a spec that comes from someone else's file.
+            network: in place of building one: of `MODULE`, an instance of its class.
 
         Raises:
             ModelError: the network cannot be built, or does not map such images to `num_classes` logits.
         """
+        if network is not None:
+            classifier = from_module(network, self.num_classes, self.image_shape, self.mean, self.std)
+            classifier.spec = self
+            return classifier
+        if self.name == MODULE:
+            raise ModelError(
+                f"this holds a network of the class {self.arguments.get('class', 'unknown')}, which no file can make "
+                "again: give an instance of it, network=..., as in Box.load(path, network=Net()); for a command, name "
+                "a function that makes one, package.module:factory"
+            )
         classifier = self._made(allow_factory)
         if self.name not in MODELS:
             with torch.random.fork_rng(devices=[]):

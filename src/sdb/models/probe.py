@@ -30,7 +30,7 @@ def settled(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
         if not isinstance(inner, nn.Module):
             break
         network = inner
-    network.float()
+    network.to(torch.get_default_dtype())
     if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         device = next((tensor.device for tensor in network.parameters()), "cpu")
         with _mode(network, training=False), torch.no_grad():

@@ -87,7 +87,7 @@ class RunFolder:
             StorageError: the disk is full; the epoch before is still whole.
         """
         weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        header = {"spec": model.spec.to_json() if model.spec else None, "history": history}
+        header = {"spec": model.spec.to_json(), "history": history}
         header["class_names"] = list(model.class_names)
         if improved:
             write_tensors(self.folder / BEST, weights, header)

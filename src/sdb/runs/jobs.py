@@ -96,7 +96,7 @@ def wrap_job(
         keys, owner = wrapping_keys(folder, params)
         result: Result = {}
         if params.budget is None:
-            box = wrap(teacher, keys, data, params, owner=owner, more_teachers=more, run=run, progress=progress)
+            box = wrap(teacher, data, params, key=keys, owner=owner, more_teachers=more, run=run, progress=progress)
         else:
             choice = budgeted_box(folder, params, teacher, keys, owner, data, more, resume, progress)
             box = choice.box
@@ -140,7 +140,7 @@ def budgeted_box(
         values = settings.model_dump(mode="json")
         goes_on = resume and (place / "params.resolved.json").exists()
         with open_run(place, values, choose_device(params.device), resume=goes_on, overwrite=not goes_on) as run:
-            return wrap(teacher, keys, data, settings, owner=owner, more_teachers=more, run=run, progress=progress)
+            return wrap(teacher, data, settings, key=keys, owner=owner, more_teachers=more, run=run, progress=progress)
 
     # The thief has the teacher's own architecture and length: a strong one.
     lengths = {name: getattr(params, name) for name in FitSettings.model_fields}

@@ -77,7 +77,7 @@ def load_model(path: Path) -> Box | Classifier:
 def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
     """The teacher that the parameters name, fitting the data."""
     if (place := box_of(params.teacher)) is not None:
-        box = Box.load(place, allow_factory=":" in (params.teacher_model or ""))
+        box = Box.load(place, network=params.teacher_model if ":" in (params.teacher_model or "") else None)
         names = data.class_names, params.other_class_names
         check_fits(box.classifier, place, data.num_classes, data.image_shape, *names)
         return box
@@ -99,8 +99,6 @@ def like_teacher(params: WrapParams, teacher: Classifier) -> WrapParams:
     Raises:
         ConfigError: another architecture is named.
     """
-    if teacher.spec is None:
-        return params
     name, arguments = teacher.spec.name, teacher.spec.arguments
     # A network from another package has its whole configuration for arguments: nobody types that again.
     if params.model_name != name:

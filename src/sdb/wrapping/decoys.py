@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sdb.errors import ConfigError
 
@@ -67,12 +65,3 @@ def _integers(seed: bytes) -> Iterator[int]:
         block = hashlib.sha256(seed + counter.to_bytes(8, "big")).digest()
         yield from (int.from_bytes(block[i : i + 4], "big") for i in range(0, 32, 4))
         counter += 1
-
-
-def decoy_logits(decoys: list[list[int]], height: float, margin: float) -> Tensor:
-    """The soft answers as logits (C, C): row c has `height + margin` at c, `height` at its decoys, 0 elsewhere."""
-    table = torch.zeros(len(decoys), len(decoys), dtype=torch.float32)  # whatever the default type is
-    for label, chosen in enumerate(decoys):
-        table[label, chosen] = height
-        table[label, label] = height + margin
-    return table

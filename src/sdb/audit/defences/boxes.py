@@ -64,9 +64,9 @@ class _Wrapped(Defence):
         key = self.key(owner)
         box = wrap(
             teacher,
-            key,
             data,
             WrapSettings(**fitted | self.changes(data) | dict(self.public)),
+            key=key,
             owner=owner if key else None,
         )
         box.cpu().save(folder / BOX, overwrite=True)
@@ -74,7 +74,7 @@ class _Wrapped(Defence):
     def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
         """The box, and its partner's key."""
         # A box of a factory's network is read again only where the teacher comes from a factory too.
-        box = Box.load(folder / BOX, allow_factory=teacher.spec is not None and ":" in teacher.spec.name)
+        box = Box.load(folder / BOX, network=teacher.spec.name if ":" in teacher.spec.name else None)
         box.to(device_of(teacher)).requires_grad_(False)
         owner = owner_of(record)
         key = self.key(owner)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sdb.answers.rows import decoy_logits
 from sdb.audit.defences.defence import Defence, Defended, device_of, owner_of
 from sdb.audit.defences.outputs import ONLY_OUTPUTS
 from sdb.config import FitSettings, WrapSettings
@@ -15,8 +16,9 @@ from sdb.data import Splits
 from sdb.models import Classifier
 from sdb.models.checkpoint import read_tensors, write_tensors
 from sdb.runtime import choose_device
-from sdb.wrapping.decoys import decoy_logits
-from sdb.wrapping.wrap import decoy_method, frozen
+from sdb.training.evaluation import class_mean_outputs, evaluation_batches
+from sdb.wrapping.decoy import choose_decoys
+from sdb.wrapping.networks import frozen
 
 ANSWERS = "answers.safetensors"
 
@@ -55,7 +57,10 @@ class KeySwitch(Defence):
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         wrap_settings, device = WrapSettings(**fitted), choose_device(settings.device)
         owner = owner_of({"settings": fitted})
-        _, _, chosen = decoy_method([frozen(teacher, device)], data, owner, wrap_settings, device)
+        confusion = class_mean_outputs(
+            frozen(teacher, device), evaluation_batches(data.train, device), data.num_classes
+        )
+        chosen = choose_decoys(owner, confusion, data.num_classes, wrap_settings)
         answers = decoy_logits(chosen["decoys"], wrap_settings.decoy_height, wrap_settings.margin)
         write_tensors(folder / ANSWERS, {"answers": answers}, {"defence": self.name})
 

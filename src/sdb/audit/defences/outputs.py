@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sdb.audit.defences.defence import Defence, Defended, device_of
 from sdb.audit.defences.losses import sparse
 from sdb.models import Classifier
-from sdb.wrapping.wrap import frozen
+from sdb.wrapping.networks import frozen
 
 # The logarithm of a probability of zero is taken of this instead.
 SMALLEST = 1e-7

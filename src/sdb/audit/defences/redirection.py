@@ -19,7 +19,7 @@ from sdb.distillation import distill
 from sdb.models import Classifier
 from sdb.models.checkpoint import load_weights, read_tensors, write_tensors
 from sdb.runtime import choose_device
-from sdb.wrapping.wrap import fresh_copy, frozen
+from sdb.wrapping.networks import fresh_copy, frozen
 
 WEIGHTS = "surrogate.safetensors"
 

@@ -18,7 +18,7 @@ from sdb.data import Batch, ImageSet, Splits
 from sdb.losses import cross_entropy
 from sdb.models import Classifier
 from sdb.training.repeated_views import images_at_once
-from sdb.wrapping.wrap import frozen
+from sdb.wrapping.networks import frozen
 
 
 @dataclass(frozen=True, kw_only=True)

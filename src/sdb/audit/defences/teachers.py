@@ -22,7 +22,7 @@ from sdb.models.checkpoint import load_weights, read_tensors, write_tensors
 from sdb.runtime import choose_device
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import Step, fit, train, train_batches
-from sdb.wrapping.wrap import fresh_copy, frozen
+from sdb.wrapping.networks import fresh_copy, frozen
 
 WEIGHTS = "weights.safetensors"
 
