@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from sdb.audit.cells import read as read_cell
 from sdb.audit.defences.defence import read_done
 from sdb.box.box import Box
 from sdb.box.signing import SigningKey, read_public, sign_box, verify_box
+from sdb.data import parquet
+from sdb.data.listing import Listing
 from sdb.data.store import Store
 from sdb.errors import ConfigError, SDBError
 from sdb.files import JSON_LIMIT, check_regular, expand, open_regular, parse_json, read_bytes
@@ -26,7 +29,7 @@ from sdb.models.bare import read_reference
 from sdb.models.checkpoint import load_classifier, read_tensors
 from sdb.models.pretrained import normalisation_beside
 from sdb.remote.answers import Answers
-from sdb.report.claim import load_claim
+from sdb.report.files import load_claim
 from sdb.service.watch.limits import LimitSet
 from sdb.service.watch.profile import Profile
 from sdb.service.watch.store import SqliteStore
@@ -64,6 +67,8 @@ READERS = {
         lambda path: read_cell(Task("reference", 0), path.parent.parent.parent),
         "seed-0/references/references.json",
     ),
+    "image": (lambda path: Listing(path.parent, ["1.png"], np.zeros(1)).read(0), "1.png"),
+    "parquet's image": (lambda path: parquet._read(path, "row 3"), "1.png"),
     "defence": (lambda path: read_done(path.parent), "defence.json"),
 }
 # What these readers look for by `is_file`, and take for missing where it is a pipe.

@@ -13,6 +13,7 @@ from sdb.data.source import Decoding, Part
 from sdb.data.splits import ImageSet
 from sdb.data.streamed import Streamed
 from sdb.errors import DataError
+from sdb.files import IMAGE_LIMIT, read_bytes
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 # What macOS and Windows leave in folders of images and archives of them; hidden names (.DS_Store, ._1.png) besides.
@@ -50,9 +51,9 @@ class Listing(Sequence[Path]):
         """
         file = self[number]
         try:
-            return file.read_bytes(), str(file)
+            return read_bytes(file, IMAGE_LIMIT), str(file)
         except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error}") from error
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 
     def stamp(self, number: int) -> str:
         """A file's name and a hash of what it holds."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdb.data.pixels import CHUNK, decode_all
 from sdb.data.source import Decoding, Part
 from sdb.errors import DataError, MissingExtraError
+from sdb.files import IMAGE_LIMIT, read_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +136,7 @@ def table_rows(
 
 def _read(file: Path, where: str) -> bytes:
     try:
-        return file.read_bytes()
+        return read_bytes(file, IMAGE_LIMIT)
     except OSError as error:
         raise DataError(f"{where}: its image {file} cannot be read ({error.strerror}): put it back") from error
 
