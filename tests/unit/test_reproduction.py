@@ -149,7 +149,7 @@ def test_the_paper_preset_is_the_experiments(folder):
             name = {"teacher": "baseline", "alone": "baseline", "label_smoothing": "baseline_label_smoothing"}.get(
                 kind, kind
             )
-            name = f"{name}/{rest[0]}"
+            name = f"kd_nasty_{rest[0]}/nasty_{rest[0]}" if kind == "nasty" else f"{name}/{rest[0]}"
         seen.add(name)
         ours = {each: value for each, value in run.params.items() if each not in PLACES}
         theirs = {each: value for each, value in files[name].items() if each not in PLACES}

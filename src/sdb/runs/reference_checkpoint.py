@@ -9,19 +9,18 @@ that it is never read with another normalisation by us.
 from __future__ import annotations
 
 import io
-
 from pathlib import Path
 
 import torch
 
-from sdb.models.bare import OWN
-from sdb.models.checkpoint import read_tensors, restore_optimizer
 from sdb.config import load
 from sdb.files import json_text
 from sdb.models import ModelSpec
-from sdb.training.optimizers import learning_rate_at, make_optimizer, set_rate
+from sdb.models.bare import OWN
+from sdb.models.checkpoint import read_tensors
 from sdb.runs.folder import BEST, LAST
 from sdb.runtime import write_atomic
+from sdb.training.optimizers import learning_rate_at, make_optimizer, restore_optimizer, set_rate
 
 NAME = "best_model.tar"
 
