@@ -89,7 +89,7 @@ def section(content: dict[str, Any]) -> str:
 def audit_section(claim: dict[str, Any]) -> str:
     """One audit, from its claim."""
     from sdb.report.audit_verdict import judge
-    from sdb.report.audit_words import findings, headline
+    from sdb.report.audit_words import findings, headline, summary
     from sdb.report.claim import read_claim
     from sdb.report.markdown import markdown_table
 
@@ -100,7 +100,7 @@ def audit_section(claim: dict[str, Any]) -> str:
         f"## audit: {claim['data']['name']}, {what}, preset {claim['preset']}, {len(claim['seeds'])} seeds, "
         f"threat {claim['threat']}, thief has {100 * claim['data_share']:.0f} % of the images",
         "",
-        headline(found, verdict),
+        f"{summary(found, verdict)}. {headline(found, verdict)}",
         "",
         *(f"- {each.title}: {each.status}. {each.sentence}" for each in findings(found, verdict)),
         "",
