@@ -1,6 +1,7 @@
 """Wrapping: which keys, teachers and starts are taken, and what the box that comes out is."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from sdb import losses
 from sdb.config import TrainSettings, WrapSettings
 from sdb.data import from_arrays
 from sdb.errors import ConfigError, KeyFileError, ModelError
-from sdb.keys import Key, Owner
+from sdb.keys import Key, Owner, derive
 from sdb.models import ModelSpec, from_module
 from sdb.runs.folder import open_run
-from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches
 from sdb.training.loop import train
+from sdb.wrapping.decoys import candidates, decoy_map
 from sdb.wrapping.image_key import ImageKeyPasses
 from sdb.wrapping.networks import fresh_copy, start_network
 from sdb.wrapping.paper import TwoPasses
@@ -47,8 +49,6 @@ def test_the_paper_s_method_takes_one_image_key(few, make_net, keys):
 
 
 def test_a_teacher_for_other_data_is_refused_naming_both(few, digits, make_net):
-    from dataclasses import replace
-
     two = replace(few, class_names=(*few.class_names, "eleven"))
     with pytest.raises(ModelError, match="10 classes, the data has 11"):
         wrap(make_net(few), two, SDB, key=KEY)
@@ -277,3 +277,58 @@ def test_a_decoy_box_takes_many_image_keys_at_the_cost_of_one(few, make_net):
         box.unlock(owner.partner("d", "image", 0.5))
     with pytest.raises(ConfigError, match="needs its owner"):
         wrap(teacher, few, settings, key=keys)
+
+
+# Every setting of the default method, and what else wrap takes: each must reach the training.
+REACHES = {
+    "start": {"start": "scratch"},
+    "temperature": {"temperature": 2.0},
+    "num_decoys": {"num_decoys": 3},
+    "decoy_choice": {"decoy_choice": "any"},
+    "margin": {"margin": 2.0},
+    "decoy_height": {"decoy_height": 4.0},
+    "decoy_soft_weight": {"decoy_soft_weight": 0.5},
+    "ce_weight": {"ce_weight": 0.5},
+    "keyed_ce_weight": {"keyed_ce_weight": 1.0},
+    "mixed_share": {"mixed_share": 0.25},
+    "teacher_views": {"teacher_views": 2},
+    "views alone": {"teacher_views": 2, "augment": False},
+    "forward": {"forward": "separate"},
+    "wrong_key_rejection": {"wrong_key_rejection": False},
+}
+FOR_IMAGE_KEYS = {"forward", "wrong_key_rejection", "keys"}
+
+
+def decoy_box(few, make_net, kind, what=None, owner=None):
+    owner = owner or Owner(bytes(range(32)))
+    names = "abc" if what == "keys" else "a"
+    keys = [owner.partner(name, kind, 0.5) for name in names]
+    more = [make_net(few, seed=2)] if what == "more_teachers" else []
+    chosen = WrapSettings(method="decoy", optimizer="sgd", **QUICK | {"epochs": 1} | REACHES.get(what, {}))
+    box = wrap(make_net(few, seed=1), few, chosen, key=keys, owner=owner, more_teachers=more)
+    return box.classifier.state_dict(), box.unlock(keys[0]).state_dict(), box
+
+
+@pytest.mark.parametrize("kind", ["weight", "image"])
+def test_every_setting_of_the_default_method_reaches_the_training(few, make_net, same_weights, kind):
+    base, _, _ = decoy_box(few, make_net, kind)
+    assert same_weights(decoy_box(few, make_net, kind)[0], base)
+    for what in (*REACHES, "more_teachers", "keys"):
+        if kind == "image" or what not in FOR_IMAGE_KEYS:
+            assert not same_weights(decoy_box(few, make_net, kind, what)[0], base), what
+    assert not same_weights(decoy_box(few, make_net, kind, owner=Owner(bytes(32)))[0], base)
+    # What the teacher is shown changes as the data's own images would.
+    augmented = replace(few, augment=replace(few.augment, crop_padding=3))
+    seen = [decoy_box(data, make_net, kind, "views alone")[0] for data in (few, augmented)]
+    assert not same_weights(*seen)
+
+
+def test_the_record_holds_the_map_of_the_owner_s_secret_among_the_least_confused_training_classes(few, make_net):
+    owner = Owner(bytes(range(32)))
+    box = decoy_box(few, make_net, "weight", owner=owner)[2]
+    record = box.owner_record(owner)
+    means = class_mean_outputs(make_net(few, seed=1), evaluation_batches(few.train, CPU), 10).numpy()
+    assert record["candidates"] == candidates(means, 2)
+    assert record["decoys"] == decoy_map(derive(owner.secret, "decoys"), record["candidates"], 2)
+    whole = decoy_box(few, make_net, "weight", "decoy_choice", owner)[2].owner_record(owner)
+    assert whole["candidates"] == [[other for other in range(10) if other != label] for label in range(10)]

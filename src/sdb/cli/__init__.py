@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 an audit did not establish every promise, 2 something the 
 
 from __future__ import annotations
 
+import logging
+
 import typer
 
 from sdb.cli import audit, export, grid, judge, keys, report, reproduce, runs, serve, tokens
@@ -39,6 +41,10 @@ def main() -> int:
 
 def run_app(app: typer.Typer) -> int:
     """Run commands: one line and exit code 2 for what a user can mend; bugs keep their traceback."""
+    # Also while a run's training.log is open, which would take warnings away from the user.
+    warnings = logging.StreamHandler()
+    warnings.setLevel(logging.WARNING)
+    logging.getLogger("sdb").addHandler(warnings)
     try:
         app(standalone_mode=True)
     except SDBError as error:

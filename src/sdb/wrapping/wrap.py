@@ -25,6 +25,7 @@ from sdb.wrapping.method import Material, Method
 from sdb.wrapping.nasty import nasty
 from sdb.wrapping.networks import frozen, start_network
 from sdb.wrapping.paper import paper
+from sdb.wrapping.teachers import warn_of_teacher
 from sdb.wrapping.weight_key import weight_key
 
 # (method of the settings, kind of key) -> how it is made.
@@ -49,6 +50,9 @@ def wrap(
     history: list[Record] | None = None,
 ) -> Box:
     """Train a box around a teacher.
+
+    Logs a warning where a teacher is no better than chance on the validation images, or would be far better with
+    another normalisation of its pixels.
 
     Args:
         teacher: trained classifier; not changed.
@@ -79,6 +83,10 @@ def wrap(
     device = choose_device(settings.device)
     with process_group(device):
         teachers = tuple(frozen(each, device) for each in (teacher, *more_teachers))
+        for number, each in enumerate(teachers):
+            warn_of_teacher(
+                each, data, f"teacher {number + 1} of {len(teachers)}" if more_teachers else "the teacher"
+            )
         network = start_network(teachers[0], settings).to(device)
         network.class_names = data.class_names
         batches = repeated(train_batches(data, settings, device), None)
