@@ -625,12 +625,15 @@ QUICK = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01}
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["thief", "partner"])
 def test_a_remote_student_is_the_local_one(server, box, few, make_net, weights_of, key):
-    students = [make_net(few, seed=7) for _ in range(2)]
-    distill(box, students[0], few, DistillSettings(**QUICK), key=key)
-    distill(RemoteTeacher(server.url, key=key), students[1], few, DistillSettings(**QUICK))
+    # Answers come in batches of another size, so they differ by rounding; without batch norm and with plain steps
+    # training makes little of that, and thief and partner differ by a thousand times as much.
+    plain = DistillSettings(**QUICK, optimizer="sgd")
+    students = [make_net(few, "mlp", seed=7) for _ in range(2)]
+    distill(box, students[0], few, plain, key=key)
+    distill(RemoteTeacher(server.url, key=key), students[1], few, plain)
     local, remote = map(weights_of, students)
     for name in local:
-        torch.testing.assert_close(local[name], remote[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(local[name], remote[name], rtol=0, atol=1e-5)
 
 
 def test_without_augmentation_every_image_is_asked_once(server, few, make_net):

@@ -59,9 +59,9 @@ def test_a_teacher_without_the_data_s_normalisation_is_named_with_what_it_would_
         for model in (with_other(teacher, mean, std), teacher)
     )
     assert said.startswith(
-        f"teacher 2 of 3 is right about {own:.1%} of the validation images; normalised by mean ("
+        f"teacher 2 of 3 is right about {100 * own:.1f} % of the validation images; normalised by mean ("
     )
-    assert f"std ({digits.std[0]:.4g}) (the data's own), it would be about {better:.1%}" in said
+    assert f"std ({digits.std[0]:.4g}) (the data's own), it would be about {100 * better:.1f} %" in said
     assert "preprocessor_config.json with image_mean and image_std" in said
 
 

@@ -60,9 +60,9 @@ def warn_of_teacher(teacher: Classifier, data: Splits, name: str = "the teacher"
         chance = float(np.bincount(labels).max()) / len(labels)
         if accuracy <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5:
             said = (
-                f"is right about {accuracy:.1%} of the validation images, and naming one class always about "
-                f"{chance:.1%}: it is no better than chance, and its box will not be. Train it first, or check that "
-                "its classes are in the data's order"
+                f"is right about {100 * accuracy:.1f} % of the validation images, and naming one class always about "
+                f"{100 * chance:.1f} %: it is no better than chance, and its box will not be. Train it first, or check "
+                "that its classes are in the data's order"
             )
     if said is not None and world().is_main:
         log.warning("%s %s", name, said)
@@ -90,7 +90,7 @@ def _normalisation_fault(teacher: Classifier, data: Splits, accuracy: float) -> 
         return None
     mean, std = (", ".join(f"{value:.4g}" for value in part) for part in choices[best])
     return (
-        f"is right about {accuracy:.1%} of the validation images; normalised by mean ({mean}), std ({std}) ({best}), "
-        f"it would be about {found[best]:.1%}: it was probably trained that way. Build it with that mean and std, or "
-        "put a preprocessor_config.json with image_mean and image_std beside its weights"
+        f"is right about {100 * accuracy:.1f} % of the validation images; normalised by mean ({mean}), std ({std}) "
+        f"({best}), it would be about {100 * found[best]:.1f} %: it was probably trained that way. Build it with that "
+        "mean and std, or put a preprocessor_config.json with image_mean and image_std beside its weights"
     )
