@@ -245,7 +245,7 @@ def test_a_refusal_is_told(few, place, weight_server, visit):
     assert bars(page, "keyed") == [None] * 10
     assert None not in bars(page, "keyless")
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
-    page.locator("#error", has_text="not a picture").wait_for()
+    page.locator("#error", has_text="not a readable image").wait_for()
 
 
 def test_by_keyboard_alone(few, place, image_server, visit):

@@ -189,6 +189,7 @@ def test_the_file_says_what_a_user_needs(boxes, few, exported, to):
         "id": boxes["weight"].info.id,
         "classes": list(few.class_names),
         "input": {"name": "image", "type": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]},
+        "pictures": {"background": "#ffffff", "fit": "crop", "turn": True, "filter": "bicubic"},
         "output": {"name": "logits", "type": "float32", "shape": ["batch", 10]},
         "licence": LICENCE,
     }

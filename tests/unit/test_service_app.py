@@ -180,7 +180,11 @@ def test_a_picture(app, box):
     assert answer["class_name"] == box.info.class_names[answer["class"]]
     assert answer["top"][0]["class"] == answer["class"]
     assert len(answer["top"]) == 5
-    assert answer["changes"] == ["converted from RGB to grey", "resized from 20x10 to 8x8"]
+    assert answer["changes"] == [
+        "converted from RGB to grey",
+        "cropped from 20x10 to the middle 10x10",
+        "resized from 10x10 to 8x8",
+    ]
 
 
 @pytest.fixture(scope="module")

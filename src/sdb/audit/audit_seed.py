@@ -23,7 +23,7 @@ from sdb.audit.defences.defence import Defence, Defended
 from sdb.audit.plan import BOX, NONE, AuditSettings
 from sdb.audit.proxy import letters
 from sdb.box.box import Box
-from sdb.config import TrainSettings, WrapSettings
+from sdb.config import DEFAULT_PICTURES, Pictures, TrainSettings, WrapSettings
 from sdb.data import ImageSet, Splits
 from sdb.errors import ConfigError
 from sdb.keys import Key
@@ -58,6 +58,7 @@ class Subject:
         owner: the owner's file, for the box's mark.
         split_seed: of the box's data split; None where each seed splits anew.
         validation_fraction: of the box's data split.
+        pictures: how pictures become pixels for the box.
     """
 
     box: Path | None = None
@@ -66,6 +67,7 @@ class Subject:
     owner: Path | None = None
     split_seed: int | None = None
     validation_fraction: float = 0.1
+    pictures: Pictures = DEFAULT_PICTURES
 
 
 class AuditSeed:
@@ -101,6 +103,7 @@ class AuditSeed:
             subset_percent=self.settings.subset_percent,
             image_size=self.settings.image_size,
             stream=self.settings.stream,
+            pictures=self.subject.pictures,
         )
 
     @functools.cached_property
@@ -172,7 +175,7 @@ class AuditSeed:
 
     def _build(self, name: str, arguments: dict, purpose: object) -> Classifier:
         data = self.data
-        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
+        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std, data.pictures)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "network", purpose))
             return spec.build().to(self.device)

@@ -128,6 +128,7 @@ def find_subject(
         teacher=teacher,
         split_seed=stored.get("seed", 0),
         validation_fraction=stored.get("validation_fraction", 0.1),
+        pictures=box.classifier.pictures,
     )
     return subject, settings.model_copy(update=update)
 

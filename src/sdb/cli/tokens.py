@@ -110,7 +110,8 @@ def token_profile(
     from sdb.runs.resolve import described_data, load_model
     from sdb.service.watch.detector import FEWEST_GOOD, MOST_USED, fit_profile
 
-    data, model = described_data(box_path, dataset, data_root), load_model(box_path).eval()
+    model = load_model(box_path).eval()
+    data = described_data(box_path, dataset, data_root, model)
     parts = [data.validation]
     if len(data.validation) < FEWEST_GOOD:
         say(f"{len(data.validation)} validation images are few: training images are used too")

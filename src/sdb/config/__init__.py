@@ -23,6 +23,7 @@ from sdb.config.files import (
 )
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, describe_faults
 from sdb.config.params import COMMANDS, DistillParams, RunParams, TeacherParams, TrainParams, WrapParams, defaults
+from sdb.config.pictures import DEFAULT_PICTURES, Pictures, read_pictures
 from sdb.config.run_folder import BOX, MANIFEST, box_of, is_box
 from sdb.config.settings import (
     LOSS_DEFAULTS,
@@ -38,6 +39,7 @@ __all__ = [
     "BOX",
     "CHECKPOINTS",
     "COMMANDS",
+    "DEFAULT_PICTURES",
     "IGNORED",
     "LOSS_DEFAULTS",
     "MANIFEST",
@@ -46,6 +48,7 @@ __all__ = [
     "DistillParams",
     "DistillSettings",
     "FitSettings",
+    "Pictures",
     "RunParams",
     "Settings",
     "TeacherParams",
@@ -65,5 +68,6 @@ __all__ = [
     "load",
     "parse_overrides",
     "read_json",
+    "read_pictures",
     "validate",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import pydantic
 from pydantic import Field
 
 from sdb.config.address import check_remote
+from sdb.config.pictures import Pictures, read_pictures
 from sdb.config.settings import DistillSettings, Settings, TeacherSettings, TrainSettings, WrapSettings
 
 
@@ -28,13 +30,15 @@ class RunParams(Settings):
     subset_percent: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training images that is used, as a fraction."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """folder, tiny_imagenet, hub: bring every image to this size: short side resized, centre square cut out."""
+    """folder, tiny_imagenet, hub: bring every image to a square of this side, as `pictures` says."""
     normalisation: Literal["measured", "reference"] = "measured"
     """What a new network subtracts and divides by: measured on the training images, or the constants of the
     reference's data loader (cifar10, cifar100, tiny_imagenet)."""
     stream: bool | None = None
     """folder, tiny_imagenet, hub: decode an image when a batch needs it, instead of all of them once into the cache.
     None streams a data set whose decoded images take more than 16 GiB."""
+    pictures: Annotated[Pictures, pydantic.PlainValidator(read_pictures)] = Field(default_factory=Pictures)
+    """How pictures become pixels, in training and where the model is served: background, fit, turn, filter."""
 
 
 class TeacherParams(TeacherSettings):
@@ -94,6 +98,7 @@ def defaults() -> dict[str, Any]:
     """Every parameter that has a default, and that, as JSON has it."""
     fields = {name: field for model in COMMANDS.values() for name, field in model.model_fields.items()}
     found = {n: f.get_default(call_default_factory=True) for n, f in fields.items() if not f.is_required()}
+    found = {name: asdict(value) if isinstance(value, Pictures) else value for name, value in found.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 

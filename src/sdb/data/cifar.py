@@ -15,7 +15,7 @@ import numpy as np
 
 from sdb.data import parquet
 from sdb.data.archives import read_files
-from sdb.data.pixels import JPEG_START
+from sdb.data.pictures import JPEG_START
 from sdb.data.places import folders, incomplete, not_found
 from sdb.data.source import Decoding, Part, Source
 from sdb.data.splits import Augment

@@ -8,6 +8,7 @@ seed.
 import logging
 from pathlib import Path
 
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data import listing
 from sdb.data.pixels import channels_of
 from sdb.data.places import folders, not_found, some
@@ -18,12 +19,13 @@ _VALIDATION = ("validation", "valid", "val")
 log = logging.getLogger(__name__)
 
 
-def folder(root: Path | None, size: int | None = None) -> Source:
+def folder(root: Path | None, size: int | None = None, choices: Pictures = DEFAULT_PICTURES) -> Source:
     """Images sorted into folders by class: uint8 (N, 3, H, W), or (N, 1, H, W) where all images are grey.
 
     Args:
         root: the folder.
         size: side to bring the images to; they are then taken for photographs, see `PHOTOGRAPHS`.
+        choices: how pictures become pixels.
     """
     base = folders(root, ())[0]
     train = base / "train" if (base / "train").is_dir() else base
@@ -50,7 +52,7 @@ def folder(root: Path | None, size: int | None = None) -> Source:
             log.warning("%s: has no folder for %s: these classes are not judged", given[role], some(absent))
     train_files = listings["train"]
     channels = channels_of(train_files.read(number) for number in range(len(train_files)))
-    parts = {role: listing.part(files, channels, size) for role, files in listings.items()}
+    parts = {role: listing.part(files, channels, size, choices) for role, files in listings.items()}
     return Source(
         name=f"folder-{base.absolute().name}",
         train=parts["train"],

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data.parquet import table_rows
-from sdb.data.pixels import CHUNK, channels_of, decode_all
+from sdb.data.pixels import CHUNK, channels_of, decode_all, settings
 from sdb.data.source import NO_AUGMENT, PHOTOGRAPHS, Decoding, Part, Source
 from sdb.data.splits import ImageSet
 from sdb.data.streamed import Streamed
@@ -23,12 +24,13 @@ _TEST = (
 )  # without test, validation is the only labelled set to report on
 
 
-def read(name: str, size: int | None = None) -> Source:
+def read(name: str, size: int | None = None, choices: Pictures = DEFAULT_PICTURES) -> Source:
     """Get a data set from the hub, or from the hub's own cache on this machine.
 
     Args:
         name: owner/name.
         size: side to bring the images to; None leaves them as they are.
+        choices: how pictures become pixels.
 
     Raises:
         MissingExtraError: `datasets` is not installed.
@@ -46,10 +48,12 @@ def read(name: str, size: int | None = None) -> Source:
             "and the connection, log in if it is restricted, or put it into the hub's cache beforehand "
             "(HF_HUB_OFFLINE=1 reads only from there), or use from_dataset(...) or a folder"
         ) from error
-    return source(content, None, f"hub-{name}", size)
+    return source(content, None, f"hub-{name}", size, choices)
 
 
-def source(train: Any, test: Any, name: str, size: int | None = None) -> Source:
+def source(
+    train: Any, test: Any, name: str, size: int | None = None, choices: Pictures = DEFAULT_PICTURES
+) -> Source:
     """Find images and labels in `datasets` objects.
 
     Args:
@@ -57,6 +61,7 @@ def source(train: Any, test: Any, name: str, size: int | None = None) -> Source:
         test: a Dataset, or None.
         name: for records.
         size: as in `read`.
+        choices: as in `read`.
 
     Raises:
         DataError: there is no image or no class column.
@@ -78,16 +83,16 @@ def source(train: Any, test: Any, name: str, size: int | None = None) -> Source:
     def part(dataset: Any, role: str) -> Part:
         def decode() -> Decoding:
             rows = _rows(dataset, image, label, len(classes), f"{name} {role} row")
-            return Decoding(len(dataset), decode_all(rows, channels, size))
+            return Decoding(len(dataset), decode_all(rows, channels, size, choices))
 
         def stream() -> ImageSet:
             table = _Table(dataset, image, label, len(classes), f"{name} {role} row")
-            return ImageSet(Streamed(table, channels, size), table.labels())
+            return ImageSet(Streamed(table, channels, size, choices), table.labels())
 
         fingerprint = dataset._fingerprint  # the library's hash of the content and of all that was done to it
-        settings = f"datasets {fingerprint} {image} {label} channels={channels}"
+        words = f"datasets {fingerprint} {image} {label} {settings(channels, size, choices)}"
         return Part(
-            _named(dataset, image), settings if size is None else f"{settings} size={size}", decode, stream
+            _named(dataset, image), words, decode, stream
         )
 
     return Source(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data.pixels import decode_all
+from sdb.data.pixels import settings as decoding
 from sdb.data.source import Decoding, Part
 from sdb.data.splits import ImageSet
 from sdb.data.streamed import Streamed
@@ -166,26 +168,26 @@ def labelled(base: Path, folder: Path, classes: Sequence[str], without: Sequence
     return Listing(base, names, np.concatenate(labels))
 
 
-def part(listing: Listing, channels: int, size: int | None = None) -> Part:
+def part(listing: Listing, channels: int, size: int | None = None, choices: Pictures = DEFAULT_PICTURES) -> Part:
     """Image files with labels, decoded in the order given.
 
     Args:
         listing: the files; names and labels are part of the cache's key.
         channels: 1 or 3.
         size: side to bring each image to; None leaves them as they are.
+        choices: how pictures become pixels.
     """
 
     def decode() -> Decoding:
-        return Decoding(len(listing), decode_all(_items(listing), channels, size))
+        return Decoding(len(listing), decode_all(_items(listing), channels, size, choices))
 
     def stream() -> ImageSet:
-        return ImageSet(Streamed(listing, channels, size), listing.labels)
+        return ImageSet(Streamed(listing, channels, size, choices), listing.labels)
 
     names = hashlib.sha256()
     for number, label in enumerate(listing.labels.tolist()):
         names.update(f"{chr(10) if number else ''}{listing.name(number)} {label}".encode(errors="surrogateescape"))
-    settings = f"files channels={channels} {names.hexdigest()}"
-    return Part(listing, settings if size is None else f"{settings} size={size}", decode, stream)
+    return Part(listing, f"files {decoding(channels, size, choices)} {names.hexdigest()}", decode, stream)
 
 
 def _items(listing: Listing) -> Iterator[tuple[bytes, int, str]]:

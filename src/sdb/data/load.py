@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data import carve, digits, hub
 from sdb.data.cifar import cifar10, cifar100
 from sdb.data.folder import folder
@@ -49,6 +50,7 @@ def load(
     cache: str | Path | None = None,
     image_size: int | None = None,
     stream: bool | None = None,
+    pictures: Pictures = DEFAULT_PICTURES,
 ) -> Splits:
     """Load a data set by name.
 
@@ -60,11 +62,13 @@ def load(
         seed: chooses the validation images (and, where a data set has none, the test images).
         subset_percent: part of the training images, after validation, to train on, as a fraction in (0, 1].
         cache: folder for decoded images; by default the folder named by SDB_CACHE, else ~/.cache/sdb.
-        image_size: of folder, tiny_imagenet and hub: the side in pixels to which every image is brought; its short
-            side is resized, and the square in the middle is cut out. None leaves them as they are.
+        image_size: of folder, tiny_imagenet and hub: the side in pixels of the square to which every image is brought,
+            as `pictures` says. None leaves them as they are.
         stream: of the same: decode an image when a batch needs it, in place of all of them once into the cache. None
             streams a set that takes more than `STREAM_BYTES` when decoded. The batches are the same, bit for bit; the
             channels' mean and deviation are those of a sample (`sdb.data.stats`).
+        pictures: how pictures become pixels, here and where a model of this data is served: the images of folder,
+            tiny_imagenet and hub are decoded so; those of the other sets have one size, no transparency and no turns.
 
     Raises:
         ConfigError: an unknown name, or a value out of range, or that the data set does not have.
@@ -77,9 +81,9 @@ def load(
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size {image_size}: expected 1 or more")
     if name.startswith(HUB):
-        source = hub.read(name.removeprefix(HUB), image_size)
+        source = hub.read(name.removeprefix(HUB), image_size, pictures)
     elif name in SINGLE_FILES:
-        source = SINGLE_FILES[name](where, image_size)
+        source = SINGLE_FILES[name](where, image_size, pictures)
     elif name in DATASETS:
         if image_size is not None or stream:
             raise ConfigError(
@@ -100,6 +104,7 @@ def load(
         subset_percent=subset_percent,
         cache=cache,
         stream=stream,
+        pictures=pictures,
     )
 
 
@@ -125,6 +130,7 @@ def split(
     subset_percent: float,
     cache: str | Path | None,
     stream: bool | None = None,
+    pictures: Pictures | None = None,
 ) -> Splits:
     """Decode or stream what is not decoded yet, carve off what the source lacks, and measure the training pixels."""
     store = Store(cache)
@@ -157,7 +163,8 @@ def split(
         names = some([source.class_names[number] for number in without])
         log.warning("%s: no training image of class %s: a network cannot learn it", source.name, names)
     mean, std = store.stats(train)
-    return Splits(source.name, train, validation, test, source.class_names, mean, std, source.augment, note)
+    names, augment = source.class_names, source.augment
+    return Splits(source.name, train, validation, test, names, mean, std, augment, note, pictures)
 
 
 def _check_whole(source: Source, sets: dict[str, ImageSet]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data import hub
 from sdb.data.load import check, split
 from sdb.data.places import some
@@ -31,6 +32,7 @@ def from_arrays(
     validation_fraction: float = 0.1,
     seed: int = 0,
     subset_percent: float = 1.0,
+    pictures: Pictures | None = None,
 ) -> Splits:
     """Make a data set of arrays.
 
@@ -47,6 +49,7 @@ def from_arrays(
         validation_fraction: as in `load`.
         seed: as in `load`.
         subset_percent: as in `load`.
+        pictures: how pictures became these arrays, for whoever serves a model of them.
 
     Raises:
         DataError: arrays of the wrong type or shape, or that do not fit each other.
@@ -64,7 +67,12 @@ def from_arrays(
     names = _numbers(train.labels) if class_names is None else tuple(map(str, class_names))
     source = Source(name, train, test, names, augment or Augment(), note)
     return split(
-        source, validation_fraction=validation_fraction, seed=seed, subset_percent=subset_percent, cache=None
+        source,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        subset_percent=subset_percent,
+        cache=None,
+        pictures=pictures,
     )
 
 
@@ -79,6 +87,7 @@ def from_dataset(
     cache: str | Path | None = None,
     image_size: int | None = None,
     stream: bool | None = None,
+    pictures: Pictures = DEFAULT_PICTURES,
 ) -> Splits:
     """Make a data set of `datasets` objects that have an Image and a ClassLabel column.
 
@@ -93,13 +102,14 @@ def from_dataset(
         cache: as in `load`.
         image_size: as in `load`.
         stream: as in `load`.
+        pictures: as in `load`.
 
     Raises:
         DataError: there is no image or class column, or an image or label is damaged.
         ConfigError: a value out of range.
     """
     check(validation_fraction, seed, subset_percent)
-    source = hub.source(train, test, name, image_size)
+    source = hub.source(train, test, name, image_size, pictures)
     return split(
         source,
         validation_fraction=validation_fraction,
@@ -107,6 +117,7 @@ def from_dataset(
         subset_percent=subset_percent,
         cache=cache,
         stream=stream,
+        pictures=pictures,
     )
 
 

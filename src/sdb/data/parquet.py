@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdb.data.pixels import CHUNK, decode_all
+from sdb.config import DEFAULT_PICTURES
+from sdb.data.pixels import CHUNK, decode_all, settings
 from sdb.data.source import Decoding, Part
 from sdb.errors import DataError, MissingExtraError
 from sdb.files import IMAGE_LIMIT, read_bytes
@@ -99,7 +100,8 @@ def part(files: list[Path], image: str, label: str, channels: int, classes: int)
                 count += pyarrow_parquet().read_metadata(file).num_rows
         return Decoding(count, decode_all(_rows(files, image, label, classes), channels))
 
-    return Part(tuple(files), f"parquet {image} {label} channels={channels} classes={classes}", decode)
+    decoding = settings(channels, None, DEFAULT_PICTURES)
+    return Part(tuple(files), f"parquet {image} {label} {decoding} classes={classes}", decode)
 
 
 def _rows(files: list[Path], image: str, label: str, classes: int) -> Iterator[tuple[bytes, int, str]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdb.config import Pictures
 from sdb.data.rows import Rows, select
 from sdb.data.streamed import Streamed
 from sdb.errors import ConfigError, DataError
@@ -79,6 +80,8 @@ class Splits:
         mean, std: per channel, of training pixels in [0, 1]; they become part of every model.
         augment: what the data set's training images get when augmentation is on.
         note: what to say of numbers that come from this data (source, licence, caveats).
+        pictures: how pictures became these pixels, and are to become them for a model of this data; None where nobody
+            said.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Splits:
     std: tuple[float, ...]
     augment: Augment = Augment()
     note: str = ""
+    pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
         if twice := [name for name, count in Counter(self.class_names).items() if count > 1]:

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdb.data.pixels import decode
+from sdb.config import DEFAULT_PICTURES, Pictures
+from sdb.data.pixels import decode, settings
 from sdb.errors import DataError
 
 MAX_THREADS = 32
@@ -39,6 +40,7 @@ class Streamed:
         channels: 1 or 3.
         size: side to which each image is brought, see `sdb.data.pixels.decode`; None leaves them as they are, and then
             all must have the first one's size.
+        choices: how pictures become pixels.
 
     Raises:
         DataError: the first image is damaged, or there is none.
@@ -47,10 +49,12 @@ class Streamed:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, encoded: Encoded, channels: int, size: int | None) -> None:
+    def __init__(
+        self, encoded: Encoded, channels: int, size: int | None, choices: Pictures = DEFAULT_PICTURES
+    ) -> None:
         if not len(encoded):
             raise DataError("there are no images to stream")
-        self.encoded, self.channels, self.size = encoded, channels, size
+        self.encoded, self.channels, self.size, self.choices = encoded, channels, size, choices
         side = (size, size) if size is not None else self._decode(0).shape[:2]
         self.shape = (len(encoded), channels, *side)
 
@@ -92,7 +96,7 @@ class Streamed:
 
     def stamp(self, numbers: np.ndarray) -> str:
         """A hash that changes when these images, or the way in which they are decoded, may have changed."""
-        digest = hashlib.sha256(f"{self.channels} {self.size}".encode())
+        digest = hashlib.sha256(settings(self.channels, self.size, self.choices).encode())
         for number in numbers.tolist():
             digest.update(f"\n{number} {self.encoded.stamp(number)}".encode())
         return digest.hexdigest()[:32]
@@ -107,7 +111,7 @@ class Streamed:
 
     def _decode(self, number: int) -> np.ndarray:
         data, where = self.encoded.read(number)
-        return decode(data, self.channels, where, self.size)
+        return decode(data, self.channels, where, self.size, self.choices)
 
 
 def threads() -> int:

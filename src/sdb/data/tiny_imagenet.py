@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data import listing
 from sdb.data.places import folders, not_found, some
 from sdb.data.source import Source
@@ -21,7 +22,7 @@ AUGMENT = Augment(flip=True, rotation=20.0)
 _FOLDERS = ("tiny-imagenet-200", "tiny_imagenet", "tiny-imagenet", "data-tiny-imagenet")
 
 
-def tiny_imagenet(root: Path | None, size: int | None = None) -> Source:
+def tiny_imagenet(root: Path | None, size: int | None = None, choices: Pictures = DEFAULT_PICTURES) -> Source:
     """Tiny ImageNet: uint8 (N, 3, 64, 64) or another size, 100,000 and 10,000 images, 200 classes by wnid."""
     looked = folders(root, _FOLDERS)
     base = next(
@@ -40,8 +41,8 @@ def tiny_imagenet(root: Path | None, size: int | None = None) -> Source:
     _check_whole(test, base / "val", wnids)
     return Source(
         name="tiny_imagenet",
-        train=listing.part(train, 3, size),
-        test=listing.part(test, 3, size),
+        train=listing.part(train, 3, size, choices),
+        test=listing.part(test, 3, size, choices),
         class_names=_names(base, wnids),
         augment=AUGMENT,
         note="Tiny ImageNet; test is the distributed validation set",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def describe(box: Box, licence: str = "") -> dict[str, Any]:
             "shape": ["batch", *box.classifier.image_shape],
             "range": [0, 1],
         },
+        "pictures": asdict(box.classifier.pictures),
         "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", box.classifier.num_classes]},
         "licence": licence,
     }

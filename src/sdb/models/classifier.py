@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sdb.errors import ModelError
+from sdb.config import DEFAULT_PICTURES, Pictures, read_pictures
+from sdb.errors import ConfigError, ModelError
 from sdb.files import json_text
 from sdb.models.architectures import MODELS, build
 from sdb.models.probe import TWIN_SEED, ask, check_steady, logits_of, needs_company, probes, settled, undisturbed
@@ -82,6 +83,12 @@ class Classifier(nn.Module):
         self.class_names: tuple[str, ...] = ()
         self.company = False
         self._looks, self._told = True, False
+
+    @property
+    def pictures(self) -> Pictures:
+        """How pictures become pixels for this model; the defaults where nobody said."""
+        said = self.spec.pictures if self.spec is not None else None
+        return DEFAULT_PICTURES if said is None else said
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise pixels (N, C, H, W) in [0, 1] and return logits (N, num_classes).
@@ -209,6 +216,8 @@ class ModelSpec:
         num_classes: number of logits.
         image_shape: (C, H, W) of one image.
         mean, std: per channel, of pixels in [0, 1].
+        pictures: how the pictures that it learned from became pixels, so that others do as well; None where nobody
+            said.
 
     Raises:
         ModelError: a field is of the wrong type or out of range; the message names it.
@@ -220,6 +229,7 @@ class ModelSpec:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -233,6 +243,11 @@ class ModelSpec:
             object.__setattr__(self, field, tuple(map(_plain, value)))
         check_sizes(self.num_classes, self.image_shape)
         check_normalisation(self.mean, self.std, channels=self.image_shape[0])
+        if self.pictures is not None:
+            try:
+                object.__setattr__(self, "pictures", read_pictures(self.pictures))
+            except ConfigError as error:
+                raise ModelError(f"pictures: {error}") from None
         # Plain Python numbers, whatever NumPy gave, so that the JSON round trip is exact.
         object.__setattr__(self, "num_classes", int(self.num_classes))
         for field, kind in (("image_shape", int), ("mean", float), ("std", float)):
@@ -284,8 +299,11 @@ class ModelSpec:
         return _around(network, self.num_classes, self.image_shape, self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return json.loads(json_text(asdict(self)))
+        """The fields as JSON values; `pictures` only where somebody said, as in files that are older than it."""
+        values = json.loads(json_text(asdict(self)))
+        if self.pictures is None:
+            del values["pictures"]
+        return values
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -297,7 +315,8 @@ class ModelSpec:
         names = [field.name for field in fields(cls)]
         if not isinstance(value, dict):
             raise ModelError(f"the model's description is a {type(value).__name__}: give an object")
-        if missing := [name for name in names if name not in value]:
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [name for name in needed if name not in value]:
             raise ModelError(f"the model's description lacks {', '.join(missing)}")
         if unknown := sorted(value.keys() - set(names)):
             raise ModelError(

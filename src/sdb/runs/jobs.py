@@ -201,9 +201,9 @@ def evaluate_job(
     # A published best_model.tar may stand for our own file.
     if box_of(path) is None and not path.exists() and path.suffix != ".tar":
         raise CheckpointError(f"{path}: no such run folder, checkpoint or box")
-    data = described_data(path, dataset, data_root)
     model = load_model(path)
     classifier = model.classifier if isinstance(model, Box) else model
+    data = described_data(path, dataset, data_root, model)
     check_fits(classifier, path, data.num_classes, data.image_shape, data.class_names, other_class_names)
     model = model.to(choose_device(device))
     if not isinstance(model, Box):
@@ -238,7 +238,7 @@ def trace_job(
     reference = load_model(reference_path) if reference_path is not None else None
     if isinstance(reference, Box):
         raise ConfigError(f"--reference: {reference_path} is a box; name the teacher, which never saw the decoys")
-    data = described_data(box_path, dataset, data_root)
+    data = described_data(box_path, dataset, data_root, box)
     place = choose_device(device)
     return trace(
         suspect.to(place),

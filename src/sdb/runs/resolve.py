@@ -23,8 +23,11 @@ from sdb.runtime import derive_seed, world
 KEY, OWNER = "key.json", "owner.json"
 
 
-def described_data(path: Path, dataset: str | None, data_root: Path | None) -> Splits:
-    """The data that the run around a checkpoint or box was made on, unless a data set is named."""
+def described_data(path: Path, dataset: str | None, data_root: Path | None, model: Box | Classifier) -> Splits:
+    """The data that the run around a checkpoint or box was made on, unless a data set is named.
+
+    Its pictures become pixels as they did for the model that is there.
+    """
     folder = path if path.is_dir() else path.parent
     described = next(
         (p for p in (folder / "params.resolved.json", folder.parent / "params.resolved.json") if p.exists()),
@@ -39,6 +42,7 @@ def described_data(path: Path, dataset: str | None, data_root: Path | None) -> S
     own = ("image_size", "stream") if name == stored.get("dataset") else ()
     names = ("seed", "validation_fraction", *own)
     split = {name: stored[name] for name in names if name in stored}
+    split["pictures"] = (model.classifier if isinstance(model, Box) else model).pictures
     return datasets.load(name, root=root, **split)
 
 
@@ -52,6 +56,7 @@ def load_data(params: RunParams, seed: int) -> Splits:
         subset_percent=params.subset_percent,
         image_size=params.image_size,
         stream=params.stream,
+        pictures=params.pictures,
     )
 
 
@@ -60,7 +65,8 @@ def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initia
     mean, std = data.mean, data.std
     if params.normalisation == "reference":  # which has none for other data
         mean, std = REFERENCE_NORMALISATION.get(params.dataset, (mean, std))
-    spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, mean, std)
+    sizes = data.num_classes, data.image_shape, mean, std
+    spec = ModelSpec(params.model_name, params.model_args, *sizes, data.pictures)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, purpose))
         model = spec.build()

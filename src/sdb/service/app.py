@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +112,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
             "class_names": list(model.class_names),
             "max_images": service.limits.max_batch,
             "box_id": model.box_id,
+            "pictures": asdict(model.pictures),
         }
         return as_json(
             {
@@ -161,17 +164,20 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
 
 def _add_rest(app: FastAPI, service: Service) -> None:
     """Pictures for people with curl, and metrics."""
-    names = service.model.class_names
+    model, names = service.model, service.model.class_names
+
+    async def fitted(request: Request) -> tuple[np.ndarray, list[str]]:
+        content_type = request.headers.get("content-type", "")
+        return await service.read(
+            request,
+            lambda body: read_picture(upload(body, content_type), model.image_shape, model.pictures),
+            aside=True,  # a small file may be a large picture
+        )
 
     @app.post("/predict", **descriptions.PREDICT)
     async def predict(request: Request) -> Response:
         """The class of one picture."""
-        content_type = request.headers.get("content-type", "")
-        images, changes = await service.read(
-            request,
-            lambda body: read_picture(upload(body, content_type), service.model.image_shape),
-            aside=True,  # a small file may be a large picture
-        )
+        images, changes = await fitted(request)
         asker = service.asker(request)
         logits = await service.logits(asker, images)
         best = int(logits[0].argmax())
@@ -184,6 +190,14 @@ def _add_rest(app: FastAPI, service: Service) -> None:
                 for index in order
             ]
         return as_json(result | {"changes": changes})
+
+    @app.post("/pixels", **descriptions.PIXELS)
+    async def pixels(request: Request) -> Response:
+        """What /predict would ask the model about one picture; the model is not asked."""
+        images, changes = await fitted(request)
+        bits = np.rint(images[0] * 255).astype(np.uint8)
+        encoded = base64.b64encode(bits.tobytes()).decode()
+        return as_json({"shape": list(bits.shape), "pixels": encoded, "changes": changes})
 
     @app.get("/metrics", **descriptions.METRICS)
     async def metrics(request: Request) -> Response:

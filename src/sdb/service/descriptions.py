@@ -232,6 +232,14 @@ PREDICT: dict[str, Any] = {
         }
     },
 }
+PIXELS: dict[str, Any] = PREDICT | {
+    "responses": PREDICT["responses"]
+    | {
+        200: _json(
+            "Shape [C, H, W]; its bytes, 0 to 255, as base64; what was done to the picture.", {"type": "object"}
+        )
+    }
+}
 METRICS: dict[str, Any] = {
     "tags": ["operation"],
     "responses": {

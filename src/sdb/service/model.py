@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sdb.box.box import Box
-from sdb.config import box_of
+from sdb.config import DEFAULT_PICTURES, Pictures, box_of
 from sdb.errors import ConfigError, MissingExtraError, ModelError
 from sdb.keys import Key
 from sdb.models import Classifier, check
@@ -45,6 +45,7 @@ class Model:
         variants: functions from images float32 (N, C, H, W) to logits float32 (N, K), by key id; "" is keyless.
         platform: what runs it, as the protocol's metadata has it.
         box_id: public name of the box, "" for an unprotected classifier.
+        pictures: how pictures become pixels for it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Model:
     variants: Mapping[str, Forward]
     platform: str
     box_id: str = ""
+    pictures: Pictures = DEFAULT_PICTURES
 
 
 def load_model(
@@ -91,6 +93,7 @@ def load_model(
         variants=variants,
         platform="onnxruntime_onnx" if onnx else "pytorch_safetensors",
         box_id=box_id,
+        pictures=classifier.pictures,
     )
 
 

@@ -7,6 +7,7 @@ box = wrap(teacher, data, WrapSettings(epochs=40), key=[owner.partner("a"), owne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sdb.box.box import Box
@@ -89,6 +90,8 @@ def wrap(
             )
         network = start_network(teachers[0], settings).to(device)
         network.class_names = data.class_names
+        if network.spec is not None and data.pictures is not None:  # the box learns from this data's pixels
+            network.spec = replace(network.spec, pictures=data.pictures)
         batches = repeated(train_batches(data, settings, device), None)
         material = Material(
             teachers,

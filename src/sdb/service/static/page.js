@@ -4,8 +4,8 @@ import { chances, divergence, readAnswer, spreadInWords } from "./answers.js";
 import { drawBars, percent } from "./chart.js";
 import { embed, readKey } from "./keys.js";
 import { makePad } from "./pad.js";
-import { decode, fit, show } from "./pictures.js";
-import { describe, infer } from "./protocol.js";
+import { fileOf, show } from "./pictures.js";
+import { describe, fit, infer } from "./protocol.js";
 
 const at = (id) => document.getElementById(id);
 const POLICIES = {
@@ -19,8 +19,9 @@ const FIXED = "Too little is given away to show the answer at another temperatur
 const SAMPLES = [0, 2, 3, 4, 6, 7]; // digits from the test images of the embedded data
 
 let model = null;
-let picture = null; // canvas of the last picture
+let picture = null; // pixels of the last picture, as the server fits it
 let name = ""; // what it is, for people
+let chosen = 0; // number of the last picture, so that one that is fitted late does not replace it
 let key = null;
 let token = "";
 let answers = { keyless: null, keyed: null };
@@ -46,7 +47,7 @@ async function start() {
   document.title = `${model.name}: Safe Distillation Box`;
   at("main").hidden = false;
   const colours = channels === 1 ? { paper: "black", ink: "white" } : { paper: "white", ink: "black" };
-  const wipe = makePad(at("pad"), at("pen"), colours, () => take(at("pad"), "your drawing"));
+  const wipe = makePad(at("pad"), at("pen"), colours, takeDrawing);
   at("wipe").addEventListener("click", wipe);
   offerSamples();
   listen();
@@ -111,13 +112,18 @@ function listen() {
 }
 
 async function takeFile(file, what) {
-  take(await decode(file), what);
+  if (!file.type.startsWith("image/")) throw new Error("This is not a picture."); // a key file is not sent
+  const mine = ++chosen;
+  const { pixels, changes } = await fit(file);
+  if (mine !== chosen) return;
+  picture = pixels;
+  name = what;
+  at("changes").textContent = changes.length ? `To fit the model it was ${changes.join("; ")}.` : "";
+  askAgain();
 }
 
-function take(canvas, what) {
-  picture = canvas;
-  name = what;
-  askAgain();
+function takeDrawing() {
+  attempt(async () => takeFile(await fileOf(at("pad")), "your drawing"));
 }
 
 async function takeKey(file) {
@@ -148,8 +154,7 @@ function askAgain() {
 
 async function ask() {
   const mine = ++question;
-  const plain = fit(picture, model.shape);
-  const pixels = at("invert").checked ? plain.map((value) => 1 - value) : plain;
+  const pixels = at("invert").checked ? picture.map((value) => 1 - value) : picture;
   const keyed = key && embed(pixels, key);
   const asked = [infer(model, pixels, "")];
   if (keyed || token) asked.push(infer(model, keyed ?? pixels, token));

@@ -13,6 +13,19 @@ export async function describe() {
 }
 
 /**
+ * What the model is asked about a picture file: the server decodes and fits it, as for /predict, so that it is the
+ * picture that the model was trained to see, whatever the browser.
+ *
+ * @param {Blob} file the encoded picture.
+ * @returns {Promise<{pixels: Float32Array, changes: string[]}>} pixels in [0, 1], in the order channel, row, column.
+ */
+export async function fit(file) {
+  const headers = { "Content-Type": "application/octet-stream" };
+  const { pixels, changes } = await (await ask("pixels", { method: "POST", headers, body: file })).json();
+  return { pixels: Float32Array.from(atob(pixels), (byte) => byte.charCodeAt(0) / 255), changes };
+}
+
+/**
  * Ask about one image.
  *
  * @param {{name: string, shape: number[]}} model what `describe` found.
