@@ -136,13 +136,19 @@ def test_a_drawing_is_a_file_that_python_reads(page):
         return btoa(String.fromCharCode(...bytes));
     }"""
     pixels, changes = read_picture(base64.b64decode(page.evaluate(script)), (3, 2, 3))
-    np.testing.assert_allclose(pixels, np.broadcast_to(np.array([10, 20, 30]).reshape(1, 3, 1, 1) / 255, (1, 3, 2, 3)))
+    np.testing.assert_allclose(
+        pixels, np.broadcast_to(np.array([10, 20, 30]).reshape(1, 3, 1, 1) / 255, (1, 3, 2, 3))
+    )
     assert changes in ([], ["converted from RGBA to colour"])
 
 
 def test_pixels_are_those_that_the_server_gives(page):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5), np.uint8)
-    answer = {"shape": [3, 4, 5], "pixels": base64.b64encode(pixels.tobytes()).decode(), "changes": ["turned left"]}
+    answer = {
+        "shape": [3, 4, 5],
+        "pixels": base64.b64encode(pixels.tobytes()).decode(),
+        "changes": ["turned left"],
+    }
     page.route("**/pixels", lambda route: route.fulfill(json=answer))
     script = """async () => {
         const { fit } = await import("/protocol.js");

@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -169,6 +169,7 @@ def test_other_choices_are_other_entries_of_the_cache(tmp_path):
     assert len(stamps) == len(variants)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(GREY + COLOURED),
     st.integers(1, 8),
@@ -267,6 +268,7 @@ SAMPLES = [
 ]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(SAMPLES), st.data())
 def test_damage_anywhere_is_refused_by_both_or_read_alike(sample, draw):
     (data, kind), at = sample, draw.draw(st.integers(0, len(sample[0]) - 1))
@@ -329,6 +331,7 @@ def test_a_turn_in_xmp_is_followed_with_and_without_the_fast_decoder(monkeypatch
     np.testing.assert_array_equal(decode(data, 3, "here"), fast)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 100), st.integers(0, 2), st.booleans())
 def test_the_fast_decoder_gives_the_pixels_of_pillow(width, height, quality, subsampling, progressive):
     pytest.importorskip("simplejpeg")
@@ -371,6 +374,7 @@ def test_what_only_data_sets_read_is_turned_as_well():
     assert decode(b"P6 14 21 255\n" + bare, 3, "ppm").tobytes() == bare
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 40), st.integers(1, 40)), CHOICES
 )

@@ -91,9 +91,7 @@ def source(
 
         fingerprint = dataset._fingerprint  # the library's hash of the content and of all that was done to it
         words = f"datasets {fingerprint} {image} {label} {settings(channels, size, choices)}"
-        return Part(
-            _named(dataset, image), words, decode, stream
-        )
+        return Part(_named(dataset, image), words, decode, stream)
 
     return Source(
         name=name,

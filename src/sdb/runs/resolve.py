@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from sdb.models import MODEL_DEFAULTS, Classifier, ModelSpec
 from sdb.runtime import derive_seed, world
 
 KEY, OWNER = "key.json", "owner.json"
+
+log = logging.getLogger(__name__)
 
 
 def described_data(path: Path, dataset: str | None, data_root: Path | None, model: Box | Classifier) -> Splits:
@@ -86,8 +89,9 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
         box = Box.load(place, network=params.teacher_model if ":" in (params.teacher_model or "") else None)
         names = data.class_names, params.other_class_names
         check_fits(box.classifier, place, data.num_classes, data.image_shape, *names)
+        _compare_pictures(box.classifier, place, data)
         return box
-    return load_classifier(
+    teacher = load_classifier(
         params.teacher,
         model_name=params.teacher_model,
         model_args=params.teacher_args,
@@ -97,6 +101,21 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
         class_names=data.class_names,
         other_class_names=params.other_class_names,
     )
+    _compare_pictures(teacher, params.teacher, data)
+    return teacher
+
+
+def _compare_pictures(teacher: Classifier, source: Path, data: Splits) -> None:
+    """Warn where a teacher's own pictures became pixels in another way than the data's."""
+    said = teacher.spec.pictures if teacher.spec is not None else None
+    if said is not None and data.pictures not in (None, said):
+        log.warning(
+            "%s: learned from pictures that became pixels in another way (%s) than those of the data (%s): set "
+            "`pictures` to the same",
+            source,
+            said,
+            data.pictures,
+        )
 
 
 def like_teacher(params: WrapParams, teacher: Classifier) -> WrapParams:
