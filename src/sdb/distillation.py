@@ -68,7 +68,7 @@ def distill(
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
         teacher = ask(teacher, key, settings)
     check_batches(student, data, settings)
-    student.class_names = data.class_names
+    student.learns_from(data.class_names, data.pictures)
     device = choose_device(settings.device)
     batches = repeated(train_batches(data, settings, device), settings.views)
     with process_group(device):

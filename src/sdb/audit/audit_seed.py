@@ -175,7 +175,7 @@ class AuditSeed:
 
     def _build(self, name: str, arguments: dict, purpose: object) -> Classifier:
         data = self.data
-        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std, data.pictures)
+        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "network", purpose))
             return spec.build().to(self.device)

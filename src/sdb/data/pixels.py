@@ -1,6 +1,5 @@
 """The encoded images (JPEG, PNG, ...) of a data set to uint8 arrays of one size."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -11,6 +10,7 @@ from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data import pictures
 from sdb.data.pictures import PictureError
 from sdb.errors import DataError
+from sdb.files import json_text
 
 CHUNK = 512  # images decoded between two writes to the cache
 GREY_MODES = ("L", "1", "LA")
@@ -47,7 +47,7 @@ def decode(
 
 def settings(channels: int, size: int | None, choices: Pictures) -> str:
     """How images are decoded, in words that change when the result would."""
-    return f"decoding={DECODING} channels={channels} size={size} {json.dumps(asdict(choices), sort_keys=True)}"
+    return f"decoding={DECODING} channels={channels} size={size} {json_text(asdict(choices), sort_keys=True)}"
 
 
 def grey(mode: str) -> bool:

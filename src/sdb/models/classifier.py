@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -83,6 +83,12 @@ class Classifier(nn.Module):
         self.class_names: tuple[str, ...] = ()
         self.company = False
         self._looks, self._told = True, False
+
+    def learns_from(self, class_names: tuple[str, ...], pictures: Pictures | None) -> None:
+        """Record the classes and pictures of the data; pictures of which nobody says anything change nothing."""
+        self.class_names = class_names
+        if self.spec is not None and pictures is not None:
+            self.spec = replace(self.spec, pictures=pictures)
 
     @property
     def pictures(self) -> Pictures:

@@ -68,12 +68,11 @@ def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initia
     mean, std = data.mean, data.std
     if params.normalisation == "reference":  # which has none for other data
         mean, std = REFERENCE_NORMALISATION.get(params.dataset, (mean, std))
-    sizes = data.num_classes, data.image_shape, mean, std
-    spec = ModelSpec(params.model_name, params.model_args, *sizes, data.pictures)
+    spec = ModelSpec(params.model_name, params.model_args, data.num_classes, data.image_shape, mean, std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, purpose))
         model = spec.build()
-    model.class_names = data.class_names
+    model.learns_from(data.class_names, data.pictures)
     return model
 
 

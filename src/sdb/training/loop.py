@@ -341,7 +341,7 @@ def train(
     settings = settings or TrainSettings()
     check_batches(model, data, settings)
     device = choose_device(settings.device)
-    model.class_names = data.class_names
+    model.learns_from(data.class_names, data.pictures)
     with process_group(device):
         model.to(device)
         validation = evaluation_batches(data.validation, device)

@@ -7,7 +7,6 @@ box = wrap(teacher, data, WrapSettings(epochs=40), key=[owner.partner("a"), owne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sdb.box.box import Box
@@ -89,9 +88,7 @@ def wrap(
                 each, data, f"teacher {number + 1} of {len(teachers)}" if more_teachers else "the teacher"
             )
         network = start_network(teachers[0], settings).to(device)
-        network.class_names = data.class_names
-        if network.spec is not None and data.pictures is not None:  # the box learns from this data's pixels
-            network.spec = replace(network.spec, pictures=data.pictures)
+        network.learns_from(data.class_names, data.pictures)
         batches = repeated(train_batches(data, settings, device), None)
         material = Material(
             teachers,
