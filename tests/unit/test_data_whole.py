@@ -221,6 +221,16 @@ def test_names_are_compared_and_sorted_composed(tmp_path):
         load("folder", root=tmp_path / "d")
 
 
+def test_names_that_are_no_unicode(tmp_path):
+    """A folder named in Latin-1, as old archives unpack: its name is escaped, so that files of JSON can hold it."""
+    (write(tmp_path / "d") / "ant").rename(tmp_path / "d" / os.fsdecode(b"caf\xe9"))
+    splits = load("folder", root=tmp_path / "d")
+    assert splits.class_names == ("bee", "caf\\xe9")
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 8
+    with pytest.raises(DataError, match="half a character"):
+        from_arrays(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2, class_names=["a", "caf\udce9"])
+
+
 # --- incomplete data sets ---------------------------------------
 
 

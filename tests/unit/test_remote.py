@@ -291,6 +291,16 @@ def test_a_model_without_soft_answers_is_refused_before_anything_is_asked(server
 def test_a_model_of_other_images_or_classes_is_refused(server):
     with pytest.raises(ModelError, match=r"\(1, 8, 8\) and knows 10 classes"):
         RemoteTeacher(server.url).check_fits(100, (3, 32, 32))
+    names = tuple("abcdefghij")
+    RemoteTeacher(server.url).check_fits(10, (1, 8, 8), names)  # a server that says no names is not refused
+    server.metadata["parameters"] = {"class_names": list(names)}
+    RemoteTeacher(server.url).check_fits(10, (1, 8, 8), names)
+    with pytest.raises(ModelError, match="teacher_url: its classes are 'a'"):
+        RemoteTeacher(server.url).check_fits(10, (1, 8, 8), tuple("klmnopqrst"))
+    RemoteTeacher(server.url).check_fits(10, (1, 8, 8), tuple("klmnopqrst"), other_class_names=True)
+    for damaged in ("abcdefghij", list(names[:9]), [1] * 10, None):
+        server.metadata["parameters"]["class_names"] = damaged
+        assert RemoteTeacher(server.url).model.class_names == ()
     server.metadata["inputs"][0]["datatype"] = "BYTES"
     with pytest.raises(RemoteError, match="images are FP32"):
         RemoteTeacher(server.url)

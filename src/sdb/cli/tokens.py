@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import print_json, say
+from sdb.cli.shell import OtherClassNames, print_json, say
 
 token_app = typer.Typer(
     help="Who may ask a served box, and how much.", no_args_is_help=True, rich_markup_mode=None
@@ -99,6 +99,7 @@ def token_profile(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the profile.")],
     dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    other_class_names: OtherClassNames = False,
 ) -> None:
     """Write what ordinary questions to BOX look like, for its server's detector.
 
@@ -107,11 +108,15 @@ def token_profile(
     import numpy as np
     import torch
 
+    from sdb.box.box import Box
+    from sdb.models.checkpoint import check_fits
     from sdb.runs.resolve import described_data, load_model
     from sdb.service.watch.detector import FEWEST_GOOD, MOST_USED, fit_profile
 
     model = load_model(box_path).eval()
     data = described_data(box_path, dataset, data_root, model)
+    classifier = model.classifier if isinstance(model, Box) else model
+    check_fits(classifier, box_path, data.num_classes, data.image_shape, data.class_names, other_class_names)
     parts = [data.validation]
     if len(data.validation) < FEWEST_GOOD:
         say(f"{len(data.validation)} validation images are few: training images are used too")

@@ -64,8 +64,11 @@ class Listing(Sequence[Path]):
 
 
 def class_name(folder: Path) -> str:
-    """The name of a class folder, in Unicode's composed form (NFC): macOS stores names decomposed."""
-    return unicodedata.normalize("NFC", folder.name)
+    """The name of a class folder, in Unicode's composed form (NFC): macOS stores names decomposed.
+
+    Bytes that are no UTF-8 are escaped: names go into files of JSON.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(folder.name).decode(errors="backslashreplace"))
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What a data set is to the rest of the library: uint8 arrays, labels, augmentation, normalisation."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from sdb.config import Pictures
 from sdb.data.rows import Rows, select
 from sdb.data.streamed import Streamed
 from sdb.errors import ConfigError, DataError
+
+UNPAIRED = re.compile("[\ud800-\udfff]")  # surrogates, which no file of UTF-8 can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,10 @@ class Splits:
     def __post_init__(self) -> None:
         if twice := [name for name, count in Counter(self.class_names).items() if count > 1]:
             raise DataError(f"{self.name}: two classes are called {twice[0]!r}: give each class a name of its own")
+        if broken := [name for name in self.class_names if UNPAIRED.search(name)]:
+            raise DataError(
+                f"{self.name}: class name {broken[0]!r} holds half a character: give it as Unicode text"
+            )
         for part in ("train", "validation", "test"):
             labels = getattr(self, part).labels
             if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
