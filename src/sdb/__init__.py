@@ -36,6 +36,7 @@ _HOMES = {
     "load_data": "sdb.data",
     "train": "sdb.training.loop",
     "wrap": "sdb.wrapping.wrap",
+    "Wrapping": "sdb.wrapping.own_loop",
 }
 
 __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
@@ -51,6 +52,7 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
     "SDBError",
     "TrainSettings",
     "WrapSettings",
+    "Wrapping",
     "audit",
     "distill",
     "from_module",

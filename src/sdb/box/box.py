@@ -13,6 +13,7 @@ unpickled or executed.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from sdb.answers.rows import answer, check_rows
 from sdb.box.boxfile import PRIVATE, RECORD, WEIGHTS, read_box_files, write_box_files
 from sdb.box.private_part import put_in_place
+from sdb.box.summary import summary
 from sdb.config import MANIFEST, is_box
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
 from sdb.files import json_text
@@ -53,6 +55,8 @@ class BoxInfo:
         key_kind: "image", "weight", or "" without keys.
         slots: of a weight-key box, by key id, hexadecimal: the content secret under the partner's key.
         owner_id: one-way id of the owner; "" without keys.
+        measured: on validation images when it was made, fractions: teacher_, keyless_ and keyed_ accuracy and
+            calibration_error, and the number of images; empty in boxes of an earlier sdb.
         id: random name of this box.
     """
 
@@ -63,6 +67,7 @@ class BoxInfo:
     key_kind: str = ""
     slots: dict[str, str] = field(default_factory=dict)
     owner_id: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
     id: str = field(default_factory=lambda: os.urandom(16).hex())
 
 
@@ -136,6 +141,10 @@ class Box(nn.Module):
             if self.rows is None:
                 self.rows = torch.empty_like(given, device=self.classifier.mean.device)
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+    def summary(self) -> str:
+        """The box in a few lines: accuracy, calibration, what an answer tells, what is promised."""
+        return summary(self)
 
     def unlock(self, key: Key) -> nn.Module:
         """The module a partner distils: images to keyed logits.
@@ -253,6 +262,7 @@ class Box(nn.Module):
             "key_ids": list(self.info.key_ids),
             "slots": self.info.slots,
             "owner_id": self.info.owner_id,
+            "measured": self.info.measured,
             "model": self.classifier.spec.to_json(),
         }
         write_box_files(path, manifest, files)
@@ -281,7 +291,8 @@ class Box(nn.Module):
         classifier = build_with(ModelSpec.from_json(manifest["model"]), weights, path, network)
         names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
         lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
-        info = BoxInfo(**{name: manifest[name] for name in names}, **lists)
+        measured = measurements(manifest.get("measured", {}), path)
+        info = BoxInfo(**{name: manifest[name] for name in names}, **lists, measured=measured)
         return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), rows)
 
     def _context(self, purpose: str) -> dict[str, Any]:
@@ -308,3 +319,17 @@ class Box(nn.Module):
             raise CheckpointError(f"{PRIVATE} is missing from this box; restore it from a copy")
         data = unseal(content, self.private, self._context("private"), "the private part")
         return put_in_place(self.classifier, from_bytes(data))
+
+
+def measurements(value: Any, path: Path) -> dict[str, float]:
+    """The numbers that a manifest holds of how its box did.
+
+    Raises:
+        CheckpointError: they are something else.
+    """
+    whole = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if not whole or not all(type(number) in (int, float) and math.isfinite(number) for number in value.values()):
+        raise CheckpointError(
+            f"{path}: {MANIFEST}: measured must be finite numbers by name; restore it from a copy"
+        )
+    return {name: float(number) for name, number in value.items()}

@@ -87,14 +87,13 @@ class Classifier(nn.Module):
     def learns_from(self, class_names: tuple[str, ...], pictures: Pictures | None) -> None:
         """Record the classes and pictures of the data; pictures of which nobody says anything change nothing."""
         self.class_names = class_names
-        if self.spec is not None and pictures is not None:
+        if pictures is not None:
             self.spec = replace(self.spec, pictures=pictures)
 
     @property
     def pictures(self) -> Pictures:
         """How pictures become pixels for this model; the defaults where nobody said."""
-        said = self.spec.pictures if self.spec is not None else None
-        return DEFAULT_PICTURES if said is None else said
+        return self.spec.pictures or DEFAULT_PICTURES
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise pixels (N, C, H, W) in [0, 1] and return logits (N, num_classes).

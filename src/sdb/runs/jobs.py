@@ -50,7 +50,8 @@ from sdb.runtime import choose_device, keep_freed_memory, process_group, world
 from sdb.tracing.decoys import TraceResult, trace
 from sdb.training.loop import Progress, check_batches
 from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
-from sdb.wrapping.wrap import check_keys, wrap
+from sdb.wrapping.door import check_keys
+from sdb.wrapping.wrap import wrap
 
 Result = dict[str, Any]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,6 +32,20 @@ def calibration(model: nn.Module, batches: Batches, bins: int = 15) -> dict[str,
     model.train(training)
     confidence, correct = torch.cat(confidences), torch.cat(corrects)
     return {"calibration_error": _error(confidence, correct, bins), "confidence": float(confidence.mean())}
+
+
+def measured(models: Mapping[str, nn.Module | None], batches: Batches) -> dict[str, float]:
+    """Accuracy and calibration error, fractions, of each model that is there, and the number of images.
+
+    The names are those given, followed by _accuracy and _calibration_error; and "images".
+    """
+    result: dict[str, float] = {}
+    for name, model in models.items():
+        if model is not None:
+            model.eval()  # and left so: what is measured is finished, and parts of it are shared
+            result[f"{name}_accuracy"] = evaluate(model, batches)["accuracy"]
+            result[f"{name}_calibration_error"] = calibration(model, batches)["calibration_error"]
+    return result | {"images": float(len(batches.images))}
 
 
 def _error(confidence: Tensor, correct: Tensor, bins: int) -> float:

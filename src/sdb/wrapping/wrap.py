@@ -7,58 +7,54 @@ box = wrap(teacher, data, WrapSettings(epochs=40), key=[owner.partner("a"), owne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
+
+from torch import nn
 
 from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.data import Splits
-from sdb.errors import ConfigError
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
 from sdb.runtime import choose_device, process_group
-from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches
+from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches, measured
 from sdb.training.loop import Kept, Progress, Record, check_batches, fit, train_batches
 from sdb.training.repeated_views import answers, repeated
-from sdb.wrapping.image_key import image_key
+from sdb.wrapping.door import METHODS, check_keys, classifier_of
 from sdb.wrapping.method import Material, Method
-from sdb.wrapping.nasty import nasty
 from sdb.wrapping.networks import frozen, start_network
-from sdb.wrapping.paper import paper
 from sdb.wrapping.teachers import warn_of_teacher
-from sdb.wrapping.weight_key import weight_key
-
-# (method of the settings, kind of key) -> how it is made.
-METHODS: dict[tuple[str, str], Callable[[Material], Method]] = {
-    ("decoy", "weight"): weight_key,
-    ("decoy", "image"): image_key,
-    ("sdb", "image"): paper,
-    ("nasty", ""): nasty,
-}
 
 
 def wrap(
-    teacher: Classifier,
+    network: nn.Module,
     data: Splits,
     settings: WrapSettings | None = None,
     *,
     key: Key | Sequence[Key] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     owner: Owner | None = None,
     more_teachers: Sequence[Classifier] = (),
     run: Kept | None = None,
     progress: Progress | None = None,
     history: list[Record] | None = None,
 ) -> Box:
-    """Train a box around a teacher.
+    """Train a box around a trained network, the teacher.
 
     Logs a warning where a teacher is no better than chance on the validation images, or would be far better with
     another normalisation of its pixels.
 
     Args:
-        teacher: trained classifier; not changed.
+        network: the trained network, any module from images to logits; it is copied and not changed.
         data: selection sees its validation images only.
         settings: method and training; see `WrapSettings`.
         key: what the box opens for: one key, several of one kind, or None for method "nasty", which has no key.
+        mean: per channel, of pixels in [0, 1], where the network takes normalised pixels; none where it normalises
+            them itself, or is a `Classifier`, which has it.
+        std: likewise, the deviation.
         owner: whose box it is; follows from the key where there is only one.
         more_teachers: method "decoy": partners get the mean of these and the teacher.
         run: folder to checkpoint to and resume from.
@@ -74,6 +70,7 @@ def wrap(
     keys = [key] if isinstance(key, Key) else list(key or ())
     check_keys(keys, owner, settings)
     owner = owner or (Owner.of(keys[0]) if keys else None)
+    teacher = classifier_of(network, data.num_classes, data.image_shape, mean, std)
     for each in (teacher, *more_teachers):
         check_fits(
             each, "teacher", data.num_classes, data.image_shape, data.class_names, settings.other_class_names
@@ -87,12 +84,12 @@ def wrap(
             warn_of_teacher(
                 each, data, f"teacher {number + 1} of {len(teachers)}" if more_teachers else "the teacher"
             )
-        network = start_network(teachers[0], settings).to(device)
-        network.learns_from(data.class_names, data.pictures)
+        public = start_network(teachers[0], settings).to(device)
+        public.learns_from(data.class_names, data.pictures)
         batches = repeated(train_batches(data, settings, device), None)
         material = Material(
             teachers,
-            network,
+            public,
             tuple(keys),
             owner,
             settings,
@@ -103,49 +100,28 @@ def wrap(
                 teachers[0], evaluation_batches(data.train, device), data.num_classes
             ),
         )
+        validation = evaluation_batches(data.validation, device)
         method = METHODS[settings.method, keys[0].kind if keys else ""](material)
         records = fit(
             method.network,
             method.step,
             batches,
             settings,
-            evaluate=box_metrics(method, evaluation_batches(data.validation, device)),
+            evaluate=box_metrics(method, validation),
             monitor="accuracy" if method.keyed is None else "worse_accuracy",
             forward=method.forward,
             beside=method.beside,
             run=run,
             progress=progress,
         )
-    if history is not None:
-        history.extend(records)
-    return method.finish()
-
-
-def check_keys(keys: Sequence[Key], owner: Owner | None, settings: WrapSettings) -> None:
-    """Refuse keys that the method cannot use.
-
-    Raises:
-        ConfigError: saying which and why.
-    """
-    method = settings.method
-    if method == "nasty":
-        if keys:
-            raise ConfigError("method 'nasty' has no key: leave key out")
-        return
-    if not keys:
-        raise ConfigError(f"method {method!r} needs a key: make one with Key.generate() or sdb key new")
-    if len({(key.kind, key.blend if key.kind == "image" else None) for key in keys}) > 1:
-        raise ConfigError("the keys of one box are of one kind and one blend")
-    if method == "sdb" and (len(keys) > 1 or keys[0].kind != "image"):
-        raise ConfigError(
-            "method 'sdb' takes one image key; use method='decoy' for weight keys and for many partners"
+        if history is not None:
+            history.extend(records)
+        box = method.finish()
+        box.info = replace(
+            box.info,
+            measured=measured({"teacher": teachers[0], "keyless": box, "keyed": method.keyed}, validation),
         )
-    if settings.private_part == "whole" and (method != "decoy" or keys[0].kind != "weight"):
-        raise ConfigError(
-            "private_part 'whole' is for method 'decoy' with weight keys: leave it out, or take those"
-        )
-    if len(keys) > 1 and owner is None:
-        raise ConfigError("a box for several partners needs its owner: Owner.generate(), then owner.partner(name)")
+    return box
 
 
 def box_metrics(method: Method, validation: Any) -> Callable[[], dict[str, float]]:
