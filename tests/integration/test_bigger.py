@@ -130,7 +130,7 @@ settings = WrapSettings(
 )
 with process_group(torch.device("cpu")):
     key = Key(bytes(range(32)), kind="weight")
-    box = wrap(spec.build(), key, data, settings)
+    box = wrap(spec.build(), data, settings, key=key)
     states = {"keyless": box.classifier.state_dict(), "keyed": box.unlock(key).state_dict()}
     torch.save(states, out / f"rank{world().rank}.pt")
 """

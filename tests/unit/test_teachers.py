@@ -49,6 +49,19 @@ def test_nothing_is_said_of_a_good_teacher(caplog, digits, teacher, weights_of, 
     assert same_weights(weights_of(teacher), before)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_looking_changes_neither_modes_nor_weights_nor_random_state(
+    caplog, digits, make_net, weights_of, same_weights, train
+):
+    model = make_net(digits, dropout_rate=0.3).train(train)
+    before, state = weights_of(model), torch.get_rng_state()
+    warn_of_teacher(model, digits)
+    assert caplog.records
+    assert {module.training for module in model.modules()} == {train}
+    assert same_weights(weights_of(model), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(("mean", "std"), [(8.0, 0.2), (-3.0, 1.0), (0.5, 5.0)])
 def test_a_teacher_without_the_data_s_normalisation_is_named_with_what_it_would_be(
     caplog, digits, teacher, mean, std

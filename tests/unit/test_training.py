@@ -368,7 +368,7 @@ with process_group(torch.device("cpu")):
         train(model, data, settings, run=run)
     settings = WrapSettings(method="sdb", **quick)
     with open_run(out / "wrap", settings.model_dump(mode="json"), torch.device("cpu")) as run:
-        box = wrap(model, Key(bytes(range(32))), data, settings, run=run)
+        box = wrap(model, data, settings, key=Key(bytes(range(32))), run=run)
     torch.save({"train": model.state_dict(), "wrap": box.classifier.state_dict()}, out / f"rank{world().rank}.pt")
 """
 

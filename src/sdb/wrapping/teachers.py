@@ -35,6 +35,7 @@ class _Renormalised(nn.Module):
     def __init__(self, classifier: Classifier, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.classifier, self.tensors = classifier, dict(tensors)
+        self.train(classifier.training)  # or it would leave the classifier in training mode
 
     def forward(self, images: Tensor) -> Tensor:
         return functional_call(self.classifier, self.tensors, (images,))
