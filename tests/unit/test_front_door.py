@@ -76,7 +76,7 @@ def test_the_summary_says_what_was_measured_and_what_is_told(net, few, digits, t
 
 @pytest.mark.parametrize("value", [[], {"images": "many"}, {"images": float("nan")}, {"images": True}])
 def test_measurements_that_are_none_are_refused(net, few, tmp_path, value):
-    from sdb.box.box import measurements
+    from sdb.box.info import measurements
 
     with pytest.raises(CheckpointError, match="measured must be finite numbers"):
         measurements(value, tmp_path)

@@ -13,9 +13,7 @@ unpickled or executed.
 from __future__ import annotations
 
 import json
-import math
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from sdb.answers.rows import answer, check_rows
 from sdb.box.boxfile import PRIVATE, RECORD, WEIGHTS, read_box_files, write_box_files
+from sdb.box.info import BoxInfo, measurements
 from sdb.box.private_part import put_in_place
 from sdb.box.summary import summary
 from sdb.config import MANIFEST, is_box
@@ -41,34 +40,6 @@ from sdb.models.checkpoint import build_with
 ROWS = "answers"
 
 __all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
-
-
-@dataclass(frozen=True, slots=True)
-class BoxInfo:
-    """What a box says of itself; all of it is public.
-
-    Attributes:
-        method: how it was made.
-        parameters: of the method, for the record.
-        class_names: in label order.
-        key_ids: one-way ids of the keys it opens for; empty for a method without keys.
-        key_kind: "image", "weight", or "" without keys.
-        slots: of a weight-key box, by key id, hexadecimal: the content secret under the partner's key.
-        owner_id: one-way id of the owner; "" without keys.
-        measured: on validation images when it was made, fractions: teacher_, keyless_ and keyed_ accuracy and
-            calibration_error, and the number of images; empty in boxes of an earlier sdb.
-        id: random name of this box.
-    """
-
-    method: str
-    parameters: dict[str, Any]
-    class_names: tuple[str, ...]
-    key_ids: tuple[str, ...] = ()
-    key_kind: str = ""
-    slots: dict[str, str] = field(default_factory=dict)
-    owner_id: str = ""
-    measured: dict[str, float] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: os.urandom(16).hex())
 
 
 class Embed(nn.Module):
@@ -144,7 +115,7 @@ class Box(nn.Module):
 
     def summary(self) -> str:
         """The box in a few lines: accuracy, calibration, what an answer tells, what is promised."""
-        return summary(self)
+        return summary(self.info, self.classifier, fixed=self.rows is not None)
 
     def unlock(self, key: Key) -> nn.Module:
         """The module a partner distils: images to keyed logits.
@@ -319,17 +290,3 @@ class Box(nn.Module):
             raise CheckpointError(f"{PRIVATE} is missing from this box; restore it from a copy")
         data = unseal(content, self.private, self._context("private"), "the private part")
         return put_in_place(self.classifier, from_bytes(data))
-
-
-def measurements(value: Any, path: Path) -> dict[str, float]:
-    """The numbers that a manifest holds of how its box did.
-
-    Raises:
-        CheckpointError: they are something else.
-    """
-    whole = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    if not whole or not all(type(number) in (int, float) and math.isfinite(number) for number in value.values()):
-        raise CheckpointError(
-            f"{path}: {MANIFEST}: measured must be finite numbers by name; restore it from a copy"
-        )
-    return {name: float(number) for name, number in value.items()}

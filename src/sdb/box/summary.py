@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sdb.box.box import Box
+from sdb.box.info import BoxInfo
+from sdb.models import Classifier
 
 COLUMNS = {"teacher": "teacher", "keyless": "without a key", "keyed": "with the key"}
 ROWS = {"accuracy": "accuracy", "calibration_error": "calibration error"}
 
 
-def summary(box: Box) -> str:
-    """The lines, without a line break at the end."""
-    info, classifier = box.info, box.classifier
+def summary(info: BoxInfo, classifier: Classifier, fixed: bool) -> str:
+    """The lines, without a line break at the end; `fixed`: whether answers without a key are fixed rows."""
     kind = f"{info.key_kind} key" if info.key_kind else "no key"
     shape = " x ".join(str(size) for size in classifier.image_shape)
     lines = [
@@ -28,8 +25,8 @@ def summary(box: Box) -> str:
             values = (measured.get(f"{column}_{row}") for column in shown)
             lines.append(f"{title:20}" + "".join(f"{_percent(value):>15}" for value in values))
         lines.append(f"measured on {info.measured['images']:.0f} validation images")
-    lines.append(f"An answer without a key tells: {_told(box)}.")
-    lines.append(f"Promised: {_promised(box)}")
+    lines.append(f"An answer without a key tells: {_told(fixed)}.")
+    lines.append(f"Promised: {_promised(info, fixed)}")
     return "\n".join(lines)
 
 
@@ -37,18 +34,18 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _told(box: Box) -> str:
-    if box.rows is not None:
+def _told(fixed: bool) -> str:
+    if fixed:
         return "the class and nothing else (0 bits beyond top-1): one fixed row per class"
     return "the network's own soft output, which is trained to mislead and is not bounded in bits"
 
 
-def _promised(box: Box) -> str:
+def _promised(info: BoxInfo, fixed: bool) -> str:
     promises = ["everyone gets the right class as often as the table says"]
-    if box.rows is not None:
+    if fixed:
         promises.append("a copy made from answers learns no more than from top-1")
-    if box.info.method == "decoy":
+    if info.method == "decoy":
         promises.append("a copy made from soft answers carries the owner's decoys (sdb trace)")
-    if box.info.key_ids:
+    if info.key_ids:
         promises.append("who holds a key gets the teacher's knowledge")
     return "; ".join(promises) + ". Not promised: weights that are handed out can be trained again."
