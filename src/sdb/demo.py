@@ -22,7 +22,6 @@ from sdb.box.box import Box
 from sdb.config import BOX
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
-from sdb.files import json_text
 from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.models.checkpoint import load_classifier
@@ -32,7 +31,7 @@ from sdb.report.verdict import judge
 from sdb.runs import jobs
 from sdb.runs.progress import ShowProgress
 from sdb.runs.resolve import KEY, OWNER, load_data
-from sdb.runtime import choose_device, command_line, environment, folder_lock, write_atomic
+from sdb.runtime import choose_device, command_line, environment, folder_lock, json_text, write_atomic
 from sdb.tracing.decoys import trace
 
 METHODS = ("decoy", "sdb")

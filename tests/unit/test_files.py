@@ -23,13 +23,13 @@ from sdb.data import parquet
 from sdb.data.listing import Listing
 from sdb.data.store import Store
 from sdb.errors import ConfigError, SDBError
-from sdb.files import JSON_LIMIT, check_regular, expand, open_regular, parse_json, read_bytes
 from sdb.keys import Key, Owner
 from sdb.models.bare import read_reference
 from sdb.models.checkpoint import load_classifier, read_tensors
 from sdb.models.pretrained import normalisation_beside
 from sdb.remote.answers import Answers
 from sdb.report.files import load_claim
+from sdb.runtime import JSON_LIMIT, check_regular, expand, open_regular, parse_json, read_bytes
 from sdb.service.watch.limits import LimitSet
 from sdb.service.watch.profile import Profile
 from sdb.service.watch.store import SqliteStore
@@ -239,10 +239,10 @@ def nobody():
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user without an account")
 def test_without_home_and_account_images_are_decoded_into_memory():
     code = """
-import numpy as np, sdb.files, os
+import numpy as np, sdb.runtime, os
 from sdb.data import store
 from sdb.data.source import Decoding, Part
-assert not sdb.files.has_home()
+assert not sdb.runtime.has_home()
 images, labels = np.arange(48, dtype=np.uint8).reshape(3, 1, 4, 4), np.array([0, 1, 0])
 part = Part((), {}, lambda: Decoding(3, iter([(images, labels)])))
 kept = store.Store()
@@ -251,7 +251,7 @@ assert np.array_equal(got.images, images) and np.array_equal(got.labels, labels)
 assert kept.stats(got)
 assert not os.path.exists("~")
 try:
-    sdb.files.expand("~/data")
+    sdb.runtime.expand("~/data")
 except sdb.errors.ConfigError as error:
     print(error)
 """

@@ -13,11 +13,11 @@ from sdb.box.private_part import PrivatePart, put_in_place
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.distillation import distill
 from sdb.errors import CheckpointError, ModelError, TrainingError
-from sdb.files import json_text
 from sdb.keys import Key
 from sdb.models import from_module
 from sdb.models.checkpoint import load_classifier, read_tensors, write_tensors
 from sdb.runs.folder import BEST, LAST, METRICS, open_run
+from sdb.runtime import json_text
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import fit, train_batches
 from sdb.wrapping.wrap import wrap

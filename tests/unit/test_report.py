@@ -282,7 +282,7 @@ def test_the_old_page_stays_when_the_new_one_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sdb.runtime.os.replace", full)
+    monkeypatch.setattr("sdb.runtime.writing.os.replace", full)
     with pytest.raises(StorageError):
         write_report(record, path)
     assert path.read_text() == "old"

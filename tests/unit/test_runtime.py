@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdb import runtime
 from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.runtime import (
     World,
     choose_device,
+    command_line,
     derive_seed,
     environment,
     exchange,
@@ -24,6 +24,7 @@ from sdb.runtime import (
     process_group,
     world,
     write_atomic,
+    writing,
 )
 
 
@@ -98,7 +99,7 @@ def test_the_environment_is_json_and_says_what_ran():
 
 
 def test_the_commit_is_that_of_the_checkout():
-    here = runtime.Path(__file__).parent
+    here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     if head.returncode:
         pytest.skip("not a git checkout")
@@ -107,7 +108,7 @@ def test_the_commit_is_that_of_the_checkout():
 
 def test_the_command_line_can_be_typed_again(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sdb", "train", "my runs/a", "--set", "x=[1]"])
-    assert runtime.command_line() == "sdb train 'my runs/a' --set 'x=[1]'"
+    assert command_line() == "sdb train 'my runs/a' --set 'x=[1]'"
 
 
 def test_a_lock_keeps_others_out_until_it_is_let_go(tmp_path):
@@ -139,7 +140,7 @@ def test_importing_the_runtime_does_not_import_torch():
 @pytest.fixture
 def failing(monkeypatch):
     """A function that lets a system call fail; the call is the file system's, the code around it is ours."""
-    monkeypatch.setattr(runtime, "_warned", set())
+    monkeypatch.setattr(writing, "_warned", set())
 
     def fail(module, name, number):
         def refuse(*_):

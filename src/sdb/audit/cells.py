@@ -24,9 +24,8 @@ from sdb.audit.defences.defence import Defence, Defended
 from sdb.audit.plan import BOX, NONE
 from sdb.data import Batch, Batches
 from sdb.errors import CheckpointError, ConfigError, TrainingError
-from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.models import Classifier
-from sdb.runtime import derive_seed, write_atomic
+from sdb.runtime import JSON_LIMIT, derive_seed, json_text, parse_json, read_bytes, write_atomic
 from sdb.training.evaluation import evaluate, evaluation_batches
 
 TEMPERATURE = 4.0

@@ -17,7 +17,6 @@ from sdb.box.box import Box
 from sdb.config import BOX, box_of
 from sdb.data import Splits
 from sdb.errors import CheckpointError, ConfigError
-from sdb.files import json_text
 from sdb.keys import Key
 from sdb.models import Classifier
 from sdb.models.checkpoint import write_tensors
@@ -25,7 +24,7 @@ from sdb.report.audit_page import write_audit_report
 from sdb.report.claim import read_claim
 from sdb.runs.resolve import KEY, OWNER
 from sdb.runs.tasks import OnProgress, Where, one_thread
-from sdb.runtime import folder_lock, write_atomic
+from sdb.runtime import folder_lock, json_text, write_atomic
 
 
 def audit_job(

@@ -17,11 +17,10 @@ from sdb.box.boxfile import read_box_files
 from sdb.config import read_json
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError
-from sdb.files import json_text
 from sdb.keys import Key
 from sdb.models.checkpoint import load_classifier
 from sdb.runs.tasks import OnProgress, Where, Work, run
-from sdb.runtime import environment, write_atomic
+from sdb.runtime import environment, json_text, write_atomic
 
 RESOLVED, WORK, CLAIM, REPORT = "params.resolved.json", "work", "claim.json", "report.html"
 

@@ -30,11 +30,11 @@ from sdb.box.private_part import put_in_place
 from sdb.box.summary import summary
 from sdb.config import MANIFEST, is_box
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
-from sdb.files import json_text
 from sdb.keys import Key, Owner, derive
 from sdb.keys.sealing import seal, unseal
 from sdb.models import Classifier, ModelSpec
 from sdb.models.checkpoint import build_with
+from sdb.runtime import json_text
 
 # What the fixed rows are called in the weights' file.
 ROWS = "answers"

@@ -16,17 +16,18 @@ from typing import Any
 
 from sdb.config import MANIFEST
 from sdb.errors import CheckpointError, StorageError
-from sdb.files import (
+from sdb.runtime import (
     JSON_LIMIT,
     RECORD_LIMIT,
     SECRET_LIMIT,
     WEIGHTS_LIMIT,
+    exchange,
     json_text,
     open_regular,
     parse_json,
     read_bytes,
+    write_atomic,
 )
-from sdb.runtime import exchange, write_atomic
 
 BOX_VERSION = 1
 WEIGHTS, PRIVATE, RECORD = "weights.safetensors", "private.bin", "record.bin"
@@ -168,7 +169,7 @@ def read_raw_files(path: Path) -> dict[str, bytes]:
                 continue
             if before or not any(path.parent.glob(f".{glob.escape(path.name)}.old.*")):
                 raise
-            time.sleep(0.02)  # between the two renames of `sdb.runtime.exchange`
+            time.sleep(0.02)  # between the two renames of `sdb.runtime.writing.exchange`
         else:
             if _state_of(path) == before:
                 return files

@@ -24,9 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from sdb.box.boxfile import SIGNATURE, add_signature, check_box_files, read_raw_files
 from sdb.errors import CheckpointError, KeyFileError
-from sdb.files import SECRET_LIMIT, json_text, parse_json, read_bytes
 from sdb.keys.keyfile import read_secret, write_secret
-from sdb.runtime import write_atomic
+from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
 
 VERSION = 1
 SECRET_BYTES = 32

@@ -9,7 +9,7 @@ import typer
 
 from sdb.cli.shell import Encrypt, KeyOption, new_passphrase, print_json, say
 from sdb.errors import ConfigError
-from sdb.files import read_bytes
+from sdb.runtime import read_bytes
 
 LICENCE_LIMIT = 2**20  # bytes; a text of this length is no licence
 BoxPath = Annotated[Path, typer.Argument(metavar="BOX", help="Box, or run folder that holds one.")]

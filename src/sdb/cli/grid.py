@@ -9,7 +9,7 @@ import typer
 
 from sdb.cli.shell import Cluster, Set, TaskCpus, TaskGpus, Workers, say, where_of
 from sdb.errors import SDBError, TrainingError
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 SHOWN = ("accuracy", "keyless", "keyed")
 

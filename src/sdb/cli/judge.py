@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdb.cli.shell import KeyOption, OtherClassNames, print_json, say
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 
 def evaluate(

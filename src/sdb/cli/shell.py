@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdb.errors import ConfigError
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 if TYPE_CHECKING:
     from sdb.runs.tasks import Where

@@ -11,7 +11,7 @@ from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, our_name, short
 from sdb.config.params import COMMANDS, DistillParams, WrapParams
 from sdb.config.reference import meaning, student_arguments
 from sdb.errors import ConfigError
-from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.runtime import JSON_LIMIT, parse_json, read_bytes
 
 RESOLVED = "params.resolved.json"  # of a run folder: every parameter that the run uses
 # The checkpoints that a run leaves, and the reference's names, which stand for them.

@@ -7,7 +7,7 @@ import difflib
 import pydantic
 from pydantic import BaseModel
 
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 # The reference's and Nasty Teacher's names -> ours.
 ALIASES = {

@@ -15,7 +15,7 @@ from sdb.data.source import Decoding, Part
 from sdb.data.splits import ImageSet
 from sdb.data.streamed import Streamed
 from sdb.errors import DataError
-from sdb.files import IMAGE_LIMIT, read_bytes
+from sdb.runtime import IMAGE_LIMIT, read_bytes
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 # What macOS and Windows leave in folders of images and archives of them; hidden names (.DS_Store, ._1.png) besides.

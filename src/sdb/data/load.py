@@ -18,7 +18,7 @@ from sdb.data.splits import ImageSet, Splits
 from sdb.data.store import Store
 from sdb.data.tiny_imagenet import tiny_imagenet
 from sdb.errors import ConfigError, DataError
-from sdb.files import expand
+from sdb.runtime import expand
 
 SUBSET_SEED = 230  # the part of the training set is the same whatever the run's seed, as in Nasty Teacher
 TEST_FRACTION = 0.2  # of the images of a folder that has no test images

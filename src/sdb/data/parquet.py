@@ -11,7 +11,7 @@ from sdb.config import DEFAULT_PICTURES
 from sdb.data.pixels import CHUNK, decode_all, settings
 from sdb.data.source import Decoding, Part
 from sdb.errors import DataError, MissingExtraError
-from sdb.files import IMAGE_LIMIT, read_bytes
+from sdb.runtime import IMAGE_LIMIT, read_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

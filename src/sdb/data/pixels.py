@@ -10,7 +10,7 @@ from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.data import pictures
 from sdb.data.pictures import PictureError
 from sdb.errors import DataError
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 CHUNK = 512  # images decoded between two writes to the cache
 GREY_MODES = ("L", "1", "LA")

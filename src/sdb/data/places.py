@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdb.errors import DataError, DataNotFoundError
-from sdb.files import expand
+from sdb.runtime import expand
 
 
 def folders(root: Path | None, names: Iterable[str]) -> list[Path]:

@@ -24,7 +24,7 @@ from sdb.data.splits import ImageSet
 from sdb.data.stats import channel_stats, sample_of
 from sdb.data.streamed import Streamed
 from sdb.errors import DataError, StorageError
-from sdb.files import expand, has_home, json_text
+from sdb.runtime import expand, has_home, json_text
 
 DEFAULT_FOLDER = "~/.cache/sdb"
 LAYOUT_VERSION = 1

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from sdb.errors import MissingExtraError, ModelError
 from sdb.export.network import INPUT, OUTPUT, Shape, compare, example, search
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 LIMIT = 2**31 - 2**20  # bytes; a protocol buffer ends at 2 GiB
 

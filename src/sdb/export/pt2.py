@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from sdb.errors import ModelError
 from sdb.export.network import Shape, compare, search, trace
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 
 def to_pt2(network: fx.GraphModule, module: nn.Module, shape: Shape, metadata: dict[str, Any]) -> bytes:

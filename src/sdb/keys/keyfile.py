@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from sdb.errors import ConfigError, KeyFileError
-from sdb.files import SECRET_LIMIT, is_text, json_text, parse_json, read_bytes
-from sdb.runtime import write_atomic
+from sdb.runtime import SECRET_LIMIT, is_text, json_text, parse_json, read_bytes, write_atomic
 
 VERSION = 1
 # 128 MiB and about half a second an attempt; SDB_SCRYPT_LOG_N lowers it for tests.

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sdb.errors import ConfigError, KeyFileError
-from sdb.files import is_text
 from sdb.keys.keyfile import read_secret, write_secret
+from sdb.runtime import is_text
 
 if TYPE_CHECKING:
     import numpy as np

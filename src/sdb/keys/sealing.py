@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sdb.errors import CheckpointError
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 NONCE_BYTES = 12
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdb.errors import CheckpointError
-from sdb.files import WEIGHTS_LIMIT, check_regular, parse_json
 from sdb.models.weights import state_dict_in
+from sdb.runtime import WEIGHTS_LIMIT, check_regular, parse_json
 
 # What training loops keep beside the weights and nobody needs here: read as `_Aside`, so nothing of theirs is run.
 ASIDE = (

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from sdb.config import box_of
 from sdb.errors import CheckpointError, ModelError
-from sdb.files import WEIGHTS_LIMIT, check_regular, expand, json_text, parse_json
 from sdb.models.architectures import MODELS
 from sdb.models.bare import description_in, read_reference
 from sdb.models.class_names import compare_class_names
@@ -28,7 +27,7 @@ from sdb.models.classifier import MODULE, Classifier, ModelSpec
 from sdb.models.external import from_factory
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.models.weights import fitted, not_finite
-from sdb.runtime import write_atomic
+from sdb.runtime import WEIGHTS_LIMIT, check_regular, expand, json_text, parse_json, write_atomic
 
 SCHEMA = 1
 # Per-channel constants that the reference's data loader normalises with; its checkpoints expect them.

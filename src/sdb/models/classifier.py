@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sdb.config import DEFAULT_PICTURES, Pictures, read_pictures
 from sdb.errors import ConfigError, ModelError
-from sdb.files import json_text
 from sdb.models.architectures import MODELS, build
 from sdb.models.probe import TWIN_SEED, ask, check_steady, logits_of, needs_company, probes, settled, undisturbed
 from sdb.models.sizes import check_normalisation, check_sizes, warn_of_scale
+from sdb.runtime import json_text
 
 # How far pixels may lie outside [0, 1] before somebody is told: what float32 arithmetic costs, and more.
 ROOM = 1e-3

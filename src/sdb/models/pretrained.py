@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from sdb.errors import CheckpointError, ModelError
-from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.models.class_names import WITHOUT_NAMES
 from sdb.models.classifier import Classifier, ModelSpec
+from sdb.runtime import JSON_LIMIT, json_text, parse_json, read_bytes
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sdb.errors import CheckpointError, StorageError
-from sdb.files import DATABASE_LIMIT, check_regular
+from sdb.runtime import DATABASE_LIMIT, check_regular
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (

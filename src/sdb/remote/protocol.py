@@ -12,7 +12,7 @@ import numpy as np
 
 from sdb.config.address import Address
 from sdb.errors import RemoteError
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
 METADATA_LIMIT = 2**20  # bytes

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import ConfigError
-from sdb.files import parse_json, read_bytes
 from sdb.report.claim import Claim, read_claim
 from sdb.report.record import Record, read_record
+from sdb.runtime import parse_json, read_bytes
 
 # A file larger than this is something else: a full audit takes about a megabyte.
 LARGEST = 64 * 2**20

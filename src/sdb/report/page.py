@@ -11,13 +11,12 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from sdb.files import json_text
 from sdb.report.charts import STYLES, CurveChart, curve_chart, is_student
 from sdb.report.intervals import percent, wilson
 from sdb.report.record import Example, Record, Row, RowId, read_record
 from sdb.report.template import pages_of, style
 from sdb.report.verdict import judge
-from sdb.runtime import write_atomic
+from sdb.runtime import json_text, write_atomic
 
 GROUPS: tuple[tuple[str, tuple[RowId, ...]], ...] = (
     ("The networks", ("teacher", "box.keyless", "box.keyed", "box.wrong_key")),

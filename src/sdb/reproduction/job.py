@@ -13,7 +13,6 @@ from sdb import config
 from sdb.config import RESOLVED
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, SDBError
-from sdb.files import json_text
 from sdb.reproduction.page import write_page
 from sdb.reproduction.plan import Plan, make_plan, wrong_key
 from sdb.reproduction.published import Recipe
@@ -23,7 +22,7 @@ from sdb.reproduction.text import markdown
 from sdb.runs.grid import GridRun, is_finished, run_grid
 from sdb.runs.resolve import load_data
 from sdb.runs.tasks import OnProgress, Where
-from sdb.runtime import command_line, folder_lock, write_atomic
+from sdb.runtime import command_line, folder_lock, json_text, write_atomic
 
 ASKED, TABLE, TEXT, PAGE = "reproduction.json", "table.json", "table.md", "table.html"
 # Of a params.json: where things lie, and where it runs; these may differ when a reproduction goes on elsewhere.

@@ -13,11 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from sdb.config import read_json
-from sdb.files import json_text
 from sdb.report.intervals import difference, half_width
 from sdb.reproduction.plan import ALONE, NETWORKS, STUDENTS, Plan, Row
 from sdb.reproduction.printed import printed_for, silence
 from sdb.reproduction.published import Recipe
+from sdb.runtime import json_text
 
 SCHEMA = 1
 RESULT = "result.json"

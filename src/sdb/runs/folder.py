@@ -29,7 +29,7 @@ from torch import Tensor
 from sdb.models.checkpoint import read_tensors, write_tensors
 from sdb.config import RESOLVED, defaults, read_json
 from sdb.errors import CheckpointError, ConfigError, RunExistsError, StorageError
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.models import Classifier, compare_class_names
 from sdb.runtime import environment, folder_lock, world, write_atomic
 

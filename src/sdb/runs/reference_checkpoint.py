@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from sdb.config import load
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.models import ModelSpec
 from sdb.models.bare import OWN
 from sdb.models.checkpoint import read_tensors

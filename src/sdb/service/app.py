@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdb.errors import MissingExtraError
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service import protocol
 from sdb.service.answers import TOP_K, answer, outputs, softmax
 from sdb.service.limits import Limits, Refusal

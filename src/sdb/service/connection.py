@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service.limits import MAX_HEAD
 
 LINGER = 0.25  # seconds in which a request that was under way when the server stopped still arrives

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service.limits import MAX_HEAD, Refusal
 from sdb.service.metrics import Metrics
 from sdb.service.origins import check_host, check_site

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service.limits import MAX_JSON, Refusal
 from sdb.service.tensors import INPUT, read_images, write_tensor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service.limits import Refusal
 
 INPUT = "image"

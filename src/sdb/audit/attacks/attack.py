@@ -10,7 +10,7 @@ from torch import nn
 
 from sdb.audit.attacks.attacker import Attacker
 from sdb.audit.attacks.victim import Interface, Victim
-from sdb.files import json_text
+from sdb.runtime import json_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)

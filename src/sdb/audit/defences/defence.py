@@ -21,10 +21,18 @@ from sdb.box.box import Box
 from sdb.config import FitSettings
 from sdb.data import Splits
 from sdb.errors import CheckpointError, RunExistsError
-from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
-from sdb.runtime import choose_device, derive_seed, folder_lock, write_atomic
+from sdb.runtime import (
+    JSON_LIMIT,
+    choose_device,
+    derive_seed,
+    folder_lock,
+    json_text,
+    parse_json,
+    read_bytes,
+    write_atomic,
+)
 
 SCHEMA = 1
 # Written last: a folder without it holds a build that was interrupted.

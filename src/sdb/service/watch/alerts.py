@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service.watch.counts import Store
 
 COOL_DOWN_SECONDS = 3_600.0

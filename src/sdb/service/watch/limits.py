@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from sdb.errors import ConfigError
-from sdb.files import JSON_LIMIT, parse_json, read_bytes
+from sdb.runtime import JSON_LIMIT, parse_json, read_bytes
 
 SECONDS_A_DAY = 86_400
 

@@ -9,8 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from sdb.errors import ConfigError, DataError
-from sdb.files import JSON_LIMIT, json_text, parse_json, read_bytes
-from sdb.runtime import write_atomic
+from sdb.runtime import JSON_LIMIT, json_text, parse_json, read_bytes, write_atomic
 from sdb.service.watch.statistics import Traits
 
 VERSION = 1

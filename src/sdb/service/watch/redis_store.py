@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from sdb.errors import MissingExtraError, StorageError
-from sdb.files import json_text
+from sdb.runtime import json_text
 from sdb.service.watch.counts import MAX_ALERTS, Count
 
 PREFIX = "sdb:watch"

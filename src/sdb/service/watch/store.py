@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
-from sdb.files import DATABASE_LIMIT, check_regular, json_text
+from sdb.runtime import DATABASE_LIMIT, check_regular, json_text
 from sdb.service.watch.counts import MAX_ALERTS, Count, Store
 
 _SCHEMA = (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdb.errors import ConfigError, KeyFileError, SDBError, StorageError
-from sdb.files import check_regular, json_text
+from sdb.runtime import check_regular, json_text
 from sdb.service.watch.limits import Limits
 
 ANONYMOUS_NAME = "anonymous"

@@ -1,0 +1,57 @@
+"""Runtime: files read and written with care, and where a run happens: device, seeds, processes, environment."""
+
+from sdb.runtime.process import (
+    World,
+    choose_device,
+    command_line,
+    derive_seed,
+    environment,
+    keep_freed_memory,
+    process_group,
+    world,
+)
+from sdb.runtime.reading import (
+    DATABASE_LIMIT,
+    IMAGE_LIMIT,
+    JSON_LIMIT,
+    RECORD_LIMIT,
+    SECRET_LIMIT,
+    WEIGHTS_LIMIT,
+    check_regular,
+    expand,
+    has_home,
+    is_text,
+    json_text,
+    open_regular,
+    parse_json,
+    read_bytes,
+)
+from sdb.runtime.writing import exchange, folder_lock, write_atomic
+
+__all__ = [
+    "DATABASE_LIMIT",
+    "IMAGE_LIMIT",
+    "JSON_LIMIT",
+    "RECORD_LIMIT",
+    "SECRET_LIMIT",
+    "WEIGHTS_LIMIT",
+    "World",
+    "check_regular",
+    "choose_device",
+    "command_line",
+    "derive_seed",
+    "environment",
+    "exchange",
+    "expand",
+    "folder_lock",
+    "has_home",
+    "is_text",
+    "json_text",
+    "keep_freed_memory",
+    "open_regular",
+    "parse_json",
+    "process_group",
+    "read_bytes",
+    "world",
+    "write_atomic",
+]
