@@ -13,7 +13,7 @@ from sdb.box.private_part import DOWN, UP, PrivatePart, has_norms, head_of, put_
 from sdb.config import WrapSettings
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError
 from sdb.keys import Key, Owner, derive
-from sdb.keys.sealing import NONCE_BYTES, unseal
+from sdb.keys.sealing import NONCE_BYTES, seal, unseal
 from sdb.models import ModelSpec, from_module
 from sdb.wrapping.wrap import wrap
 
@@ -424,6 +424,16 @@ def test_sealed_parts_are_bound_to_what_the_box_says_of_itself(box, tmp_path, ch
     forged = forge(box, tmp_path, changes)
     with pytest.raises(CheckpointError, match="slot does not open"):
         forged.unlock(FIRST)
+
+
+def test_sealing_the_same_twice_gives_other_bytes_and_both_open():
+    secret, context = bytes(32), {"box": "a"}
+    first, second = (seal(secret, b"the same", context) for _ in range(2))
+    assert first[:NONCE_BYTES] != second[:NONCE_BYTES]
+    assert first[NONCE_BYTES:] != second[NONCE_BYTES:]
+    assert unseal(secret, first, context, "it") == unseal(secret, second, context, "it") == b"the same"
+    with pytest.raises(CheckpointError, match="it does not open"):
+        unseal(secret, first, context | {"box": "b"}, "it")
 
 
 @pytest.fixture(scope="module")
