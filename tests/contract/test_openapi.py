@@ -16,7 +16,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from sdb.service import create_app
-from sdb.service.limits import Limits
+from sdb.service.limits import RequestLimits
 
 INFER, JSON = "/v2/models/box/infer", "application/json"
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
@@ -24,7 +24,7 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
 @pytest.fixture(scope="module")
 def app(few, make_net):
-    return create_app(make_net(few), limits=Limits(max_batch=4, max_queue=8))
+    return create_app(make_net(few), limits=RequestLimits(max_batch=4, max_queue=8))
 
 
 @pytest.fixture(scope="module")

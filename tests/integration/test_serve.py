@@ -27,7 +27,7 @@ from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.service import create_app
 from sdb.service.connection import connection_class
-from sdb.service.limits import MAX_READING, Limits
+from sdb.service.limits import MAX_READING, RequestLimits
 from sdb.service.watch import TokenFile
 from sdb.wrapping.wrap import wrap
 
@@ -355,7 +355,7 @@ def raw(port, *parts, pause=0.0):
 
 
 def test_clients_that_do_not_behave(place):
-    limits = Limits(max_batch=4, max_queue=4, read_timeout=0.3)
+    limits = RequestLimits(max_batch=4, max_queue=4, read_timeout=0.3)
     with local(create_app(place / "model.box", limits=limits), limits.read_timeout) as port:
         head = b"POST /v2/models/box/infer HTTP/1.1\r\nhost: x\r\n"
         cases = {
@@ -434,7 +434,7 @@ def test_pictures_are_decoded_beside_the_event_loop_and_few_wait(place):
 
 
 def test_a_flood_is_refused_in_part_and_the_rest_is_answered(place, images):
-    limits = Limits(max_batch=8, max_queue=8, timeout=20)
+    limits = RequestLimits(max_batch=8, max_queue=8, timeout=20)
     app = create_app(place / "model.box", limits=limits)
     service = app.state.service
     forward, free, most = service.model.variants[""], threading.Event(), []

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sdb.data.store
+import sdb.data.image_cache
 from sdb.data import ImageSet, Rows, load
+from sdb.data.image_cache import ImageCache
 from sdb.data.source import Decoding, Part
-from sdb.data.store import Store
 from sdb.errors import DataError, StorageError
 
 
@@ -36,7 +36,7 @@ class Counter:
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "cache")
+    return ImageCache(tmp_path / "cache")
 
 
 def check(images, counter):
@@ -72,7 +72,7 @@ def test_key_follows_content_and_settings(tmp_path, store):
 
 
 def test_key_of_large_files_follows_the_time_of_change(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(sdb.data.store, "HASHED_BYTES", 3)
+    monkeypatch.setattr(sdb.data.image_cache, "HASHED_BYTES", 3)
     store.images("n", Counter(tmp_path).part)
     unchanged = Counter(tmp_path)
     store.images("n", unchanged.part)
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     counter = Counter(tmp_path)
     with caplog.at_level(logging.WARNING):
-        images = Store(tmp_path / "file" / "cache").images("n", counter.part)
+        images = ImageCache(tmp_path / "file" / "cache").images("n", counter.part)
     check(images, counter)
     assert "decoding into memory" in caplog.text
 
@@ -124,7 +124,7 @@ def test_full_disk(tmp_path, store, monkeypatch, caplog):
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
     try:
         images = store.images("n", counter.part)
-        monkeypatch.setattr(sdb.data.store, "MEMORY_SHARE", 0)
+        monkeypatch.setattr(sdb.data.image_cache, "MEMORY_SHARE", 0)
         with pytest.raises(StorageError, match="SDB_CACHE"):
             store.images("n", counter.part)
     finally:
@@ -148,7 +148,7 @@ def test_decoders_that_do_not_keep_their_word(tmp_path, chunks, word, cached):
         return Decoding(10, [(np.zeros((n, *shape), np.uint8), np.zeros(n, np.int64)) for n, shape in chunks])
 
     (tmp_path / "file").write_text("")
-    store = Store(tmp_path / "cache" if cached else tmp_path / "file" / "cache")
+    store = ImageCache(tmp_path / "cache" if cached else tmp_path / "file" / "cache")
     with pytest.raises(DataError, match=word):
         store.images("n", Part((), "test", decode))
     if cached:
@@ -159,7 +159,7 @@ def test_statistics_are_kept(tmp_path, store, monkeypatch):
     images = store.images("n", Counter(tmp_path).part)
     train = images.take(np.arange(7))
     first = store.stats(train)
-    monkeypatch.setattr(sdb.data.store, "channel_stats", lambda images: ((0.0,), (1.0,)))
+    monkeypatch.setattr(sdb.data.image_cache, "channel_stats", lambda images: ((0.0,), (1.0,)))
     assert store.stats(train) == first
     assert store.stats(images.take(np.arange(6))) == ((0.0,), (1.0,))
     (file,) = [file for file in store.folder.glob("*.stats.json") if json.loads(file.read_text())["mean"] != [0.0]]
@@ -178,7 +178,7 @@ def _decode_in_a_process(folder, start):
     while time.time() < start:
         pass
     counter = Counter(folder)
-    check(Store(Path(folder) / "cache").images("n", counter.part), counter)
+    check(ImageCache(Path(folder) / "cache").images("n", counter.part), counter)
 
 
 def test_processes_at_once(tmp_path):
@@ -196,10 +196,10 @@ def test_processes_at_once(tmp_path):
 
 def test_the_default_folder_is_named_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SDB_CACHE", str(tmp_path / "x"))
-    assert Store().folder == tmp_path / "x"
+    assert ImageCache().folder == tmp_path / "x"
     monkeypatch.delenv("SDB_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Store().folder == tmp_path / ".cache" / "sdb"
+    assert ImageCache().folder == tmp_path / ".cache" / "sdb"
 
 
 REAL = Path(os.environ.get("SDB_DATA") or Path(__file__).parents[3] / "shared" / "data") / "cifar10"
@@ -223,7 +223,7 @@ def test_real_cifar10_from_an_empty_cache(tmp_path):
 
 @pytest.mark.parametrize("read", [2**28, 64], ids=["whole", "spread"])
 def test_one_byte_of_the_pixels_that_changed_is_noticed(tmp_path, store, monkeypatch, caplog, read):
-    monkeypatch.setattr(sdb.data.store, "HASHED_BYTES", read)
+    monkeypatch.setattr(sdb.data.image_cache, "HASHED_BYTES", read)
     store.images("n", Counter(tmp_path).part)
     (file,) = store.folder.glob("n-*.images.npy")
     data = bytearray(file.read_bytes())

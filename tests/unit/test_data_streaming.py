@@ -160,7 +160,7 @@ def test_statistics_of_a_sample(root, monkeypatch, tmp_path):
     assert len(set(chosen.tolist())) == 7
     assert (splits.mean, splits.std) == channel_stats(splits.train.take(chosen))
     # Kept, and measured again where a file of the sample has changed, not where it was only touched.
-    monkeypatch.setattr("sdb.data.store.channel_stats", lambda images: ((0.0,) * 3, (1.0,) * 3))
+    monkeypatch.setattr("sdb.data.image_cache.channel_stats", lambda images: ((0.0,) * 3, (1.0,) * 3))
     assert load("folder", root=root, image_size=16, stream=True).mean == splits.mean
     assert load("folder", root=root, image_size=24, stream=True).mean == (0.0,) * 3
     for file in root.rglob("*.jpg"):

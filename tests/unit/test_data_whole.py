@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import sdb.data.store
+import sdb.data.image_cache
 from sdb.data import from_arrays, from_dataset, load
+from sdb.data.image_cache import ImageCache, spread
 from sdb.data.listing import class_folders, image_files
 from sdb.data.parquet import lost_shards
 from sdb.data.source import Decoding, Part
-from sdb.data.store import Store, spread
 from sdb.errors import DataError, DataNotFoundError
 from sdb.models import ModelSpec
 
@@ -67,18 +67,18 @@ def test_two_sets_of_one_look_do_not_share_pixels(tmp_path, count, stream):
 @pytest.mark.parametrize("place", ["first", "last", "everywhere"])
 def test_one_changed_file_among_many_is_seen(tmp_path, monkeypatch, limit, place):
     """Also where the files are not read whole; nothing is decoded again where nothing changed."""
-    monkeypatch.setattr(sdb.data.store, "HASHED_BYTES", limit)
-    monkeypatch.setattr(sdb.data.store, "LEAST_SHARE", 16)
+    monkeypatch.setattr(sdb.data.image_cache, "HASHED_BYTES", limit)
+    monkeypatch.setattr(sdb.data.image_cache, "LEAST_SHARE", 16)
     root = write(tmp_path / "data", 10, count=40)
-    stem = sdb.data.store._key(_part(root))
-    assert sdb.data.store._key(_part(root)) == stem
+    stem = sdb.data.image_cache._key(_part(root))
+    assert sdb.data.image_cache._key(_part(root)) == stem
     file = root / "bee" / "017.bmp"
     data = bytearray(file.read_bytes())
     for at in {"first": [0], "last": [-1], "everywhere": range(len(data))}[place]:
         data[at] ^= 1
     file.write_bytes(data)
     os.utime(file, (0, 0))
-    assert sdb.data.store._key(_part(root)) != stem
+    assert sdb.data.image_cache._key(_part(root)) != stem
 
 
 def _part(root):
@@ -88,8 +88,8 @@ def _part(root):
 
 def test_large_files_are_read_at_places_all_over(tmp_path, monkeypatch):
     """A changed run of bytes longer than the gap between two places is seen wherever it lies."""
-    monkeypatch.setattr(sdb.data.store, "HASHED_BYTES", 8000)
-    monkeypatch.setattr(sdb.data.store, "BLOCK", 100)
+    monkeypatch.setattr(sdb.data.image_cache, "HASHED_BYTES", 8000)
+    monkeypatch.setattr(sdb.data.image_cache, "BLOCK", 100)
     file = tmp_path / "large"
     data = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)
     keys = set()
@@ -99,7 +99,7 @@ def test_large_files_are_read_at_places_all_over(tmp_path, monkeypatch):
             changed[start : start + 3000] ^= 1
         file.write_bytes(changed.tobytes())
         os.utime(file, (0, 0))
-        keys.add(sdb.data.store._key(Part((file,), "test", lambda: Decoding(0, []))))
+        keys.add(sdb.data.image_cache._key(Part((file,), "test", lambda: Decoding(0, []))))
     assert len(keys) == 21
 
 
@@ -113,24 +113,24 @@ def test_spread(size, data):
 
 def test_of_very_many_files_some_are_opened(tmp_path, monkeypatch):
     """The first and the last among them; of the others names, sizes and times of change count."""
-    monkeypatch.setattr(sdb.data.store, "HASHED_FILES", 5)
+    monkeypatch.setattr(sdb.data.image_cache, "HASHED_FILES", 5)
     root = write(tmp_path / "data", count=10)
     files = sorted(root.rglob("*.bmp"))
-    seen = {sdb.data.store._key(_part(root))}
+    seen = {sdb.data.image_cache._key(_part(root))}
     for number, same_time in ((0, True), (19, True), (1, False)):
         data = files[number].read_bytes()
         files[number].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         if same_time:
             os.utime(files[number], (0, 0))
-        seen.add(sdb.data.store._key(_part(root)))
+        seen.add(sdb.data.image_cache._key(_part(root)))
     files[3].rename(files[3].with_name("x.bmp"))
-    seen.add(sdb.data.store._key(_part(root)))
+    seen.add(sdb.data.image_cache._key(_part(root)))
     assert len(seen) == 5
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="gone: missing or not readable"):
-        Store(tmp_path / "cache").images("n", Part((tmp_path / "gone",), "test", lambda: Decoding(0, [])))
+        ImageCache(tmp_path / "cache").images("n", Part((tmp_path / "gone",), "test", lambda: Decoding(0, [])))
 
 
 # --- folders ----------------------------------------------------

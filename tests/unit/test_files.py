@@ -20,14 +20,14 @@ from sdb.audit.defences.defence import read_done
 from sdb.box.box import Box
 from sdb.box.signing import SigningKey, read_public, sign_box, verify_box
 from sdb.data import parquet
+from sdb.data.image_cache import ImageCache
 from sdb.data.listing import Listing
-from sdb.data.store import Store
 from sdb.errors import ConfigError, SDBError
 from sdb.keys import Key, Owner
 from sdb.models.bare import read_reference
 from sdb.models.checkpoint import load_classifier, read_tensors
 from sdb.models.pretrained import normalisation_beside
-from sdb.remote.answers import Answers
+from sdb.remote.answer_cache import AnswerCache
 from sdb.report.files import load_claim
 from sdb.runtime import JSON_LIMIT, check_regular, expand, open_regular, parse_json, read_bytes
 from sdb.service.watch.limits import LimitSet
@@ -62,7 +62,7 @@ READERS = {
     "tokens": (TokenFile, "tokens.db"),
     "tokens to make": (lambda path: TokenFile(path, create=True), "tokens.db"),
     "counts": (SqliteStore, "watch.db"),
-    "answers": (lambda path: Answers(path, b"x" * 16).find([b"y"], 10), "answers.db"),
+    "answers": (lambda path: AnswerCache(path, b"x" * 16).find([b"y"], 10), "answers.db"),
     "audit's cell": (
         lambda path: read_cell(Task("reference", 0), path.parent.parent.parent),
         "seed-0/references/references.json",
@@ -240,12 +240,12 @@ def nobody():
 def test_without_home_and_account_images_are_decoded_into_memory():
     code = """
 import numpy as np, sdb.runtime, os
-from sdb.data import store
+from sdb.data import image_cache
 from sdb.data.source import Decoding, Part
 assert not sdb.runtime.has_home()
 images, labels = np.arange(48, dtype=np.uint8).reshape(3, 1, 4, 4), np.array([0, 1, 0])
 part = Part((), {}, lambda: Decoding(3, iter([(images, labels)])))
-kept = store.Store()
+kept = image_cache.ImageCache()
 got = kept.images("x", part)
 assert np.array_equal(got.images, images) and np.array_equal(got.labels, labels)
 assert kept.stats(got)
@@ -276,7 +276,7 @@ except sdb.errors.ConfigError as error:
 def test_a_home_that_is_there_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SDB_CACHE", raising=False)
-    assert Store().folder == tmp_path / ".cache" / "sdb"
+    assert ImageCache().folder == tmp_path / ".cache" / "sdb"
     assert expand("~/x") == tmp_path / "x"
     with pytest.raises(ConfigError, match="give the whole path"):
         expand("~nobody-of-this-name/x")

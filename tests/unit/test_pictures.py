@@ -23,7 +23,7 @@ from sdb.data.pixels import decode
 from sdb.data.streamed import Streamed
 from sdb.errors import DataError
 from sdb.service.app import build_app
-from sdb.service.limits import Limits
+from sdb.service.limits import RequestLimits
 from sdb.service.model import Model
 
 RNG = np.random.default_rng(5)
@@ -57,7 +57,7 @@ class Server:
             Model("box", shape, ("a", "b"), {"": self.forward}, "test", pictures=choices),
             watch=None,
             answers="logits",
-            limits=Limits(),
+            limits=RequestLimits(),
         )
 
     def forward(self, images):

@@ -23,7 +23,7 @@ from sdb.errors import CheckpointError, ConfigError, KeyFileError
 from sdb.keys import Key
 from sdb.runs.folder import RunFolder
 from sdb.service import create_app
-from sdb.service.limits import Limits
+from sdb.service.limits import RequestLimits
 from sdb.service.watch import Limits as Allowed
 from sdb.service.watch import LimitSet, TokenFile, Watch
 from sdb.wrapping.wrap import wrap
@@ -101,7 +101,7 @@ def box(few, make_net, key):
 
 @pytest.fixture(scope="module")
 def app(box):
-    return create_app(box, limits=Limits(max_batch=16, max_queue=32), allowed_hosts=())
+    return create_app(box, limits=RequestLimits(max_batch=16, max_queue=32), allowed_hosts=())
 
 
 @pytest.fixture(scope="module")

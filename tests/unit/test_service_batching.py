@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sdb.service.batching import Batcher
-from sdb.service.limits import Limits, Refusal
+from sdb.service.limits import Refusal, RequestLimits
 
-LIMITS = Limits(max_batch=8, max_queue=16, timeout=5)
+LIMITS = RequestLimits(max_batch=8, max_queue=16, timeout=5)
 
 
 class Model:
@@ -108,7 +108,7 @@ def test_a_full_queue_refuses_and_a_free_one_takes_again():
 
 def test_who_waited_too_long_is_told_and_costs_no_forward():
     model = Model()
-    batcher = Batcher({"": model}, Limits(max_batch=8, max_queue=16, timeout=0.05))
+    batcher = Batcher({"": model}, RequestLimits(max_batch=8, max_queue=16, timeout=0.05))
 
     async def run():
         tasks = await waiting(batcher, ("", images(0)))

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from sdb.errors import ConfigError
 from sdb.service.bodies import Intake, compress, decompress
-from sdb.service.limits import Limits, Refusal
+from sdb.service.limits import Refusal, RequestLimits
 
 PACK = {"gzip": gzip.compress, "deflate": zlib.compress}
 
@@ -143,8 +143,8 @@ def test_answers_are_compressed_as_the_client_asks(accepted, encoding):
 def test_limits_are_checked_and_fit_the_model():
     for wrong in ({"max_batch": 0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"max_queue": 10}):
         with pytest.raises(ConfigError):
-            Limits(**wrong)
-    limits = Limits()
+            RequestLimits(**wrong)
+    limits = RequestLimits()
     # A full batch of CIFAR images fits as FP64, whatever the model a photograph does, and nothing is boundless.
     assert limits.body((3, 32, 32)) >= 256 * 3 * 32 * 32 * 8
     assert limits.body((1, 8, 8)) >= 2**23

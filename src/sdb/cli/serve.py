@@ -73,7 +73,7 @@ def serve(
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn", "serve", "sdb serve") from None
     from sdb.service import create_app
-    from sdb.service.limits import Limits
+    from sdb.service.limits import RequestLimits
 
     watcher = None
     if watch is not None or tokens is not None:
@@ -85,7 +85,7 @@ def serve(
         raise ConfigError(
             "--alerts, --profile and --budgets are the watch's: give --watch DB or --tokens FILE too"
         )
-    limits = Limits(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
+    limits = RequestLimits(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
     try:
         app = create_app(
             box,

@@ -12,10 +12,10 @@ from sdb.data import carve, digits, hub
 from sdb.data.cifar import cifar10, cifar100
 from sdb.data.folder import folder
 from sdb.data.idx import fashion_mnist
+from sdb.data.image_cache import ImageCache
 from sdb.data.places import some
 from sdb.data.source import Part, Source
 from sdb.data.splits import ImageSet, Splits
-from sdb.data.store import Store
 from sdb.data.tiny_imagenet import tiny_imagenet
 from sdb.errors import ConfigError, DataError
 from sdb.runtime import expand
@@ -133,7 +133,7 @@ def split(
     pictures: Pictures | None = None,
 ) -> Splits:
     """Decode or stream what is not decoded yet, carve off what the source lacks, and measure the training pixels."""
-    store = Store(cache)
+    store = ImageCache(cache)
     given = {"train": source.train, "test": source.test, "validation": source.validation}
     present = {role: part for role, part in given.items() if part is not None}
     streamed = _streamed(present) if stream is None or stream else None
@@ -193,5 +193,5 @@ def _streamed(parts: dict[str, Part | ImageSet]) -> dict[str, ImageSet] | None:
     return sets
 
 
-def _decoded(source: Source, role: str, part: Part | ImageSet, store: Store) -> ImageSet:
+def _decoded(source: Source, role: str, part: Part | ImageSet, store: ImageCache) -> ImageSet:
     return part if isinstance(part, ImageSet) else store.images(f"{source.name}-{role}", part)

@@ -26,7 +26,7 @@ from sdb.config.address import Address
 from sdb.errors import ConfigError, DataError, ModelError, RemoteError
 from sdb.keys import Key
 from sdb.models import compare_class_names
-from sdb.remote.answers import Answers
+from sdb.remote.answer_cache import AnswerCache
 from sdb.remote.protocol import Client
 
 __all__ = ["PATIENCE", "RemoteError", "RemoteTeacher", "token_from"]
@@ -76,7 +76,7 @@ class RemoteTeacher(nn.Module):
         self.model = self._client.describe()
         # Answers are one asker's, of one model: another key, token or model asks anew.
         who = [address.url, self.model.fingerprint, key.id if key else "", _trace_of(token, address.url)]
-        self._answers = Answers(
+        self._answers = AnswerCache(
             None if cache is None else Path(cache), hashlib.sha256("\0".join(who).encode()).digest()[:16]
         )
         self._from_cache = 0

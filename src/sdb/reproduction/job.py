@@ -15,7 +15,7 @@ from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, SDBError
 from sdb.reproduction.page import write_page
 from sdb.reproduction.plan import Plan, make_plan, wrong_key
-from sdb.reproduction.published import Recipe
+from sdb.reproduction.published import PublishedRecipe
 from sdb.reproduction.recipes import recipe_of
 from sdb.reproduction.table import RESULT, SCHEMA, environments, findings, make_table, training_seconds
 from sdb.reproduction.text import markdown
@@ -177,7 +177,7 @@ def write_runs(plan: Plan, out: Path) -> None:
 
 
 def write_table(
-    recipe: Recipe,
+    recipe: PublishedRecipe,
     plan: Plan,
     out: Path,
     done: set[str],

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdb import config
 from sdb.errors import ConfigError
 from sdb.keys import DEFAULT_BLEND, Key
-from sdb.reproduction.published import LABEL_SMOOTHING, Params, Recipe
+from sdb.reproduction.published import LABEL_SMOOTHING, Params, PublishedRecipe
 
 # What the grid itself is made of, and what has an option of its own.
 FIXED = {
@@ -123,7 +123,7 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, out: Path, *, seeds: int, data_root: Path | None, changes: Sequence[str] = ()
+    recipe: PublishedRecipe, out: Path, *, seeds: int, data_root: Path | None, changes: Sequence[str] = ()
 ) -> Plan:
     """Plan the grid.
 

@@ -72,7 +72,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], Params, float, fl
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class PublishedRecipe:
     """Everything that a data set's runs are made of. Parameters are those of a `params.json`.
 
     Attributes:
@@ -154,13 +154,13 @@ def distilling(temperature: float) -> Params:
     return {"loss": "kd", "kd_weight": 0.9, "ce_weight": 0.1, "kd_temperature": temperature}
 
 
-def published(folder: str) -> Recipe:
+def published(folder: str) -> PublishedRecipe:
     """The published hyper-parameters of one of the papers' data sets, by its folder of experiments/."""
     dataset, teachers, others, training, temperature, nasty_weight = TABLES[folder]
     methods = paper_methods(temperature, nasty_weight)
     # Ours. A fine-tuning: a third of the teacher's epochs, at a tenth of its learning rate.
     shorter = {"epochs": training["epochs"] // 3, "learning_rate": training["learning_rate"] / 10}
-    return Recipe(
+    return PublishedRecipe(
         dataset=dataset,
         teachers=teachers,
         others=others,

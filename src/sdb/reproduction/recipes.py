@@ -25,7 +25,7 @@ from sdb.reproduction.published import (
     SGD,
     TABLES,
     Params,
-    Recipe,
+    PublishedRecipe,
     distilling,
     paper_methods,
     published,
@@ -57,7 +57,7 @@ FAST_BOX: Params = {**FAST, "learning_rate": 0.04, "clip_norm": 5}
 FAST_EPOCHS = {"CIFAR10": (20, 10, 6), "CIFAR100": (30, 20, 10), "TinyImageNet": (30, 20, 10)}
 
 
-def fast(folder: str) -> Recipe:
+def fast(folder: str) -> PublishedRecipe:
     """A short schedule for one of the papers' data sets. Not yet run at full length: no accuracy is claimed."""
     dataset, teachers, others, _, temperature, nasty_weight = TABLES[folder]
     teacher_epochs, student_epochs, box_epochs = FAST_EPOCHS[folder]
@@ -65,7 +65,7 @@ def fast(folder: str) -> Recipe:
     # The paper's squared errors are sums over the batch: in a larger batch they would weigh more beside its means.
     sums = {name: methods["sdb"][name] / LARGER for name in ("preservation_weight", "augmentation_weight")}
     box = {"epochs": box_epochs, **FAST_BOX}
-    return Recipe(
+    return PublishedRecipe(
         dataset=dataset,
         teachers=teachers,
         others=others,
@@ -95,10 +95,10 @@ DIGITS_METHODS = paper_methods(4, 0.04)
 DIGITS_SDB: Params = {"start": "teacher", "forward": "joint", "key_blend": 0.5, "disturbance_weight": 0.1}
 
 
-def digits() -> Recipe:
+def digits() -> PublishedRecipe:
     """The grid on the embedded digits. The papers have no such table."""
     box = {"epochs": 30, **ADAM}
-    return Recipe(
+    return PublishedRecipe(
         dataset="digits",
         teachers=("net24",),
         others=("net8", "mlp"),
@@ -121,7 +121,7 @@ def digits() -> Recipe:
 # --- by name ---
 
 # dataset -> preset -> its recipe; the first preset is the default.
-RECIPES: dict[str, dict[str, Callable[[], Recipe]]] = {
+RECIPES: dict[str, dict[str, Callable[[], PublishedRecipe]]] = {
     TABLES[folder][0]: {
         "paper": lambda folder=folder: published(folder),
         "fast": lambda folder=folder: fast(folder),
@@ -130,7 +130,7 @@ RECIPES: dict[str, dict[str, Callable[[], Recipe]]] = {
 } | {"digits": {"fast": digits}}
 
 
-def recipe_of(dataset: str, preset: str | None) -> tuple[str, Recipe]:
+def recipe_of(dataset: str, preset: str | None) -> tuple[str, PublishedRecipe]:
     """The preset that is meant, and its recipe.
 
     Args:

@@ -16,7 +16,7 @@ from sdb.config import read_json
 from sdb.report.intervals import difference, half_width
 from sdb.reproduction.plan import ALONE, NETWORKS, STUDENTS, Plan, Row
 from sdb.reproduction.printed import printed_for, silence
-from sdb.reproduction.published import Recipe
+from sdb.reproduction.published import PublishedRecipe
 from sdb.runtime import json_text
 
 SCHEMA = 1
@@ -26,7 +26,7 @@ WHERE = ("device", "threads", "processes", "cores", "platform", "python", "torch
 
 
 def make_table(
-    recipe: Recipe, plan: Plan, out: Path, done: Collection[str], *, seeds: int, images: int
+    recipe: PublishedRecipe, plan: Plan, out: Path, done: Collection[str], *, seeds: int, images: int
 ) -> dict[str, Any]:
     """All lines of the table.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sdb.box.box import Box
     from sdb.models import Classifier
-    from sdb.service.limits import Limits
+    from sdb.service.limits import RequestLimits
     from sdb.service.watch import Watch
 
 __all__ = ["create_app"]
@@ -34,7 +34,7 @@ def create_app(
     partner_keys: Sequence[Path | str] = (),
     watch: Watch | None = None,
     answers: str = "logits",
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     allowed_hosts: Sequence[str] | None = None,
     device: str = "auto",
 ) -> FastAPI:
@@ -58,8 +58,10 @@ def create_app(
         MissingExtraError: the extra `serve`, or for ONNX files `onnx`, is not installed.
     """
     from sdb.service.app import build_app
-    from sdb.service.limits import Limits
+    from sdb.service.limits import RequestLimits
     from sdb.service.model import load_model
 
     model = load_model(box, name=name, onnx=onnx, partner_keys=partner_keys, device=device)
-    return build_app(model, watch=watch, answers=answers, limits=limits or Limits(), allowed_hosts=allowed_hosts)
+    return build_app(
+        model, watch=watch, answers=answers, limits=limits or RequestLimits(), allowed_hosts=allowed_hosts
+    )

@@ -15,7 +15,7 @@ from sdb.errors import MissingExtraError
 from sdb.runtime import json_text
 from sdb.service import protocol
 from sdb.service.answers import TOP_K, answer, outputs, softmax
-from sdb.service.limits import Limits, Refusal
+from sdb.service.limits import Refusal, RequestLimits
 from sdb.service.model import Model
 from sdb.service.tensors import INPUT
 
@@ -48,7 +48,12 @@ class DirectRoute(APIRoute):
 
 
 def build_app(
-    model: Model, *, watch: Watch | None, answers: str, limits: Limits, allowed_hosts: Sequence[str] | None = None
+    model: Model,
+    *,
+    watch: Watch | None,
+    answers: str,
+    limits: RequestLimits,
+    allowed_hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """The ASGI application of one model; `sdb.service.create_app` explains the arguments."""
     service = Service(model, watch, answers, limits)

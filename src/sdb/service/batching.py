@@ -17,7 +17,7 @@ from threading import Thread
 
 import numpy as np
 
-from sdb.service.limits import Limits, Refusal
+from sdb.service.limits import Refusal, RequestLimits
 
 DRAIN_SECONDS = 0.01  # between two looks whether all is answered, when the server stops
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -51,7 +51,10 @@ class Batcher:
     """
 
     def __init__(
-        self, variants: Mapping[str, Forward], limits: Limits, on_batch: Callable[[int], None] = lambda size: None
+        self,
+        variants: Mapping[str, Forward],
+        limits: RequestLimits,
+        on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.variants = variants
         self.limits = limits

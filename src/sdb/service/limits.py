@@ -33,7 +33,7 @@ class Refusal(SDBError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What one server takes on.
 
     Attributes:

@@ -19,7 +19,7 @@ import uvicorn
 
 from sdb.errors import ConfigError
 from sdb.service.connection import connection_class
-from sdb.service.limits import Limits
+from sdb.service.limits import RequestLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -29,7 +29,7 @@ BACKLOG = 2048
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(app: FastAPI, host: str, port: int, limits: Limits, on_ready: Callable[[str], None]) -> None:
+def serve(app: FastAPI, host: str, port: int, limits: RequestLimits, on_ready: Callable[[str], None]) -> None:
     """Serve an application until SIGTERM or SIGINT, answer what was accepted, and return.
 
     Args:

@@ -14,7 +14,7 @@ from fastapi import Request
 from sdb.service.answers import check_answers
 from sdb.service.batching import Batcher
 from sdb.service.bodies import Intake, decompress
-from sdb.service.limits import MAX_READING, Limits, Refusal
+from sdb.service.limits import MAX_READING, Refusal, RequestLimits
 from sdb.service.metrics import Metrics
 from sdb.service.model import KEYLESS, Model
 from sdb.service.watch.tokens import TokenExpiredError
@@ -36,7 +36,7 @@ class Service:
         limits: what is refused.
     """
 
-    def __init__(self, model: Model, watch: Watch | None, answers: str, limits: Limits) -> None:
+    def __init__(self, model: Model, watch: Watch | None, answers: str, limits: RequestLimits) -> None:
         check_answers(answers)
         self.model = model
         self.watch = watch

@@ -33,7 +33,7 @@ STREAMS, STREAM_QUERIES = 24, 512
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Suspicion:
     """One statistic beyond its threshold.
 
     Attributes:
@@ -63,7 +63,7 @@ class Detector:
         self._sketches: OrderedDict[str, Sketch] = OrderedDict()
         self._judged: dict[str, int] = {}
 
-    def look(self, name: str, images: np.ndarray, logits: np.ndarray, is_partner: bool = False) -> list[Finding]:
+    def look(self, name: str, images: np.ndarray, logits: np.ndarray, is_partner: bool = False) -> list[Suspicion]:
         """Remember queries (N, C, H, W) with answers (N, K) of a principal; what is beyond a threshold now.
 
         Raises:
@@ -77,7 +77,7 @@ class Detector:
         self._judged[name] = sketch.queries
         found = sketch.statistics(self._coverage)
         return [
-            Finding(kind, found[kind], threshold, found)
+            Suspicion(kind, found[kind], threshold, found)
             for kind, threshold in self._thresholds.items()
             if found.get(kind, 0.0) > threshold and (not is_partner or kind in PARTNER_KINDS)
         ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from sdb.service.watch.detector import Detector, Finding
+from sdb.service.watch.detector import Detector, Suspicion
 from sdb.service.watch.tokens import Principal
 
 # Of a larger batch, so many images are looked at, drawn at random so that nobody knows which.
@@ -29,10 +29,10 @@ class Observer:
 
     Args:
         detector: used by this thread alone.
-        report: what to do with a finding.
+        report: what to do with a suspicion.
     """
 
-    def __init__(self, detector: Detector, report: Callable[[Principal, Finding], None]) -> None:
+    def __init__(self, detector: Detector, report: Callable[[Principal, Suspicion], None]) -> None:
         self._detector, self._report = detector, report
         self._queue: deque[Query] = deque()
         self._ready = threading.Condition()
@@ -81,8 +81,8 @@ class Observer:
 
     def _look(self, principal: Principal, images: np.ndarray, logits: np.ndarray) -> None:
         try:
-            for finding in self._detector.look(principal.name, images, logits, bool(principal.partner)):
-                self._report(principal, finding)
+            for suspicion in self._detector.look(principal.name, images, logits, bool(principal.partner)):
+                self._report(principal, suspicion)
         except Exception:
             # A fault here must not end the watch; the traceback holds no image.
             self.errors += 1

@@ -24,7 +24,7 @@ from sdb.errors import ConfigError, SDBError, StorageError
 from sdb.service.watch.accounts import EVERYONE, Accounts, Admission
 from sdb.service.watch.alerts import Alert, AlertBook, alert_log, close_log
 from sdb.service.watch.counts import Store
-from sdb.service.watch.detector import Detector, Finding
+from sdb.service.watch.detector import Detector, Suspicion
 from sdb.service.watch.limits import Limits, LimitSet
 from sdb.service.watch.observer import Observer
 from sdb.service.watch.profile import Profile
@@ -166,9 +166,11 @@ class Watch:
             return self._limits.anonymous
         return self._limits.partner if principal.partner else self._limits.named
 
-    def _report(self, principal: Principal, finding: Finding) -> None:
+    def _report(self, principal: Principal, suspicion: Suspicion) -> None:
         volume = self._accounts.volume(principal.name)
-        alert = Alert(principal.name, finding.kind, finding.value, finding.threshold, volume, finding.statistics)
+        alert = Alert(
+            principal.name, suspicion.kind, suspicion.value, suspicion.threshold, volume, suspicion.statistics
+        )
         self.book.take(alert, self._clock())
 
     def _write_behind(self) -> None:

@@ -39,7 +39,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)  # what reading a 
 log = logging.getLogger(__name__)
 
 
-class Store:
+class ImageCache:
     """A cache folder.
 
     Args:

@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 
 
-class Answers:
+class AnswerCache:
     """Logits by the hash of the image, for one asker and one model.
 
     Args:
