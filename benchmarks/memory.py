@@ -108,7 +108,7 @@ def step(device: str, network: str, sparing: str) -> list[dict[str, Any]]:
     )
 
     def work() -> None:
-        wrap(teacher, data, settings, key=Key.generate(kind="weight"))
+        wrap(teacher, data, settings, key=Key.generate())
 
     if device == "cpu":
         peak = growth(work)
@@ -180,7 +180,7 @@ def classes(count: int) -> list[dict[str, Any]]:
     teacher = ModelSpec("net", {"num_channels": 4}, count, data.image_shape, data.mean, data.std).build()
     settings = WrapSettings(epochs=1, batch_size=128, learning_rate=0.001, device="cpu")
     boxes = []
-    peak = growth(lambda: boxes.append(wrap(teacher, data, settings, key=Key.generate(kind="weight"))))
+    peak = growth(lambda: boxes.append(wrap(teacher, data, settings, key=Key.generate())))
     with tempfile.TemporaryDirectory() as folder:
         boxes[0].save(Path(folder) / "a.box")
         sizes = {file.name: file.stat().st_size for file in (Path(folder) / "a.box").iterdir()}

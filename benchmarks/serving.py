@@ -236,7 +236,7 @@ def boxes(folder: Path) -> Iterator[tuple[str, Path, Path, Path, tuple[int, int,
     data = load("digits", subset_percent=0.1)
     for name, arguments, shape in (("net", {"num_channels": 24}, (1, 8, 8)), ("preresnet20", {}, (3, 32, 32))):
         spec = ModelSpec(name, arguments, 10, shape, (0.5,) * shape[0], (0.25,) * shape[0])
-        key = Key.generate(kind="weight")
+        key = Key.generate()
         if shape == data.image_shape:
             box = wrap(spec.build(), data, WrapSettings(epochs=1, batch_size=64, learning_rate=0.001), key=key)
         else:

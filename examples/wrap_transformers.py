@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     teacher = sdb.load_classifier(
         folder / "pretrained", class_names=data.class_names, image_shape=data.image_shape
     )
-    key = sdb.Key.generate(kind="weight")
+    key = sdb.Key.generate()
     settings = sdb.WrapSettings(
         epochs=6,
         batch_size=16,

@@ -185,7 +185,7 @@ def run_demo(
     seconds: dict[str, float] = {}
     with folder_lock(out):
         kind = "weight" if method == "decoy" else "image"
-        Key.generate(0.5, kind).save(out / "wrong_key.json", overwrite=True)
+        Key.generate(kind, blend=0.5).save(out / "wrong_key.json", overwrite=True)
         # Keys of a demo before go with its boxes: another method needs another kind.
         for place in ("box", "image_box"):
             for name in (KEY, OWNER):
@@ -311,7 +311,7 @@ def _unlock(out: Path, data: Splits) -> list[dict[str, Any]]:
         kind = f"{key.kind} key"
         rows += [row(f"{kind}: nothing", box), row(f"{kind}: the key", box.unlock(key), 1.0)]
         if key.kind == "weight":
-            wrong = [row("", box.attempt(Key.generate(kind="weight"))) for _ in range(RANDOM_KEYS)]
+            wrong = [row("", box.attempt(Key.generate())) for _ in range(RANDOM_KEYS)]
         else:
             near = SimilarKeys(random_keys=RANDOM_KEYS, sigmas=(), jpeg_qualities=(), blend_changes=())
             found = near.run(box, key, data.image_shape)

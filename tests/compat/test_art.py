@@ -28,7 +28,7 @@ def teacher(digits, make_net):
 
 @pytest.fixture(scope="module")
 def box(teacher, digits):
-    return wrap(teacher, digits, WrapSettings(epochs=15, **SETTINGS), key=Key.generate(kind="weight"))
+    return wrap(teacher, digits, WrapSettings(epochs=15, **SETTINGS), key=Key.generate())
 
 
 @pytest.fixture

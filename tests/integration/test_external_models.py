@@ -425,7 +425,7 @@ def test_a_wrapped_pretrained_network_is_exported(pretrained, small_data, tmp_pa
     pytest.importorskip("onnxscript")
     folder, _ = pretrained(name)
     quick = {"epochs": 1, "batch_size": 24, "learning_rate": 0.01, "device": "cpu"}
-    key = Key.generate(kind="weight")
+    key = Key.generate()
     box = wrap(load_classifier(folder), small_data, WrapSettings(**quick), key=key)
     file = tmp_path / "box.onnx"
     export(box, file, "onnx", key=key if keyed else None)

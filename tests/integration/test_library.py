@@ -74,7 +74,7 @@ def teacher(data):
 
 @pytest.fixture(scope="module")
 def key():
-    return Key.generate(0.5)
+    return Key.generate("image", blend=0.5)
 
 
 @pytest.fixture(scope="module")

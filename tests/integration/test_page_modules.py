@@ -81,7 +81,7 @@ def read_keys(page, texts, shape):
 
 def test_keys_are_read_as_python_reads_them(tmp_path, page):
     blends = [0.9, 0.5, 1.0, 0.1 + 0.2, 1 / 3, 0.001, 1e-4, 0.0000123, 1e-7, 5e-324]
-    keys = [Key.generate(blend, scope="Zoë ☂") for blend in blends] + [Key.generate(kind="weight")]
+    keys = [Key.generate("image", blend=blend, scope="Zoë ☂") for blend in blends] + [Key.generate()]
     texts = []
     for number, key in enumerate(keys):
         key.save(tmp_path / str(number))
@@ -97,7 +97,7 @@ def test_keys_are_read_as_python_reads_them(tmp_path, page):
 
 def test_files_that_are_no_key_are_refused(tmp_path, monkeypatch, page):
     monkeypatch.setenv("SDB_SCRYPT_LOG_N", "4")
-    key = Key.generate()
+    key = Key.generate("image")
     key.save(tmp_path / "plain")
     key.save(tmp_path / "sealed", passphrase="x")
     Owner.generate().save(tmp_path / "owner")

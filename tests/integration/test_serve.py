@@ -38,7 +38,7 @@ INFER = "/v2/models/box/infer"
 def place(few, make_net, tmp_path_factory):
     """A folder with a weight-key box, its partner's key, and tokens of the partner and of a guest."""
     folder = tmp_path_factory.mktemp("serve")
-    key = Key.generate(kind="weight")
+    key = Key.generate()
     key.save(folder / "partner.key")
     settings = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
     box = wrap(make_net(few), few, settings, key=key)

@@ -146,7 +146,7 @@ def test_a_real_server_that_is_killed_keeps_its_counts_alerts_and_budgets(few, m
     for needed in ("fastapi", "uvicorn"):
         pytest.importorskip(needed)
     settings = WrapSettings(epochs=1, batch_size=16, learning_rate=0.01)
-    wrap(make_net(few), few, settings, key=Key.generate(kind="weight")).save(tmp_path / "model.box")
+    wrap(make_net(few), few, settings, key=Key.generate()).save(tmp_path / "model.box")
     file = TokenFile(tmp_path / "tokens.db", create=True)
     own = Limits(images_total=BUDGET)
     tokens = [{name: file.add(name, limits=own) for name in (f"user{t}-{n}" for n in range(20))} for t in range(4)]

@@ -51,7 +51,7 @@ def test_lone_images(few, make_net, count, sizes, alone):
     for norm in ((nn.BatchNorm1d(8),), ()):
         model = classifier(data, *norm)
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        key = Key.generate(kind="weight")
+        key = Key.generate()
         runs = (
             lambda model=model: train(model, data, TrainSettings(**settings)),
             lambda model=model: distill(make_net(data), model, data, DistillSettings(**settings)),

@@ -97,7 +97,7 @@ def test_models_meet_data_of_other_names(world, make_net, names, tmp_path):
     """Wrap, distil (also keyed), trace and audit refuse, and run where they are told, unless the order is another."""
     data, teacher, box, key, owner = world
     other = replace(data, class_names=names)
-    key_of = Key.generate(kind="weight")
+    key_of = Key.generate()
     quick = {
         "seeds": 1,
         "epochs": 1,

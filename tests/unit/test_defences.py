@@ -193,7 +193,7 @@ def test_a_box_of_ones_own_is_a_defence_too(built, teacher, images):
     assert torch.equal(ask(defended.keyless, images), ask(inside.keyless, images))
     assert boxed(inside.box, None).keyed is None
     with pytest.raises(KeyFileError):
-        boxed(inside.box, Key.generate(kind="weight"))
+        boxed(inside.box, Key.generate())
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,16 @@ def test_generated_keys_differ_whatever_the_seeds():
     assert all(len(key.secret) == 32 for key in made)
 
 
+def test_a_generated_key_is_of_the_recommended_kind_unless_another_is_named():
+    assert [Key.generate().kind, Key.generate("weight").kind, Key.generate("image").kind] == ["weight"] * 2 + [
+        "image"
+    ]
+    key = Key.generate("image", blend=0.5, scope="hospital")
+    assert (key.blend, key.scope) == (0.5, "hospital")
+    with pytest.raises(ConfigError, match=r"key kind 0\.5"):
+        Key.generate(0.5)
+
+
 @given(secrets)
 @settings(max_examples=40, deadline=None)
 def test_an_id_is_32_hexadecimal_digits_derived_under_its_own_label(secret):

@@ -251,7 +251,7 @@ def test_a_network_goes_all_the_way(factory, few, tmp_path):
     short = {"epochs": 1, "batch_size": 16, "device": "cpu"}
     teacher = spec_of(factory).build()
     train(teacher, few, TrainSettings(**short))
-    key = Key.generate(kind="weight")
+    key = Key.generate()
     part = "whole" if factory in (Tied, TiedWithoutNorm, Parametrised, Masked, TensorState) else "thin"
     for private_part in {"thin", part}:
         box = wrap(teacher, few, WrapSettings(**short, private_part=private_part), key=key)

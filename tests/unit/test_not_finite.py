@@ -151,7 +151,7 @@ def test_a_module_that_gives_no_logits_is_refused_by_distill(few, make_net, answ
 
 
 def test_a_box_that_is_not_finite_is_refused_when_it_is_loaded(tmp_path, few, make_net):
-    key = Key.generate(kind="weight")
+    key = Key.generate()
     box = wrap(make_net(few), few, WrapSettings(**SHORT | {"epochs": 1}), key=key)
     spoil(box.classifier.network.fc2.weight)
     box.save(tmp_path / "box")
@@ -171,7 +171,7 @@ def test_masks_may_hold_minus_infinity(tmp_path, few, make_net):
     network = make_net(few).network
     network.register_buffer("mask", torch.full((3,), -torch.inf))
     teacher = from_module(network, 10, few.image_shape, (0.3,), (0.4,))
-    wrap(teacher, few, WrapSettings(**SHORT | {"epochs": 1}), key=Key.generate(kind="weight"))
+    wrap(teacher, few, WrapSettings(**SHORT | {"epochs": 1}), key=Key.generate())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -43,7 +43,7 @@ def test_text_does_what_a_path_does(tmp_path, few, make_net, monkeypatch):
     for name in ("run", "run/best.safetensors"):
         torch.testing.assert_close(sdb.load_classifier(name)(images), model(images))
     settings = sdb.WrapSettings(epochs=1, batch_size=16, device="cpu")
-    key = sdb.Key.generate(kind="weight")
+    key = sdb.Key.generate()
     sdb.wrap(model, few, settings, key=key).save("it.box")
     key.save("key.json")
     assert sdb.Key.load("key.json").id == key.id

@@ -89,7 +89,7 @@ def question(images, **more):
 
 @pytest.fixture(scope="module")
 def key():
-    return Key.generate(kind="weight")
+    return Key.generate()
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +422,7 @@ def test_a_run_folder_that_holds_a_box_is_that_box(few, make_net, key, images, t
 
 def test_what_does_not_fit_is_said_at_the_start(box, few, make_net, key, tmp_path):
     key.save(tmp_path / "partner.key")
-    Key.generate(kind="weight").save(tmp_path / "other.key")
+    Key.generate().save(tmp_path / "other.key")
     with pytest.raises(ConfigError, match="URL"):
         create_app(box, name="a/b")
     with pytest.raises(ConfigError, match="top_k"):

@@ -36,7 +36,7 @@ def unlock_curve(audit_seed: AuditSeed) -> list[dict[str, Any]]:
     rows = [row("no key", box), row("the key", box.unlock(key), 1.0)]
     if key.kind == "weight":
         # A wrong weight key opens nothing at all: its answers are the keyless ones, bit for bit.
-        return [*rows, row("a random key", box.attempt(Key.generate(kind="weight")))]
+        return [*rows, row("a random key", box.attempt(Key.generate()))]
     near = SimilarKeys(random_keys=RANDOM_KEYS, seed=audit_seed.seed).run(box, key, audit_seed.data.image_shape)
     named = [each for each in near if not each.name.startswith(("random", "true"))]
     rows += [row(each.name, each.module, each.cosine) for each in named]

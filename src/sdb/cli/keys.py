@@ -34,7 +34,7 @@ def key_new(
 
     if blend is not None and kind != "image":
         raise ConfigError("--blend: only an image key has one: add --kind image, or leave --blend out")
-    key = Key.generate(DEFAULT_BLEND if blend is None else blend, kind)  # ty: ignore[invalid-argument-type]
+    key = Key.generate(kind, blend=DEFAULT_BLEND if blend is None else blend)  # ty: ignore[invalid-argument-type]
     key.save(path, passphrase=new_passphrase(encrypt))
     say(f"{path}: {kind} key {key.id[:8]}. Keep it secret; who has it can distil the box.")
 

@@ -2,7 +2,7 @@
 
     owner = Owner.generate()
     key = owner.partner("hospital")          # the same key whenever it is asked for
-    key = Key.generate()                     # a key of its own, where there is one partner only
+    key = Key.generate()                     # a weight key of its own, where there is one partner only
     keyed = image_key.embed(images)          # still images in [0, 1], same shape
 
 A secret is 256 bits from the operating system. Everything else follows from it by HKDF-SHA256 under a label. An image
@@ -87,8 +87,12 @@ class Key:
         object.__setattr__(self, "blend", 1.0 if self.kind == "weight" else float(self.blend))
 
     @classmethod
-    def generate(cls, blend: float = DEFAULT_BLEND, kind: KeyKind = "image", scope: str = "") -> Self:
-        """A new key from the operating system's randomness."""
+    def generate(cls, kind: KeyKind = "weight", *, blend: float = DEFAULT_BLEND, scope: str = "") -> Self:
+        """A new key from the operating system's randomness, of the recommended kind where none is named.
+
+        Raises:
+            ConfigError: no such kind, or a blend out of range.
+        """
         return cls(os.urandom(SECRET_BYTES), blend, kind, scope)
 
     @property

@@ -225,4 +225,4 @@ def _refuse_fixed(name: str) -> None:
 
 def wrong_key(blend: float) -> Key:
     """A key that opens no box."""
-    return Key.generate(blend, "image", "a wrong key")
+    return Key.generate("image", blend=blend, scope="a wrong key")

@@ -112,7 +112,7 @@ def wrap_job(
         result["keyless"] = test_accuracy(box, data)
         if keys:
             result["keyed"] = test_accuracy(box.unlock(keys[0]), data)
-            wrong = Key.generate(keys[0].blend, keys[0].kind)
+            wrong = Key.generate(keys[0].kind, blend=keys[0].blend)
             result["wrong_key"] = test_accuracy(box.attempt(wrong), data)
         run.write_result(result)
     return result

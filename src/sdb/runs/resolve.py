@@ -155,7 +155,7 @@ def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | 
     if params.key is None and not params.partners and not key_path.exists() and world().is_main:
         # Kept before training begins: a box without its key would be of no use to its owner.
         if params.method == "sdb":
-            Key.generate(blend, kind).save(key_path)
+            Key.generate(kind, blend=blend).save(key_path)
         else:
             if not owner_path.exists():
                 Owner.generate().save(owner_path)
