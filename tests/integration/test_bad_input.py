@@ -326,9 +326,9 @@ KEYS = {
     "for a plain classifier": (nothing, "evaluate teacher --key other.json", ["not a box"]),
     "absent": (nothing, "distill new_student --key nowhere.json", ["nowhere.json"]),
     "blend without a key": (
-        nothing,
+        lambda p: (p / "box/key.json").unlink(),
         "distill new_student -s key_blend=0.9",
-        ["key_blend", "new_student/key.json"],
+        ["key_blend", "new_student/key.json", "box/key.json"],
     ),
     "blend of another": (nothing, "wrap box --overwrite -s key_blend=0.3", ["key_blend", "0.3", "0.9"]),
     "absent for a wrap": (nothing, "wrap box --overwrite --key nowhere.json", ["nowhere.json"]),
