@@ -183,7 +183,7 @@ class TestEvaluate:
         for path, expected in (
             ("box", {"keyless": box["keyless"]}),
             ("box/box", {"keyless": box["keyless"]}),
-            ("box/last.safetensors", {"accuracy": box["keyless"]}),
+            ("box/last.safetensors", {"keyless": box["keyless"]}),
             ("teacher", {"accuracy": teacher["accuracy"]}),
             ("teacher/last.safetensors", {"accuracy": teacher["accuracy"]}),
         ):
