@@ -133,7 +133,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 def _commit() -> str | None:
     """The git commit of an editable checkout, with "+" when it has changes; None for an installed package."""
     here = Path(__file__).resolve().parent
-    if not (here.parent.parent / ".git").exists():
+    if not (here.parents[2] / ".git").exists():
         return None
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
