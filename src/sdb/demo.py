@@ -1,4 +1,4 @@
-"""The main job, small and whole: teacher, box, students, one table, one report.
+"""The demo: the main job, small and whole, on embedded data. The runs that it is made of are in runs.
 
 Every stage is an ordinary run folder under OUT, made by the same jobs as `sdb train`, `wrap` and `distill`, so each can
 be looked at, evaluated and continued with those commands.

@@ -1,4 +1,4 @@
-"""Distilling: from any module that answers images with logits to a student.
+"""Distilling: from any module from images to logits to a student. Asking a server is in remote.
 
 distill(box, student, data)               a thief: what the box tells anyone
 distill(box, student, data, key=key)      a partner

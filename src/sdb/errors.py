@@ -1,4 +1,4 @@
-"""Every error the library raises on purpose.
+"""Errors: every one that the library raises on purpose, one tree. No other module defines one.
 
 One base, `SDBError`; each child is also the builtin that fits, so `except ValueError` works too. A message says what
 was given, what is expected and what to do. The command line prints it in one line and exits with 2; anything that is

@@ -1,4 +1,4 @@
-"""Every loss as a pure function of logits (N, C), with its source.
+"""Losses: each a pure function of logits (N, C), with its source. What is summed is said in wrapping.
 
 Names: `kl` is KL(a || b) of softened softmaxes, mean over the batch. Terms are returned by name and already carry their
 weight and sign, so that a training step sums a dictionary and a log shows each part. Parameter names against the

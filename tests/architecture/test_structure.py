@@ -1,7 +1,9 @@
 """Is it still small, and does everything still flow one way? Read from the source, nothing is executed here."""
 
 import ast
+import graphlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import sdb
 ROOT = Path(sdb.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 MAX_LINES = 400
+MAX_ROOMS, MAX_IMPORTS = 24, 140
 
 # A module imports from earlier lines only; within a line, nobody imports from another.
 ORDER = [
@@ -111,6 +114,61 @@ def against_the_order(path):
 
 def test_imports_go_one_way():
     assert not faults(against_the_order)
+
+
+def module_of(path):
+    """The dotted name of a file."""
+    return ".".join(("sdb", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def graph_of(files):
+    """Who imports whom, file by file, wherever in a file the import stands."""
+    modules = {module_of(path): path for path in files}
+    graph = {}
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom):
+                both = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= both & modules.keys() or {node.module}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[name] = (found & modules.keys()) - {name, "sdb"}
+    return graph
+
+
+def circle_in(graph):
+    """Names that import each other in a circle, or None."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_circle_between_files_also_inside_a_room():
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
+    assert circle_in(graph_of(FILES)) is None
+
+
+def test_the_house_is_small():
+    between = {
+        (one.split(".")[1], other.split(".")[1])
+        for one, others in graph_of(FILES).items()
+        for other in others
+        if one != "sdb" and one.split(".")[1] != other.split(".")[1]
+    }
+    assert len({room for pair in between for room in pair}) <= MAX_ROOMS
+    assert len(between) <= MAX_IMPORTS
+
+
+def test_the_map_in_contributing_is_that_of_the_rooms():
+    rooms = runpy.run_path(str(Path(__file__).with_name("rooms.py")))
+    page = rooms["PAGE"].read_text(encoding="utf-8")
+    assert rooms["page_with"](page, rooms["drawn"](ORDER)) == page, "run python tests/architecture/rooms.py"
+    assert all(line.count(".") >= 2 for line in rooms["rooms"]().values()), (
+        "say what lives there and what does not"
+    )
 
 
 def relative_or_everything(path):

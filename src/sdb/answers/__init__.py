@@ -1,1 +1,1 @@
-"""Answers: what a box or a service says without a key. No training here; networks learn it in wrapping."""
+"""Answers: what a box or a service says without a key. No training; networks learn it in wrapping."""

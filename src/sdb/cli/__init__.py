@@ -1,7 +1,9 @@
-"""The command line: parse, call the library, print. Talk goes to stderr, data to stdout.
+"""The command line: parse, call the library, print. No logic of its own.
 
-Exit codes: 0 done, 1 an audit did not establish every promise, 2 something the user can mend (one line says what),
-130 interrupted.
+Talk goes to stderr, data to stdout.
+
+Exit codes: 0 done, 1 an audit did not establish every promise, 2 something the user can
+mend (one line says what), 130 interrupted.
 """
 
 from __future__ import annotations

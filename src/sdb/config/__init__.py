@@ -1,4 +1,4 @@
-"""Parameters: what can be set, the ranges, the reference's names for them, and one strict reader.
+"""Parameters: what can be set, the ranges, the reference's names, one strict reader. What they name is found in runs.
 
     params = load(Path("experiments/digits/box"), "wrap", ["epochs=5"])
 

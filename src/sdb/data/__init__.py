@@ -1,4 +1,4 @@
-"""Data: every source becomes uint8 `Splits`, and `Batches` turns these into batches on a device."""
+"""Data: every source becomes uint8 `Splits` or loaders, and batches on a device. Nothing of networks."""
 
 from sdb.data.load import DATASETS, load
 from sdb.data.loader import Batch, Batches

@@ -1,4 +1,4 @@
-"""A box as one file for other runtimes: ONNX, or torch's .pt2.
+"""Export: a box as one file for other runtimes, ONNX or torch's .pt2. Serving it is in service.
 
     export(box, Path("model.onnx"), "onnx")              what everyone may run
     export(box, Path("partner.pt2"), "pt2", key=key)     the unlocked network: whoever has this file has the knowledge

@@ -1,4 +1,4 @@
-"""Architectures by name, and what turns them into classifiers of pixels.
+"""Models: architectures by name, a network as a classifier of pixels, weights on disk. No training.
 
     network = build("resnet18", num_classes=10)                       # normalised images -> logits
     spec = ModelSpec("net", {"num_channels": 16}, 10, (1, 8, 8), mean=(0.3,), std=(0.4,))

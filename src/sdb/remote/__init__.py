@@ -1,4 +1,4 @@
-"""A box that is asked over the network: what a student needs of a teacher, and nothing more.
+"""Remote: a box that is asked over the network, as a student needs it. The server is in service.
 
     teacher = RemoteTeacher("http://127.0.0.1:8000/v2/models/box", cache=Path("answers.sqlite"))
     distill(teacher, student, data)                                  # a thief

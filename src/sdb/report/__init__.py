@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page that says what a run showed, in words that follow the numbers."""
+"""The report: self-contained pages and the words for what a run showed. It computes nothing but intervals."""
 
 from sdb.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""The papers' tables as one command: every run's parameters, the grid, and the table with what the papers print.
+"""Reproduction: the papers' tables as one command. The engine for many runs is in runs.
 
 published.py and recipes.py import neither torch nor an extra: `experiments/write.py` reads them too.
 """

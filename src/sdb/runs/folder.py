@@ -26,12 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdb.models.checkpoint import read_tensors, write_tensors
 from sdb.config import RESOLVED, defaults, read_json
 from sdb.errors import CheckpointError, ConfigError, RunExistsError, StorageError
-from sdb.runtime import json_text
 from sdb.models import Classifier, compare_class_names
-from sdb.runtime import environment, folder_lock, world, write_atomic
+from sdb.models.checkpoint import read_tensors, write_tensors
+from sdb.runtime import environment, folder_lock, json_text, world, write_atomic
 
 LAST, BEST, METRICS = "last.safetensors", "best.safetensors", "metrics.jsonl"
 OUTPUTS = (LAST, BEST, METRICS, RESOLVED, "environment.json", "training.log", "result.json")

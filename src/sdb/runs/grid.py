@@ -14,8 +14,8 @@ from typing import Any
 from sdb import config
 from sdb.config import RESOLVED
 from sdb.errors import ConfigError, RunExistsError
-from sdb.runs.jobs import JOBS
 from sdb.runs.folder import FOLLOWS_EPOCHS, LAST, METRICS, begun_with
+from sdb.runs.jobs import JOBS
 from sdb.runs.tasks import OnProgress, Where, Work, run
 
 RESULT = "result.json"

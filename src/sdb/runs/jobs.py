@@ -12,23 +12,27 @@ import torch
 from torch import nn
 
 from sdb import config
-from sdb.training import loop as training
 from sdb import data as datasets
-from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.box.box import Box
-from sdb.config import BOX, box_of
-from sdb.models.checkpoint import check_fits, load_classifier
 from sdb.config import (
+    BOX,
     DistillParams,
     DistillSettings,
     FitSettings,
     TrainParams,
     WrapParams,
     WrapSettings,
+    box_of,
 )
 from sdb.data import Splits
 from sdb.distillation import check_loss, distill
 from sdb.errors import CheckpointError, ConfigError
+from sdb.keys import Key, Owner
+from sdb.models import Classifier, ModelSpec
+from sdb.models.checkpoint import check_fits, load_classifier
+from sdb.remote import RemoteTeacher
+from sdb.remote.job import remote_teacher
+from sdb.runs.folder import RunFolder, open_run
 from sdb.runs.resolve import (
     KEY,
     described_data,
@@ -41,16 +45,13 @@ from sdb.runs.resolve import (
     partner_key,
     wrapping_keys,
 )
-from sdb.keys import Key, Owner
-from sdb.models import Classifier, ModelSpec
-from sdb.remote import RemoteTeacher
-from sdb.remote.job import remote_teacher
-from sdb.runs.folder import RunFolder, open_run
 from sdb.runtime import choose_device, keep_freed_memory, process_group, world
 from sdb.tracing.decoys import TraceResult, trace
+from sdb.training import loop as training
+from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.loop import Progress, check_batches
-from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
 from sdb.wrapping.door import check_keys
+from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
 from sdb.wrapping.wrap import wrap
 
 Result = dict[str, Any]
@@ -97,7 +98,9 @@ def wrap_job(
         keys, owner = wrapping_keys(folder, params)
         result: Result = {}
         if params.budget is None:
-            box = wrap(teacher, data, params, key=keys, owner=owner, more_teachers=more, run=run, progress=progress)
+            box = wrap(
+                teacher, data, params, key=keys, owner=owner, more_teachers=more, run=run, progress=progress
+            )
         else:
             choice = budgeted_box(folder, params, teacher, keys, owner, data, more, resume, progress)
             box = choice.box
@@ -141,7 +144,9 @@ def budgeted_box(
         values = settings.model_dump(mode="json")
         goes_on = resume and (place / "params.resolved.json").exists()
         with open_run(place, values, choose_device(params.device), resume=goes_on, overwrite=not goes_on) as run:
-            return wrap(teacher, data, settings, key=keys, owner=owner, more_teachers=more, run=run, progress=progress)
+            return wrap(
+                teacher, data, settings, key=keys, owner=owner, more_teachers=more, run=run, progress=progress
+            )
 
     # The thief has the teacher's own architecture and length: a strong one.
     lengths = {name: getattr(params, name) for name in FitSettings.model_fields}

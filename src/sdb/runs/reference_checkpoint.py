@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 
 from sdb.config import load
-from sdb.runtime import json_text
 from sdb.models import ModelSpec
 from sdb.models.bare import OWN
 from sdb.models.checkpoint import read_tensors
 from sdb.runs.folder import BEST, LAST
-from sdb.runtime import write_atomic
+from sdb.runtime import json_text, write_atomic
 from sdb.training.optimizers import learning_rate_at, make_optimizer, restore_optimizer, set_rate
 
 NAME = "best_model.tar"

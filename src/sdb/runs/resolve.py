@@ -12,13 +12,13 @@ from torch import nn
 from sdb import config
 from sdb import data as datasets
 from sdb.box.box import Box
-from sdb.models.checkpoint import REFERENCE_NORMALISATION, check_fits, load_classifier
 from sdb.config import DistillParams, RunParams, TeacherParams, WrapParams, box_of
 from sdb.data import Splits
 from sdb.distillation import ask
 from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import DEFAULT_BLEND, Key, Owner
 from sdb.models import MODEL_DEFAULTS, Classifier, ModelSpec
+from sdb.models.checkpoint import REFERENCE_NORMALISATION, check_fits, load_classifier
 from sdb.runtime import derive_seed, world
 
 KEY, OWNER = "key.json", "owner.json"

@@ -1,4 +1,4 @@
-"""Runtime: files read and written with care, and where a run happens: device, seeds, processes, environment."""
+"""Runtime: files read and written with care; device, seeds, processes, environment. Nothing of models or data."""
 
 from sdb.runtime.process import (
     World,

@@ -1,4 +1,4 @@
-"""The inference server: a box behind the Open Inference Protocol v2, as an ASGI application.
+"""The service: a box behind the Open Inference Protocol v2, as an ASGI application. No training, no attacks.
 
     app = sdb.service.create_app("model.box")          # any ASGI host can mount it
     sdb serve model.box                                # the same under uvicorn

@@ -1,1 +1,1 @@
-"""Training: the loop, its optimizers, repeated views, and evaluation. The loss of a step comes from outside."""
+"""Training: the loop, its optimizers, repeated views, evaluation. The loss of a step comes from outside."""

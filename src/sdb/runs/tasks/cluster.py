@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from sdb.errors import ConfigError, MissingExtraError, RunExistsError, SDBError, TrainingError
-from sdb.runtime import environment, keep_freed_memory, write_atomic
 from sdb.runs.tasks.work import Failure, Where, Work, attempt, host_and_port
+from sdb.runtime import environment, keep_freed_memory, write_atomic
 
 # A piece of work is begun again this many times when its process or node is lost.
 RETRIES = 3

@@ -15,8 +15,8 @@ from types import TracebackType
 import torch
 
 from sdb.errors import SDBError, TrainingError
-from sdb.runtime import keep_freed_memory
 from sdb.runs.tasks.work import Failure, Work, attempt, one_thread
+from sdb.runtime import keep_freed_memory
 
 
 class InProcess:

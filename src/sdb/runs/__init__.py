@@ -1,0 +1,1 @@
+"""Runs: folders, what their parameters name, the jobs behind the commands, grids. The library works without."""
