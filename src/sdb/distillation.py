@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sdb import losses
 from sdb.box.box import Box
 from sdb.config import DistillSettings
-from sdb.data import Batch, Splits
+from sdb.data import Batch, Data, as_data
 from sdb.errors import ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier, check, compare_class_names
@@ -32,7 +32,7 @@ from sdb.training.repeated_views import Ask, answers, asked, repeated
 def distill(
     teacher: nn.Module,
     student: Classifier,
-    data: Splits,
+    data: Data,
     settings: DistillSettings | None = None,
     *,
     key: Key | None = None,
@@ -44,20 +44,22 @@ def distill(
     Args:
         teacher: a box, a classifier, or any module from images in [0, 1] to logits (N, classes).
         student: trained in place; ends in eval mode, on the settings' device, with the data's class names.
-        data: selection sees its validation images only.
+        data: `Splits`, loaders, datasets, arrays or a folder, see `sdb.data.as_data`; selection sees its validation
+            images only.
         settings: loss, weights, temperature, training.
         key: opens a box; with it the student is a partner's.
         run: folder to checkpoint to and resume from.
         progress: is told of every step and epoch.
 
     Raises:
-        ConfigError: a key was given for something that is not a box, the loss teaches nothing with so few classes, or
-            batches are too small for the student.
+        ConfigError, DataError: a key was given for something that is not a box, the loss teaches nothing with so few
+            classes, the data are not what was expected, or batches are too small for the student.
         KeyFileError: the key is of another box.
         ModelError: the teacher's classes are not the data's, or it does not give logits for such images.
         CheckpointError: the teacher's weights are not finite.
     """
     settings = (settings or DistillSettings()).resolved()
+    data = as_data(data, student.spec.num_classes)
     check_loss(settings, data.num_classes)
     asked_of = teacher.classifier if isinstance(teacher, Box) else teacher
     if isinstance(asked_of, Classifier):

@@ -264,10 +264,11 @@ def public(name):
 
 
 def undocumented(body, is_protocol=False):
-    """Public classes and functions without a docstring, and methods of public classes."""
+    """Public classes and functions without a docstring, and methods of public classes; overloads have one in common."""
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            if public(node.name) and not is_protocol and not ast.get_docstring(node):
+            bare = is_protocol or any(ast.unparse(each) == "overload" for each in node.decorator_list)
+            if public(node.name) and not bare and not ast.get_docstring(node):
                 yield f"{node.name}:{node.lineno}"
         elif isinstance(node, ast.ClassDef) and public(node.name):
             if not ast.get_docstring(node):

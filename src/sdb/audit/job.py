@@ -15,7 +15,7 @@ from sdb.audit.plan import AuditSettings, attacks_of, defences_of
 from sdb.audit.runner import CLAIM, REPORT, WORK, run_tasks, take
 from sdb.box.box import Box
 from sdb.config import BOX, box_of
-from sdb.data import Splits
+from sdb.data import Data, Splits, as_splits
 from sdb.errors import CheckpointError, ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier
@@ -134,7 +134,7 @@ def find_subject(
 
 def audit(
     box: Box | None,
-    data: Splits,
+    data: Data,
     *,
     key: Key | None = None,
     teacher: Classifier | None = None,
@@ -145,7 +145,8 @@ def audit(
 
     Args:
         box: what is audited; None makes a decoy box for each seed.
-        data: attackers get its training and validation images; test images only judge.
+        data: as `sdb.data.as_data` takes them, with test images. Attackers get its training and validation images;
+            test images only judge.
         key: a partner's, without which the partner's side is not judged.
         teacher: the unprotected model; None trains one of the box's architecture.
         settings: what to run; quick by default.
@@ -180,5 +181,5 @@ def audit(
             resume=False,
             overwrite=False,
             on_progress=lambda done, total, name: None,
-            data=data,
+            data=as_splits(data),
         )

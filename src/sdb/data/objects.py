@@ -58,13 +58,13 @@ def from_arrays(
     check(validation_fraction, seed, subset_percent)
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels: give both or neither")
-    train = _image_set(images, labels, layout, "images")
-    test = None if test_images is None else _image_set(test_images, test_labels, layout, "test_images")
+    train = image_set(images, labels, layout, "images")
+    test = None if test_images is None else image_set(test_images, test_labels, layout, "test_images")
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
         raise DataError(
             f"test images are {test.images.shape[1:]}, training images {train.images.shape[1:]} (C, H, W)"
         )
-    names = _numbers(train.labels) if class_names is None else tuple(map(str, class_names))
+    names = numbered(train.labels) if class_names is None else tuple(map(str, class_names))
     source = Source(name, train, test, names, augment or Augment(), note)
     return split(
         source,
@@ -121,7 +121,7 @@ def from_dataset(
     )
 
 
-def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+def numbered(labels: np.ndarray) -> tuple[str, ...]:
     """The classes' numbers as their names.
 
     Raises:
@@ -138,7 +138,12 @@ def _numbers(labels: np.ndarray) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _image_set(images: Any, labels: Any, layout: Layout, title: str) -> ImageSet:
+def image_set(images: Any, labels: Any, layout: Layout, title: str) -> ImageSet:
+    """Arrays as a set; see `from_arrays`.
+
+    Raises:
+        DataError: they are of a wrong type or shape; the message begins with `title`.
+    """
     pixels, numbers = np.asanyarray(images), np.asarray(labels)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not len(pixels):
         raise DataError(

@@ -144,7 +144,7 @@ def _prepared(file: ImageFile.ImageFile, channels: int, choices: Pictures, size:
         changes.append(f"{words}, as its EXIF data say")
     if deep:
         changes.append("scaled from 16 to 8 bits a channel")
-    image, composited = _plain(image, choices.background)
+    image, composited = plain(image, choices.background)
     if composited:
         changes.append(f"transparency laid on {choices.background}")
     wanted = "RGB" if channels == 3 else "L"
@@ -168,8 +168,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _plain(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
-    """The image in mode 1, L or RGB, 8 bits a channel at most, and whether anything was transparent."""
+def plain(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
+    """An image in mode 1, L or RGB, 8 bits a channel at most, and whether anything was transparent.
+
+    Args:
+        image: of any mode but F, which does not say which value is white.
+        background: colour under what is transparent.
+    """
     if image.mode.startswith("I"):
         image = _upper_half(image)
     composited = False

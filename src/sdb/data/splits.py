@@ -67,6 +67,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def take(self, positions: np.ndarray) -> "ImageSet":
         """The images at `positions` (int64 (n,)) as a set of their own; a memory map is not copied."""
         return ImageSet(select(self.images, positions), self.labels[positions])
@@ -99,12 +105,7 @@ class Splits:
     pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
-        if twice := [name for name, count in Counter(self.class_names).items() if count > 1]:
-            raise DataError(f"{self.name}: two classes are called {twice[0]!r}: give each class a name of its own")
-        if broken := [name for name in self.class_names if UNPAIRED.search(name)]:
-            raise DataError(
-                f"{self.name}: class name {broken[0]!r} holds half a character: give it as Unicode text"
-            )
+        check_names(self.class_names, self.name)
         for part in ("train", "validation", "test"):
             labels = getattr(self, part).labels
             if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
@@ -122,5 +123,16 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image, (C, H, W)."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        return self.train.image_shape
+
+
+def check_names(names: tuple[str, ...], title: str) -> None:
+    """Refuse class names that are there twice, or that no file can hold.
+
+    Raises:
+        DataError: naming one; the message begins with `title`.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{title}: two classes are called {twice[0]!r}: give each class a name of its own")
+    if broken := [name for name in names if UNPAIRED.search(name)]:
+        raise DataError(f"{title}: class name {broken[0]!r} holds half a character: give it as Unicode text")

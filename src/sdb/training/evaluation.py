@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sdb.data import Batches, ImageSet
+from sdb.data import Batches, ImageSet, LoaderBatches, LoaderSet
 from sdb.errors import ConfigError
 from sdb.runtime import world
 from sdb.training.repeated_views import images_at_once
 
 
 @torch.no_grad()
-def calibration(model: nn.Module, batches: Batches, bins: int = 15) -> dict[str, float]:
+def calibration(model: nn.Module, batches: Batches | LoaderBatches, bins: int = 15) -> dict[str, float]:
     """Expected calibration error and mean confidence, fractions, over all images.
 
     The error is the mean over images of |accuracy - confidence| of the image's bin of confidence, bins of equal width.
@@ -34,7 +35,7 @@ def calibration(model: nn.Module, batches: Batches, bins: int = 15) -> dict[str,
     return {"calibration_error": _error(confidence, correct, bins), "confidence": float(confidence.mean())}
 
 
-def measured(models: Mapping[str, nn.Module | None], batches: Batches) -> dict[str, float]:
+def measured(models: Mapping[str, nn.Module | None], batches: Batches | LoaderBatches) -> dict[str, float]:
     """Accuracy and calibration error, fractions, of each model that is there, and the number of images.
 
     The names are those given, followed by _accuracy and _calibration_error; and "images".
@@ -56,7 +57,7 @@ def _error(confidence: Tensor, correct: Tensor, bins: int) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Batches | LoaderBatches) -> dict[str, float]:
     """Accuracy (a fraction) and mean cross-entropy over all images, in eval mode; the mode is put back."""
     training = model.training
     model.eval()
@@ -79,7 +80,7 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
 
 
 @torch.no_grad()
-def class_mean_outputs(model: nn.Module, batches: Batches, num_classes: int) -> Tensor:
+def class_mean_outputs(model: nn.Module, batches: Batches | LoaderBatches, num_classes: int) -> Tensor:
     """Mean log-probabilities (C, C) of a model: row c is the mean over images with label c; NaN for a class without.
 
     Means of logarithms keep the order of the unlikely classes, which a confident model's probabilities lose.
@@ -98,8 +99,14 @@ def class_mean_outputs(model: nn.Module, batches: Batches, num_classes: int) -> 
     return sums / counts.unsqueeze(1)
 
 
-def evaluation_batches(images: ImageSet, device: torch.device) -> Batches:
-    """All images in order, unaugmented; this process's share."""
+@overload
+def evaluation_batches(images: ImageSet, device: torch.device) -> Batches: ...
+@overload
+def evaluation_batches(images: LoaderSet, device: torch.device) -> LoaderBatches: ...
+def evaluation_batches(images: ImageSet | LoaderSet, device: torch.device) -> Batches | LoaderBatches:
+    """All images in order, unaugmented; this process's share. A loader's as the loader gives them."""
+    if isinstance(images, LoaderSet):
+        return LoaderBatches(images, device, batch_size=images_at_once(images))
     place = world()
     batch_size = max(1, images_at_once(images) // place.size) * place.size
     return Batches(images, batch_size, device=device, rank=place.rank, world_size=place.size)

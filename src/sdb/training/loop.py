@@ -8,7 +8,6 @@ killed and resumed ends with the same weights as one that was not, bit for bit o
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 import warnings
@@ -21,14 +20,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sdb.config import FitSettings, TrainSettings
-from sdb.data import Augment, Batch, Batches, Splits
-from sdb.errors import ConfigError, TrainingError
+from sdb.data import Batch, Batches, Data, LoaderBatches, as_data
+from sdb.errors import TrainingError
 from sdb.models import Classifier
 from sdb.models.checkpoint import load_weights
-from sdb.models.probe import probes, undisturbed
 from sdb.models.weights import not_finite
 from sdb.runtime import choose_device, derive_seed, process_group, world
 from sdb.training.activation_checkpointing import checkpoint_activations
+from sdb.training.batches import check_batches, train_batches
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.optimizers import (
     flatten_optimizer,
@@ -69,7 +68,7 @@ class Kept(Protocol):
 def fit(
     model: nn.Module,
     step: Step,
-    train: Batches,
+    train: Batches | LoaderBatches,
     settings: FitSettings,
     *,
     evaluate: Callable[[], dict[str, float]],
@@ -153,7 +152,7 @@ def _train_epoch(
     trained: list[nn.Module],
     forward: nn.Module,
     step: Step,
-    train: Batches,
+    train: Batches | LoaderBatches,
     optimizer: torch.optim.Optimizer,
     settings: FitSettings,
     epoch: int,
@@ -254,72 +253,9 @@ def uses_bfloat16(settings: FitSettings, device: torch.device) -> bool:
     return settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
 
 
-def check_batches(model: nn.Module, data: Splits, settings: FitSettings) -> None:
-    """Refuse batches that cannot be cut, and lone images for a network that cannot learn from one.
-
-    Batch norm over vectors needs two; a network without it may do with one. So it is tried, on a copy.
-
-    Raises:
-        ConfigError: saying why an image would be alone.
-    """
-    pieces = _pieces(data, settings)
-    if min(settings.batch_size, len(data.train)) // pieces > 1:
-        return
-    device = next(model.parameters()).device
-    trial = copy.deepcopy(model)
-    try:
-        with undisturbed(trial, training=True):
-            trial(probes(1, data.image_shape, device))
-    except Exception as error:  # the network may be anyone's
-        alone = f"batch_size {settings.batch_size} is cut into {pieces} parts, processes times accumulation_steps"
-        if pieces == 1:
-            alone = "it is 1" if settings.batch_size == 1 else "there is 1 training image"
-        raise ConfigError(
-            f"batch_size: this network does not learn from a lone image, and images would be alone ({alone}): give "
-            f"each part two or more ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _pieces(data: Splits, settings: FitSettings) -> int:
-    """Into how many parts a batch is cut, over all processes.
-
-    Raises:
-        ConfigError: it does not divide, or there are fewer images than one batch has.
-    """
-    place = world()
-    pieces = place.size * settings.accumulation_steps
-    if settings.batch_size % pieces:
-        raise ConfigError(
-            f"batch_size: {settings.batch_size} does not divide among {place.size} processes and "
-            f"{settings.accumulation_steps} accumulation_steps"
-        )
-    if pieces > 1 and len(data.train) < settings.batch_size:
-        raise ConfigError(f"batch_size: {settings.batch_size} is more than the {len(data.train)} training images")
-    return pieces
-
-
-def train_batches(data: Splits, settings: FitSettings, device: torch.device) -> Batches:
-    """The training images, shuffled and augmented as the settings say; this process's share of each batch."""
-    _pieces(data, settings)
-    place = world()
-    augment: Augment | None = data.augment if settings.augment else None
-    return Batches(
-        data.train,
-        settings.batch_size,
-        device=device,
-        seed=derive_seed(settings.seed, "batches"),
-        shuffle=True,
-        augment=augment,
-        # A lone last image has no batch statistics, and processes must take equal steps.
-        drop_last=len(data.train) >= settings.batch_size,
-        rank=place.rank,
-        world_size=place.size,
-    )
-
-
 def train(
     model: Classifier,
-    data: Splits,
+    data: Data,
     settings: TrainSettings | None = None,
     *,
     run: Kept | None = None,
@@ -329,16 +265,18 @@ def train(
 
     Args:
         model: trained in place; ends in eval mode, on the settings' device, with the data's class names.
-        data: selection sees its validation images only.
+        data: `Splits`, loaders, datasets, arrays or a folder, see `sdb.data.as_data`; selection sees its validation
+            images only.
         settings: `label_smoothing` makes it the label-smoothing student.
         run: folder to checkpoint to and resume from.
         progress: is told of every step and epoch.
 
     Raises:
-        ConfigError: batches cannot be cut, or are too small for the network.
+        ConfigError, DataError: the data are not what was expected, or batches are too small for the network.
         TrainingError: the loss is no longer finite.
     """
     settings = settings or TrainSettings()
+    data = as_data(data, model.spec.num_classes)
     check_batches(model, data, settings)
     device = choose_device(settings.device)
     model.learns_from(data.class_names, data.pictures)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from sdb.data import Batch, Batches, ImageSet
+from sdb.data import Batch, Batches, ImageSet, LoaderBatches, LoaderSet
 from sdb.data import augment as augmentation
+from sdb.errors import ConfigError
 from sdb.runtime import derive_seed, world
 
 # What a frozen module answers to a batch: logits (B, classes).
@@ -20,9 +21,9 @@ ANSWER_BYTES = 2**30
 AT_ONCE, PIXELS_AT_ONCE = 512, 512 * 96 * 96
 
 
-def images_at_once(images: ImageSet) -> int:
+def images_at_once(images: ImageSet | LoaderSet) -> int:
     """How many images of a set go through a network at once without gradients."""
-    height, width = images.images.shape[2:]
+    _, height, width = images.image_shape
     return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 
 
@@ -72,8 +73,18 @@ class FixedViews(Batches):
             yield batch._replace(images=pixels.float().div_(255))
 
 
-def repeated(batches: Batches, views: int | None) -> Batches:
-    """The batches in that many fixed views; without augmentation an image has one view, whatever is asked for."""
+def repeated(batches: Batches | LoaderBatches, views: int | None) -> Batches | LoaderBatches:
+    """The batches in that many fixed views; without augmentation an image has one view, whatever is asked for.
+
+    Raises:
+        ConfigError: they are a loader's, which makes the views itself, and a number of them was asked for.
+    """
+    if isinstance(batches, LoaderBatches):
+        if views is not None:
+            raise ConfigError(
+                f"views {views}: the loader makes the views of its images: leave views out, or give arrays"
+            )
+        return batches
     count = 1 if batches.augment is None else views
     return batches if count is None else FixedViews(batches, count)
 
@@ -103,7 +114,7 @@ class Remembered:
         return self._known[view][batch.index]
 
 
-def answers(module: nn.Module, batches: Batches, num_classes: int) -> Ask:
+def answers(module: nn.Module, batches: Batches | LoaderBatches, num_classes: int) -> Ask:
     """How a frozen module is asked about batches: once for each view where these are fixed, else batch by batch.
 
     Args:

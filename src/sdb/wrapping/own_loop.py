@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdb.box.box import Box
 from sdb.config import WrapSettings
-from sdb.data import Augment, Batch
+from sdb.data import Augment, Batch, as_images
 from sdb.errors import ConfigError, DataError
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
@@ -127,12 +127,17 @@ class Wrapping(nn.Module):
         """The box of what has been trained.
 
         Args:
-            validation: images and labels, see `sdb.data.as_images`: the box is measured on them. None measures nothing.
+            validation: a loader, a dataset or arrays (images, labels), see `sdb.data.as_images`: the box is measured
+                on them. None measures nothing.
+
+        Raises:
+            ConfigError, DataError: these are no images with labels of the box's classes.
         """
         self.eval()
         box = self._method.finish()
         if validation is not None:
-            batches = evaluation_batches(validation, self.network.mean.device)
+            images = as_images(validation, self.network.num_classes)
+            batches = evaluation_batches(images, self.network.mean.device)
             models = {"teacher": self._material.teachers[0], "keyless": box, "keyed": self._method.keyed}
             box.info = replace(box.info, measured=measured(models, batches))
         return box

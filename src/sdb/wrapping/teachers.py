@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdb.data import Splits
+from sdb.data import LoaderSet, LoaderSplits, Splits
 from sdb.models import Classifier
 from sdb.runtime import world
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -41,7 +41,7 @@ class _Renormalised(nn.Module):
         return functional_call(self.classifier, self.tensors, (images,))
 
 
-def warn_of_teacher(teacher: Classifier, data: Splits, name: str = "the teacher") -> None:
+def warn_of_teacher(teacher: Classifier, data: Splits | LoaderSplits, name: str = "the teacher") -> None:
     """Say it where a teacher would do far better with another normalisation, or is no better than chance.
 
     Args:
@@ -49,8 +49,8 @@ def warn_of_teacher(teacher: Classifier, data: Splits, name: str = "the teacher"
         data: its validation images are asked about, once where the teacher is good.
         name: of the teacher, for the message.
     """
-    labels = data.validation.labels
-    if not len(labels):
+    images = data.validation
+    if not len(images):
         return
     device = teacher.mean.device
     accuracy = evaluate(teacher, evaluation_batches(data.validation, device))["accuracy"]
@@ -58,8 +58,9 @@ def warn_of_teacher(teacher: Classifier, data: Splits, name: str = "the teacher"
     if accuracy < 1 - FAR:
         said = _normalisation_fault(teacher, data, accuracy)
     if said is None:
-        chance = float(np.bincount(labels).max()) / len(labels)
-        if accuracy <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5:
+        counts = images.counts if isinstance(images, LoaderSet) else np.bincount(images.labels)
+        chance = float(max(counts)) / len(images)
+        if accuracy <= chance + 2 * (chance * (1 - chance) / len(images)) ** 0.5:
             said = (
                 f"is right about {100 * accuracy:.1f} % of the validation images, and naming one class always about "
                 f"{100 * chance:.1f} %: it is no better than chance, and its box will not be. Train it first, or check "
@@ -69,14 +70,15 @@ def warn_of_teacher(teacher: Classifier, data: Splits, name: str = "the teacher"
         log.warning("%s %s", name, said)
 
 
-def _normalisation_fault(teacher: Classifier, data: Splits, accuracy: float) -> str | None:
+def _normalisation_fault(teacher: Classifier, data: Splits | LoaderSplits, accuracy: float) -> str | None:
     """What to say where another normalisation makes far more answers right."""
     device, channels = teacher.mean.device, data.image_shape[0]
     choices = {"the data's own": (data.mean, data.std)}
     choices |= {what: ((mean,) * channels, (std,) * channels) for what, (mean, std) in USUAL.items()}
     if channels == 3:
         choices["ImageNet's"] = IMAGENET
-    few = data.validation.take(np.arange(len(data.validation))[:TRIED])
+    images = data.validation
+    few = images.first(TRIED) if isinstance(images, LoaderSet) else images.take(np.arange(len(images))[:TRIED])
     batches = evaluation_batches(few, device)
     found = {}
     for what, values in choices.items():

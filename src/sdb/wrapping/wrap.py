@@ -14,7 +14,7 @@ from torch import nn
 
 from sdb.box.box import Box
 from sdb.config import WrapSettings
-from sdb.data import Splits
+from sdb.data import Data, as_data
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
@@ -30,7 +30,7 @@ from sdb.wrapping.teachers import warn_of_teacher
 
 def wrap(
     network: nn.Module,
-    data: Splits,
+    data: Data,
     settings: WrapSettings | None = None,
     *,
     key: Key | Sequence[Key] | None = None,
@@ -49,7 +49,8 @@ def wrap(
 
     Args:
         network: the trained network, any module from images to logits; it is copied and not changed.
-        data: selection sees its validation images only.
+        data: `Splits`, loaders, datasets, arrays or a folder, see `sdb.data.as_data`; selection sees its validation
+            images only.
         settings: method and training; see `WrapSettings`.
         key: what the box opens for: one key, several of one kind, or None for method "nasty", which has no key.
         mean: per channel, of pixels in [0, 1], where the network takes normalised pixels; none where it normalises
@@ -70,6 +71,8 @@ def wrap(
     keys = [key] if isinstance(key, Key) else list(key or ())
     check_keys(keys, owner, settings)
     owner = owner or (Owner.of(keys[0]) if keys else None)
+    outputs = network.spec.num_classes if isinstance(network, Classifier) else None
+    data = as_data(data, outputs, mean=mean, std=std)
     teacher = classifier_of(network, data.num_classes, data.image_shape, mean, std)
     for each in (teacher, *more_teachers):
         check_fits(
