@@ -16,8 +16,8 @@ from sdb.audit.attacks.distil import FULL, Distil, Recipe, TunedDistil
 from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.audit.attacks.random_patterns import RandomPatterns
 from sdb.audit.attacks.sanitise import (
+    UNLABELLED_AVERAGER,
     Averager,
-    AveragerUnlabelled,
     Clip,
     SecondPeakRemoved,
     TargetAgainstRest,
@@ -37,7 +37,7 @@ ATTACKS = [
     (SecondPeakRemoved(), 1),
     (TargetAgainstRest(), 1),
     (Averager(), 1),
-    (AveragerUnlabelled(), 1),
+    (UNLABELLED_AVERAGER, 1),
     (AugmentedAverage(queries=2), 2),
     (NoiseAverage(queries=2, strengths=(0.05,)), 2),
     (BlendAverage(queries=2, strengths=(0.2,)), 2),

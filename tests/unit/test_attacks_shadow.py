@@ -8,7 +8,7 @@ from torch import nn
 
 from sdb.answers.rows import decoy_logits
 from sdb.audit.attacks.decoys_removed import ByClass, DecoysRemoved, Deviations, decoys_in, without
-from sdb.audit.attacks.shadow import ShadowByClass, ShadowRecovery, WayBack, WayBackByClass
+from sdb.audit.attacks.shadow import BY_CLASS, ShadowRecovery, WayBack, WayBackByClass
 from sdb.audit.attacks.victim import Interface, QueryBudgetError
 from sdb.config import TrainSettings
 from sdb.errors import ConfigError
@@ -55,7 +55,7 @@ def test_positive_control_a_leaky_box_is_undone_for_any_decoys(
     attacker = attacker_of(digits, epochs=2, shadow=shadow)
     by_class, plain = (
         distance_of(small_teacher, attack.run(victim_of(box, digits), attacker).recovered)
-        for attack in (ShadowByClass(steps=400), ShadowRecovery(steps=400))
+        for attack in (replace(BY_CLASS, steps=400), ShadowRecovery(steps=400))
     )
     keyless = distance_of(small_teacher, box)
     assert by_class < 0.4 * keyless
@@ -78,14 +78,14 @@ def test_positive_control_a_defence_that_is_the_same_for_all_is_undone(
         teacher, _ = shadow(images, seed)
         return teacher, flat(teacher)
 
-    for attack in (ShadowRecovery(steps=400), ShadowByClass(steps=400)):
+    for attack in (ShadowRecovery(steps=400), replace(BY_CLASS, steps=400)):
         box = flat(small_teacher)
         stolen = attack.run(victim_of(box, digits), attacker_of(digits, epochs=2, shadow=same))
         assert distance_of(small_teacher, stolen.recovered) < 0.8 * distance_of(small_teacher, box)
 
 
 @pytest.mark.parametrize(
-    "attack", [ShadowRecovery(steps=10), ShadowByClass(steps=10)], ids=lambda attack: attack.name
+    "attack", [ShadowRecovery(steps=10), replace(BY_CLASS, steps=10)], ids=lambda attack: attack.name
 )
 def test_shadows_are_behind_the_same_interface_and_cost_no_queries(
     few, small_teacher, attacker_of, victim_of, attack

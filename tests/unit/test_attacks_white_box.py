@@ -1,16 +1,17 @@
 """Attacks with the weights: they bring back what is only hidden, copy features, and leave the victim alone."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sdb.audit.attacks.victim import Interface, InterfaceError
 from sdb.audit.attacks.white_box import (
+    FROM_LABELS,
     Features,
     FineTuned,
     FreshHead,
-    FreshHeadLabels,
     Pruned,
     WithFeatures,
     pruned,
@@ -20,7 +21,13 @@ from sdb.errors import ConfigError
 
 ATTACKS = {
     attack.name: attack
-    for attack in (FineTuned(steps=4), Pruned(steps=4), FreshHead(steps=4), FreshHeadLabels(steps=4), Features())
+    for attack in (
+        FineTuned(steps=4),
+        Pruned(steps=4),
+        FreshHead(steps=4),
+        replace(FROM_LABELS, steps=4),
+        Features(),
+    )
 }
 
 
@@ -65,7 +72,7 @@ def test_they_need_the_weights(few, small_teacher, attacker_of, victim_of, attac
 
 
 @pytest.mark.parametrize(
-    "attack", [FreshHeadLabels(steps=150), FineTuned(steps=150), Pruned(share=0.3, steps=150)]
+    "attack", [replace(FROM_LABELS, steps=150), FineTuned(steps=150), Pruned(share=0.3, steps=150)]
 )
 def test_positive_control_a_lost_head_comes_back(
     digits, headless, small_teacher, attacker_of, victim_of, distance_of, accuracy_of, attack

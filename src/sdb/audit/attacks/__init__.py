@@ -11,35 +11,35 @@ from sdb.audit.attacks.batch_norm import BatchNormAgain
 from sdb.audit.attacks.collusion import TwoBoxes
 from sdb.audit.attacks.data_free import DataFree
 from sdb.audit.attacks.decoys_removed import DecoysRemoved, Deviations
-from sdb.audit.attacks.distil import Distil, DistilUnlabelled, Labels, TunedDistil
+from sdb.audit.attacks.distil import UNLABELLED, Distil, Labels, TunedDistil
 from sdb.audit.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
 from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.audit.attacks.random_patterns import RandomPatterns
 from sdb.audit.attacks.sanitise import (
+    UNLABELLED_AVERAGER,
     Averager,
-    AveragerUnlabelled,
     Clip,
     SecondPeakRemoved,
     TargetAgainstRest,
     TopKOnly,
 )
-from sdb.audit.attacks.shadow import ShadowByClass, ShadowRecovery
+from sdb.audit.attacks.shadow import BY_CLASS, ShadowRecovery
 from sdb.audit.attacks.skeptical import Skeptical
-from sdb.audit.attacks.white_box import Features, FineTuned, FreshHead, FreshHeadLabels, Pruned
+from sdb.audit.attacks.white_box import FROM_LABELS, Features, FineTuned, FreshHead, Pruned
 
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
     for attack in (
         Labels(),
         Distil(),
-        DistilUnlabelled(),
+        UNLABELLED,
         TunedDistil(),
         TopKOnly(),
         Clip(),
         SecondPeakRemoved(),
         TargetAgainstRest(),
         Averager(),
-        AveragerUnlabelled(),
+        UNLABELLED_AVERAGER,
         Skeptical(),
         AugmentedAverage(),
         NoiseAverage(),
@@ -47,7 +47,7 @@ ATTACKS: dict[str, Attack] = {
         DecoysRemoved(),
         Deviations(),
         ShadowRecovery(),
-        ShadowByClass(),
+        BY_CLASS,
         TwoBoxes(),
         RandomKeys(),
         KeyByQueries(),
@@ -61,7 +61,7 @@ ATTACKS: dict[str, Attack] = {
         FineTuned(),
         Pruned(),
         FreshHead(),
-        FreshHeadLabels(),
+        FROM_LABELS,
         Features(),
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from torch import nn
 
@@ -30,7 +30,10 @@ class Stolen:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Base of all attacks; a subclass adds its parameters and `run`.
+    """Base of all attacks; a subclass is a frozen dataclass of its parameters, and has `run`.
+
+    A subclass sets what is told here as plain class attributes; one that is several attacks, which differ in their
+    parameters, has them as fields.
 
     Attributes:
         name: as the command line and the report have it.
@@ -43,12 +46,12 @@ class Attack:
             attack must go when it attacks the unprotected teacher, or it is not trusted.
     """
 
-    name: ClassVar[str]
-    needs: ClassVar[Interface]
-    uses: ClassVar[frozenset[str]] = frozenset()
-    summary: ClassVar[str]
-    source: ClassVar[str]
-    control: ClassVar[float] = 0.9
+    name: str = field(init=False)
+    needs: Interface = field(init=False)
+    uses: frozenset[str] = field(default=frozenset(), init=False)
+    summary: str = field(init=False)
+    source: str = field(init=False)
+    control: float = field(default=0.9, init=False)
 
     def run(self, victim: Victim, attacker: Attacker) -> Stolen:
         """Attack; the victim is asked only through its interface.
@@ -69,4 +72,5 @@ class Attack:
 
     def parameters(self) -> dict[str, Any]:
         """The attack's own parameters, JSON values, for the record."""
-        return json.loads(json_text(asdict(self)))
+        values = asdict(self)
+        return json.loads(json_text({name: values[name] for name in values if name not in Attack.__annotations__}))

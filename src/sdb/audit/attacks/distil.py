@@ -12,7 +12,7 @@ from sdb import losses
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.attacker import Attacker, StudentLoss, TransferSet
 from sdb.audit.attacks.budget import affordable
-from sdb.audit.attacks.victim import Interface, Victim
+from sdb.audit.attacks.victim import Answers, Interface, Victim
 from sdb.data import Batch
 from sdb.errors import ConfigError
 from sdb.models import Classifier
@@ -97,6 +97,11 @@ def distilled(
     return attacker.learn(attacker.new_student(), transfer, soft_loss(scores, recipe, labels))
 
 
+def labels_for(attack: Attack, transfer: TransferSet, answers: Answers) -> Tensor:
+    """What stands for each image's class: the attacker's labels where it uses them, else the victim's top-1."""
+    return transfer.targets if "labels" in attack.uses else answers.labels()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Labels(Attack):
     """Copy the victim's top-1 answers; no defence that keeps them can stop it."""
@@ -120,22 +125,34 @@ class Labels(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Distil(Attack):
-    """Plain distillation, as the papers on undistillable teachers have it."""
+    """Plain distillation, as the papers on undistillable teachers have it; or without labels, see `UNLABELLED`."""
 
-    name = "distil"
     needs = Interface.TOP_K
-    uses = frozenset({"labels"})
-    summary = "Plain distillation with the papers' settings: temperature 4, weight 0.9, the thief's labels 0.1"
-    source = "Hinton et al., 2015 (arXiv 1503.02531); settings: Ma et al., ICLR 2021"
 
+    name: str = "distil"
+    uses: frozenset[str] = frozenset({"labels"})
+    summary: str = (
+        "Plain distillation with the papers' settings: temperature 4, weight 0.9, the thief's labels 0.1"
+    )
+    source: str = "Hinton et al., 2015 (arXiv 1503.02531); settings: Ma et al., ICLR 2021"
     recipe: Recipe = Recipe()
 
     def run(self, victim: Victim, attacker: Attacker) -> Stolen:
         """Ask for every view, distil."""
         victim.require(self.needs)
         transfer = affordable(victim, attacker)
-        scores = transfer.ask(victim).scores()
-        return Stolen(distilled(attacker, transfer, scores, self.recipe, transfer.targets))
+        answers = transfer.ask(victim)
+        labels = labels_for(self, transfer, answers)
+        return Stolen(distilled(attacker, transfer, answers.scores(), self.recipe, labels))
+
+
+UNLABELLED = Distil(
+    name="distil_unlabelled",
+    uses=frozenset(),
+    summary="Pure distillation at temperature 4 of the victim's soft outputs, without any labels",
+    source="Hinton et al., 2015 (arXiv 1503.02531), weight 1",
+    recipe=Recipe(soft_weight=1.0, label_weight=0.0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,23 +190,3 @@ class TunedDistil(Attack):
         chosen = max(tried, key=lambda name: tried[name])
         details = {"chosen": chosen, "validation": tried}
         return Stolen(best[1], details=details | ({"left_out": left_out} if left_out else {}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistilUnlabelled(Attack):
-    """Distillation by a thief whose images carry no labels."""
-
-    name = "distil_unlabelled"
-    needs = Interface.TOP_K
-    summary = "Pure distillation at temperature 4 of the victim's soft outputs, without any labels"
-    source = "Hinton et al., 2015 (arXiv 1503.02531), weight 1"
-
-    temperature: float = 4.0
-
-    def run(self, victim: Victim, attacker: Attacker) -> Stolen:
-        """Ask for every view, distil with weight 1."""
-        victim.require(self.needs)
-        transfer = affordable(victim, attacker)
-        answers = transfer.ask(victim)
-        recipe = Recipe(temperature=self.temperature, soft_weight=1.0, label_weight=0.0)
-        return Stolen(distilled(attacker, transfer, answers.scores(), recipe, answers.labels()))

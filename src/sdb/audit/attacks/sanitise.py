@@ -15,7 +15,7 @@ from sdb import losses
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.attacker import Attacker
 from sdb.audit.attacks.budget import affordable
-from sdb.audit.attacks.distil import Recipe, distilled
+from sdb.audit.attacks.distil import Recipe, distilled, labels_for
 from sdb.audit.attacks.victim import SMALLEST, Interface, InterfaceError, Victim
 from sdb.data import Batch
 from sdb.errors import ConfigError
@@ -63,15 +63,16 @@ class Sanitised(Attack):
     recipe: Recipe = PLAIN
 
     def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Scores (N, K) to better ones; labels int64 (N,) are the attacker's."""
+        """Scores (N, K) to better ones; labels int64 (N,) stand for the right classes."""
         raise NotImplementedError(f"{type(self).__name__} cleans nothing")
 
     def run(self, victim: Victim, attacker: Attacker) -> Stolen:
         """Ask for every view, clean, distil."""
         victim.require(self.needs)
         transfer = affordable(victim, attacker)
-        scores = self.cleaned(transfer.ask(victim).scores(), transfer.targets)
-        return Stolen(distilled(attacker, transfer, scores, self.recipe, transfer.targets))
+        answers = transfer.ask(victim)
+        labels = labels_for(self, transfer, answers)
+        return Stolen(distilled(attacker, transfer, self.cleaned(answers.scores(), labels), self.recipe, labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +164,14 @@ class TargetAgainstRest(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Averager(Sanitised):
-    """Replace each answer by the mean over all images with the same label."""
+    """Replace each answer by the mean over all images with the same label; `UNLABELLED_AVERAGER`: top-1 answer."""
 
-    name = "averager"
-    summary = "Distillation of each class's mean answer, by the thief's labels"
-    source = (
+    name: str = "averager"
+    uses: frozenset[str] = frozenset({"labels"})
+    summary: str = "Distillation of each class's mean answer, by the thief's labels"
+    source: str = (
         "Averager Student, ICLR 2023 Tiny Papers (rkevser/AveragerStudent); means over the whole set, not a batch"
     )
-
     recipe: Recipe = AVERAGERS
 
     def cleaned(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -178,21 +179,9 @@ class Averager(Sanitised):
         return class_means(scores, labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AveragerUnlabelled(Attack):
-    """Replace each answer by the mean over all images for which the victim names the same class."""
-
-    name = "averager_unlabelled"
-    needs = Interface.TOP_K
-    summary = "Distillation of the mean answer of each class that the victim names, without any labels"
-    source = "as averager; the grouping by the victim's own top-1 is ours"
-
-    recipe: Recipe = AVERAGERS
-
-    def run(self, victim: Victim, attacker: Attacker) -> Stolen:
-        """Ask for every view, average, distil; the victim's top-1 stands in for the labels."""
-        victim.require(self.needs)
-        transfer = affordable(victim, attacker)
-        answers = transfer.ask(victim)
-        named = answers.labels()
-        return Stolen(distilled(attacker, transfer, class_means(answers.scores(), named), self.recipe, named))
+UNLABELLED_AVERAGER = Averager(
+    name="averager_unlabelled",
+    uses=frozenset(),
+    summary="Distillation of the mean answer of each class that the victim names, without any labels",
+    source="as averager; the grouping by the victim's own top-1 is ours",
+)

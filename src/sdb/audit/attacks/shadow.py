@@ -2,7 +2,7 @@
 
 The attacker makes teachers and defended versions of its own (shadows), for which it knows both answers, learns the way
 back from one to the other, and takes it from the victim's answers. Decoys differ from owner to owner, so the way back
-must not depend on which class is which: `ShadowByClass` treats all classes alike and sees each beside what the victim
+must not depend on which class is which: `BY_CLASS` treats all classes alike and sees each beside what the victim
 says on average. Who knows the decoy method needs no shadow: decoys stand out in the class means (`DecoysRemoved`), and
 what is no class mean is all that can be knowledge (`Deviations`).
 """
@@ -104,17 +104,27 @@ class _Shadow:
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowRecovery(Attack):
-    """Wrap models of one's own, learn to undo it, undo it on the victim's answers."""
+    """Wrap models of one's own, learn to undo it, undo it on the victim's answers.
 
-    name = "shadow_recovery"
+    Attributes:
+        shadows: models of one's own.
+        steps: of learning the way back.
+        temperature: of answers and of what is learnt.
+        by_class: a way back that holds for any owner's decoys, see `WayBackByClass`.
+    """
+
     needs = Interface.TOP_K
     uses = frozenset({"labels", "shadow"})
-    summary = "The thief wraps its own models, learns to undo the defence, and undoes it on the victim's answers"
-    source = "D-DAE (Chen et al., IEEE S&P 2023), as in Yoruko-Tang/ModelGuard, with whole boxes as shadows"
 
+    name: str = "shadow_recovery"
+    summary: str = (
+        "The thief wraps its own models, learns to undo the defence, and undoes it on the victim's answers"
+    )
+    source: str = "D-DAE (Chen et al., IEEE S&P 2023), as in Yoruko-Tang/ModelGuard, with whole boxes as shadows"
     shadows: int = 2
     steps: int = 800
     temperature: float = 4.0
+    by_class: bool = False
 
     def run(self, victim: Victim, attacker: Attacker) -> Stolen:
         """Make shadows, learn the way back, distil what it says of the victim's answers.
@@ -148,10 +158,7 @@ class ShadowRecovery(Attack):
     def _way_back(self, num_classes: int, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._fresh(num_classes)
-
-    def _fresh(self, num_classes: int) -> nn.Module:
-        return WayBack(num_classes, self.temperature)
+            return WayBackByClass() if self.by_class else WayBack(num_classes, self.temperature)
 
     @torch.no_grad()
     def _shadow(
@@ -202,13 +209,9 @@ class ShadowRecovery(Attack):
         return float(last)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShadowByClass(ShadowRecovery):
-    """The same with a way back that holds for any owner's decoys."""
-
-    name = "shadow_by_class"
-    summary = "The same, learnt so that it holds whichever classes the owner's decoys are"
-    source = "ours, adaptive against decoys: a way back that is equivariant to renaming classes"
-
-    def _fresh(self, num_classes: int) -> nn.Module:
-        return WayBackByClass()
+BY_CLASS = ShadowRecovery(
+    name="shadow_by_class",
+    summary="The same, learnt so that it holds whichever classes the owner's decoys are",
+    source="ours, adaptive against decoys: a way back that is equivariant to renaming classes",
+    by_class=True,
+)

@@ -124,14 +124,14 @@ def pruned(network: nn.Module, share: float) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class FreshHead(Attack):
-    """New norms and a new head around the shipped weights, trained on the network's own top-1 answers."""
+    """New norms and a new head around the shipped weights, trained on its top-1 answers or the attacker's labels."""
 
-    name = "fresh_head"
     needs = Interface.WEIGHTS
     uses = frozenset({"labels"})
-    summary = "New norms and a new head trained on the network's own top-1 answers, then distilled"
     source = "ours, against weight-key boxes; linear probes: Alain and Bengio, 2016 (arXiv 1610.01644)"
 
+    name: str = "fresh_head"
+    summary: str = "New norms and a new head trained on the network's own top-1 answers, then distilled"
     goal: Literal["labels", "top1"] = "top1"
     steps: int = 600
     learning_rate: float = 3e-3
@@ -143,14 +143,11 @@ class FreshHead(Attack):
         return taught_by(again(victim, attacker, **settings), victim, attacker)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FreshHeadLabels(FreshHead):
-    """The same on the attacker's labels."""
-
-    name = "fresh_head_labels"
-    summary = "New norms and a new head trained on the thief's labels, then distilled"
-
-    goal: Literal["labels", "top1"] = "labels"
+FROM_LABELS = FreshHead(
+    name="fresh_head_labels",
+    summary="New norms and a new head trained on the thief's labels, then distilled",
+    goal="labels",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
