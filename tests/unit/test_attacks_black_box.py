@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdb.audit.attacks import ATTACKS as ALL
 from sdb.audit.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
 from sdb.audit.attacks.data_free import DataFree
 from sdb.audit.attacks.distil import FULL, Distil, Recipe, TunedDistil
@@ -100,6 +101,17 @@ def test_positive_control(attack, digits, small_teacher, own, reference, victim_
 def test_it_works_with_all_that_it_says_it_works_with(attack, interface, few, small_teacher, scanty, victim_of):
     stolen = short(attack).run(victim_of(small_teacher, few, interface), scanty)
     assert all(torch.isfinite(tensor).all() for tensor in stolen.student.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["distil", "distil_unlabelled", "averager", "averager_unlabelled"])
+def test_who_has_no_labels_learns_the_same_whatever_they_are(
+    name, few, small_teacher, scanty, victim_of, weights_of, same_weights
+):
+    attack = ALL[name]
+    wrong = replace(scanty, train=replace(scanty.train, labels=(scanty.train.labels + 1) % few.num_classes))
+    victims = [victim_of(small_teacher, few, Interface.LOGITS) for _ in range(2)]
+    students = [attack.run(*each).student for each in zip(victims, (scanty, wrong), strict=True)]
+    assert same_weights(*map(weights_of, students)) == ("labels" not in attack.uses)
 
 
 @BLACK_BOX
