@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sdb import config
+from sdb.config.described import parameters as parameters_of
 from sdb.keys import Key
 from sdb.models import MODELS
 from sdb.runs.jobs import check_job
@@ -181,16 +182,32 @@ def parameters() -> set[str]:
     return fields | config.ALIASES.keys() | set(config.MODEL_ARGUMENTS) | set(config.IGNORED) | {"cuda"}
 
 
-@pytest.mark.parametrize("name", sorted(parameters()))
-def test_method_page_names_every_parameter(name):
-    assert f"`{name}`" in (DOCS / "method.md").read_text(encoding="utf-8")
+def test_the_page_of_parameters_is_what_the_models_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import parameter_page
 
-
-def test_method_page_gives_the_defaults_of_every_loss():
-    page = (DOCS / "method.md").read_text(encoding="utf-8")
+    text = parameter_page.PAGE.read_text(encoding="utf-8")
+    assert text == parameter_page.page(), "write it: python tests/contract/parameter_page.py"
+    assert not [name for name in sorted(parameters()) if f"| `{name}` |" not in text]
     for loss, defaults in config.LOSS_DEFAULTS.items():
-        row = f"| `{loss}` | " + " | ".join(f"{value:g}" for value in defaults) + " |"
-        assert row in page, row
+        assert f"| `{loss}` | " + " | ".join(f"{value:g}" for value in defaults) + " |" in text
+
+
+@pytest.mark.parametrize("command", sorted(config.COMMANDS))
+def test_every_parameter_is_described(command):
+    rows = {row.name: row for row in parameters_of(command)}
+    assert rows.keys() == config.COMMANDS[command].model_fields.keys()
+    assert not [name for name, row in rows.items() if not (row.help and row.values and row.default)]
+
+
+def test_a_parameter_s_values_are_in_words():
+    rows = {row.name: row for row in parameters_of("wrap")}
+    assert (rows["model_name"].values, rows["model_name"].default) == ("text", "required")
+    assert rows["validation_fraction"].values == "number > 0 and <= 0.5"
+    assert (rows["private_part"].values, rows["private_part"].default) == ("thin, whole", "thin")
+    assert (rows["stream"].values, rows["stream"].default) == ("true or false or none", "none")
+    assert rows["schedule"].values == "cosine, constant, one_cycle or list of whole numbers >= 0"
+    assert (rows["partners"].values, rows["partners"].default) == ("list of text", "[]")
 
 
 def test_box_format_page_has_a_true_example_of_a_key():
@@ -201,7 +218,7 @@ def test_box_format_page_has_a_true_example_of_a_key():
     assert " ".join(str(value) for value in key.pattern((1, 8, 8)).ravel()[:8]) in page
 
 
-@pytest.mark.parametrize("page", ["method.md", "box-format.md", "data.md"])
+@pytest.mark.parametrize("page", ["method.md", "parameters.md", "box-format.md", "data.md"])
 def test_files_that_the_pages_name_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
     named = set(re.findall(r"\b(?:src/sdb|experiments|tests|docs)/[\w./-]+\.(?:py|md)\b", text))

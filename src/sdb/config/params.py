@@ -18,42 +18,49 @@ class RunParams(Settings):
     """What every run folder's params.json has beside the settings: the model and the data."""
 
     model_name: str
-    """An architecture of sdb.models.MODELS, or package.module:factory."""
+    """The architecture that is trained, for a wrap the teacher's: a name of `sdb.models.MODELS`, or
+    package.module:factory."""
     model_args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the architecture, for example num_channels and dropout_rate of net."""
+    """Its arguments: `num_channels` and `dropout_rate` for `net`, a factory's own for a factory."""
     dataset: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, tiny_imagenet, folder, or hub:owner/name."""
+    """digits, cifar10, cifar100, fashion_mnist, tiny_imagenet, folder, or hub:owner/name (docs/data.md)."""
     data_root: Path | None = None
-    """Where the data set lies; default: $SDB_DATA, then ./data."""
+    """Where the data set is. none: the folder that SDB_DATA names, otherwise ./data."""
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    """Share of the training images kept for selection."""
+    """Share of the training images that is kept for choosing the best epoch."""
     subset_percent: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training images that is used, as a fraction."""
+    """Share of the training images, after validation, that is trained on: a fraction, not per cent, as in Nasty
+    Teacher."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """folder, tiny_imagenet, hub: bring every image to a square of this side, as `pictures` says."""
+    """folder, tiny_imagenet, hub: every image is brought to a square of this side, as `pictures` says."""
     normalisation: Literal["measured", "reference"] = "measured"
     """What a new network subtracts and divides by: measured on the training images, or the constants of the
     reference's data loader (cifar10, cifar100, tiny_imagenet)."""
     stream: bool | None = None
-    """folder, tiny_imagenet, hub: decode an image when a batch needs it, instead of all of them once into the cache.
-    None streams a data set whose decoded images take more than 16 GiB."""
+    """folder, tiny_imagenet, hub: decode an image when a batch needs it, instead of all of them once into the
+    cache. none: where the decoded images take more than 16 GiB."""
     pictures: Annotated[Pictures, pydantic.PlainValidator(read_pictures)] = Field(default_factory=Pictures)
-    """How pictures become pixels, in training and where the model is served: background, fit, turn, filter."""
+    """How pictures become pixels, in training and where the model is served: `background` (#ffffff), `fit` (crop
+    or stretch), `turn` (true), `filter` (bicubic or bilinear); docs/data.md."""
 
 
 class TeacherParams(TeacherSettings):
     """Where a run's teacher is."""
 
     teacher: Path
-    """A run folder, a checkpoint, a box, or a reference checkpoint (*.tar)."""
+    """A run folder (its last epoch), a checkpoint, a box, or a reference checkpoint (*.tar)."""
     teacher_model: str | None = None
-    """The teacher's architecture: needed for a reference checkpoint, checked otherwise."""
+    """The teacher's architecture: needed for a reference checkpoint, checked against others. A factory's name
+    allows that factory to run."""
     teacher_args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of that architecture."""
+    """Arguments of that architecture, for a reference checkpoint."""
     key: Path | None = None
-    """A key file. Wrap: the key the box opens for (default: a new one, DIR/key.json). Distil: the partner's."""
+    """A key file. wrap: the key that the box opens for; none: DIR/key.json, made if it is not there. distill: the
+    partner's; none, and no key_blend: the student is a thief."""
     key_blend: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the image in a keyed image: of the key that a wrap makes (default 0.9); a given key must agree."""
+    """Image keys: share of the image in a keyed image. wrap: of the key that is made here (0.9 when not set).
+    distill: only for files of the reference, which set it (`lamb`): the key is then DIR/key.json, otherwise the
+    `key.json` beside the box. A key that is given must agree."""
 
 
 class TrainParams(TrainSettings, RunParams):
@@ -64,27 +71,30 @@ class WrapParams(WrapSettings, TeacherParams, RunParams):
     """params.json of `sdb wrap`."""
 
     key_kind: Literal["image", "weight"] | None = None
-    """Of a key that the run makes: weight with method decoy, image with method sdb, by default."""
+    """Of a key that the run makes. none: weight for method decoy, image for sdb."""
     owner: Path | None = None
-    """The owner's file; the box then opens for its partners."""
+    """The owner's file. none: with method decoy DIR/owner.json, made if it is not there."""
     partners: tuple[str, ...] = ()
-    """Names of the partners whose keys follow from the owner."""
+    """Names of the partners that the box opens for; their keys follow from `owner`."""
     budget: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """decoy: largest loss of accuracy on validation images, keyless and keyed, a fraction (0.005 is half a point):
-    several strengths are tried and the one that fails a thief most is kept. None wraps once, as set."""
+    """decoy: largest loss of accuracy on validation images, keyless and keyed, a fraction (0.005 is half a
+    point): several strengths are tried and the one that fails a thief most is kept. none: one wrap, as set."""
     search_trials: Annotated[int, Field(ge=0)] = 0
-    """With a budget: candidates that Optuna proposes (extra `tune`); 0 tries the four that are built in."""
+    """With a budget: candidates that Optuna proposes (extra `tune`) for margin, label weight and height; 0 tries
+    the four that are built in."""
     more_teachers: tuple[Path, ...] = ()
-    """decoy: run folders or checkpoints; partners get the mean of these and the teacher."""
+    """decoy: run folders or checkpoints; partners get the mean answer of these and the teacher."""
 
 
 class DistillParams(DistillSettings, TeacherParams, RunParams):
     """params.json of `sdb distill`."""
 
     teacher: Path | None = None  # ty: ignore[incompatible-attribute-override]
-    """A run folder, a checkpoint, a box, or a reference checkpoint (*.tar); or none, and a teacher_url."""
+    """A run folder, a checkpoint, a box, or a reference checkpoint (*.tar); none with a `teacher_url`. A wrap's
+    run folder, and each checkpoint in it, stands for the box there."""
     teacher_url: Annotated[str | None, Field(validate_default=True)] = None
-    """In place of a teacher: http://HOST:PORT/v2/models/NAME, a box that is asked over the network."""
+    """In place of a teacher: http://HOST:PORT/v2/models/NAME, a box that is asked over the network
+    (docs/export.md)."""
     teacher_token_env: str | None = None
     """With a teacher_url: the environment variable that holds the API token; the token itself is kept nowhere."""
 

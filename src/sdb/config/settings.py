@@ -18,7 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Settings(BaseModel):
     """Base of all parameter models: frozen, and strict about names and types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -39,32 +39,35 @@ class FitSettings(Settings):
     learning_rate: Positive = 0.1
     """At the start; 0.001 is usual with Adam."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD's momentum."""
+    """Of SGD."""
     nesterov: bool = False
-    """SGD: Nesterov's momentum."""
+    """Of SGD: Nesterov's momentum."""
     weight_decay: NonNegative = 5e-4
     """SGD's weight decay (L2); Adam has none, as in the reference."""
     schedule: Literal["cosine", "constant", "one_cycle"] | tuple[Annotated[int, Field(ge=0)], ...] = "cosine"
-    """cosine to zero, constant, one_cycle (step by step: linear rise over the first fifth, then linear to zero), or the
-    epochs (from 0) at which the rate is multiplied by schedule_factor."""
+    """cosine to zero, constant, one_cycle (step by step: linear rise over the first fifth, then linear to zero),
+    or the epochs (from 0) at which the rate is multiplied by schedule_factor."""
     schedule_factor: Positive = 0.1
-    """Factor at each scheduled epoch."""
+    """Factor at each epoch that `schedule` lists."""
     clip_norm: Positive | None = None
-    """Largest norm of the gradient; none leaves it alone. Helps where a nasty teacher diverges."""
+    """Largest norm of the gradient; none: no limit. Helps where a wrap diverges."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on a GPU, float32 on the CPU."""
+    """Of the forward pass. auto: bfloat16 autocast on a GPU, float32 on a CPU."""
     compile: Literal["off", "default", "reduce-overhead"] = "off"
-    """torch.compile of the forward; reduce-overhead: with CUDA graphs. Needs a C++ compiler, or Triton on a GPU."""
+    """torch.compile of the forward pass; reduce-overhead: with CUDA graphs. Needs a C++ compiler, or Triton on a
+    GPU. What it brings: docs/speed.md."""
     accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    """Parts into which a batch is cut, one after the other, so that less memory is needed; batch norm sees a part."""
+    """Parts into which a batch is cut, computed one after the other, for less memory. The loss is that of the
+    whole batch; batch norm sees one part at a time."""
     activation_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more work."""
     augment: bool = True
-    """Random crop, flip or rotation, as suits the data set."""
+    """Random crop, mirror or rotation of training images, as suits the data set (docs/data.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of initialisation, order, augmentation and dropout. Keys never come from a seed."""
+    """Of initialisation, order, augmentation, dropout, and of which images are validation. A key never depends on
+    it."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     @pydantic.model_validator(mode="after")
     def _cut_evenly(self) -> Self:
@@ -80,78 +83,88 @@ class TrainSettings(FitSettings):
     """How a classifier is trained on labels."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Mass of the labels' cross-entropy that is spread over all classes (the label-smoothing student: 0.1)."""
+    """Share of each label's probability that is spread over all classes, in the cross-entropy with the labels;
+    0.1 is usual."""
 
 
 class TeacherSettings(Settings):
     """How a teacher and the data are held together."""
 
     other_class_names: bool = False
-    """The data may call the teacher's classes by other names: the same classes in the same order, says who sets it."""
+    """The data may have other names for the teacher's classes. Set it only where they are the same classes in the
+    same order; otherwise other names are refused (docs/data.md, Class names)."""
 
 
 class WrapSettings(FitSettings, TeacherSettings):
     """How a teacher is wrapped."""
 
     method: Literal["decoy", "sdb", "nasty"] = "decoy"
-    """decoy: ours, the default. sdb: the paper's box. nasty: Nasty Teacher, a box without a key."""
+    """decoy: ours. sdb: the paper's box. nasty: Nasty Teacher, a box without a key. A published file of the
+    reference says sdb or nasty by its fields."""
     start: Literal["teacher", "scratch"] = "teacher"
-    """Start from the teacher's weights (few epochs are enough) or from scratch (as the reference)."""
+    """teacher: fine-tune a copy of the teacher, a few epochs are enough. scratch: a new network, as the
+    reference."""
     forward: Literal["joint", "separate"] = "joint"
-    """joint: plain and keyed images share one forward, so batch norm sees one world; separate: as the reference."""
+    """Image keys. joint: plain and keyed images in one forward pass, so that batch norm sees the same mixture in
+    training and in use. separate: two forward passes, plain images first, as the reference."""
     temperature: Positive = 4.0
-    """Temperature of disturbance and preservation (the reference: 4, on CIFAR-100 and Tiny-ImageNet 20)."""
+    """Of disturbance and preservation; the reference has 20 on CIFAR-100 and Tiny-ImageNet."""
     disturbance_weight: NonNegative = 1.0
-    """How hard keyless soft outputs are pushed away from the teacher's (nasty: 0.04, 0.005, 0.01)."""
+    """sdb and nasty: how strongly keyless soft outputs are pushed away from the teacher's. Nasty Teacher has
+    0.04, 0.005 and 0.01 on CIFAR-10, CIFAR-100 and Tiny-ImageNet."""
     preservation_weight: NonNegative = 1.0
-    """How hard keyed soft outputs are held at the teacher's."""
+    """sdb: how strongly keyed soft outputs are held at the teacher's."""
     augmentation_weight: NonNegative = 0.001
-    """The paper's knowledge augmentation: keyed logits pulled to a random network's."""
+    """sdb: weight of the random network's term, the paper's knowledge augmentation; 0 builds no random network."""
     num_decoys: Annotated[int, Field(ge=1)] = 2
     """decoy: wrong classes that a keyless answer puts near the right one."""
     decoy_choice: Literal["least_confused", "any"] = "least_confused"
-    """decoy: whether decoys come from the classes that the teacher confuses least, or from all."""
+    """decoy: decoys come from the classes that the teacher confuses least with a class, or from any."""
     margin: NonNegative = 1.0
     """decoy: how far the right class stands above its decoys, in logits."""
     decoy_height: Positive = 8.0
     """decoy: how far the decoys stand above the other classes, in logits."""
     fixed_answers: bool = True
-    """decoy with weight keys: keyless answers are the named class's decoy answer itself, so they say no more than the
-    class; false gives the network's own logits, which training only brings near it."""
+    """decoy with weight keys. true: a keyless answer is the fixed answer of its class, so it says the class and
+    no more. false: the network's own logits, which training only brings near that answer."""
     decoy_soft_weight: NonNegative = 0.25
-    """decoy: weight of the keyless answer's softened part."""
+    """decoy: weight of the softened part (`temperature`) of the keyless loss."""
     ce_weight: NonNegative = 1.0
     """decoy: weight of the labels in the keyless answer; more keeps accuracy, less keeps the decoys clean."""
     keyed_ce_weight: NonNegative = 0.5
     """decoy: weight of the labels in the keyed answer."""
     private_part: Literal["thin", "whole"] = "thin"
-    """decoy with weight keys: norms and head; or everything, and the public network never has the teacher's weights."""
+    """decoy with weight keys: what the key opens. thin: the normalisation layers and the head. whole: every
+    weight, and the public network starts from new weights."""
     wrong_key_rejection: bool = True
-    """decoy with image keys: train on random wrong keys too, each gets the keyless answer."""
+    """decoy with image keys: train on random wrong keys too; each gets the keyless answer."""
     mixed_share: Fraction = 0.5
-    """decoy: share of each batch that is blended with another image and labelled by the teacher."""
+    """decoy: share of each batch that is blended with other images of the batch and labelled by the teacher."""
     teacher_views: Annotated[int, Field(ge=1)] = 1
-    """decoy: augmented views over which the teacher's answer is averaged for partners."""
+    """decoy: views of an image over which the teacher's answer is averaged for partners: the image and augmented
+    copies."""
 
 
 class DistillSettings(TrainSettings, TeacherSettings):
     """How a student is distilled. What is None takes the default of the loss (`LOSS_DEFAULTS`)."""
 
     loss: Literal["kd", "dkd", "dist", "standardised_kd"] = "kd"
-    """kd (Hinton), dkd (decoupled), dist (correlation), standardised_kd (z-scored logits)."""
+    """The distillation loss: kd (Hinton), dkd (decoupled), dist (correlation), standardised_kd (standardised
+    logits)."""
     kd_weight: NonNegative | None = None
-    """Weight of the distillation term."""
+    """Weight of the distillation term; 0 leaves it out. none: by loss, see the table."""
     ce_weight: NonNegative | None = None
-    """Weight of the labels' cross-entropy; default 1 - kd_weight where that makes sense, see LOSS_DEFAULTS."""
+    """Weight of the cross-entropy with the labels. none: by loss; for kd 1 - kd_weight, at least 0."""
     kd_temperature: Positive | None = None
-    """Temperature of the soft outputs."""
+    """Temperature of the soft outputs. none: by loss."""
     labels: bool = True
-    """Whether the student has labels; a thief may have none."""
+    """false: a thief without labels. The cross-entropy is left out, and dkd takes the teacher's answer for the
+    label."""
     foreign_key: bool = False
     """Ask a box with a key that is not its own, as an attacker may; otherwise such a key is refused."""
     views: Annotated[int, Field(ge=1)] | None = None
-    """Augmented views of each image, used in turn, about which the teacher is asked once each; None: new views each
-    epoch, unless nothing is augmented."""
+    """Augmented views of each image, used in turn. The teacher is asked about each view once, which saves its
+    work or, from afar, queries. none: new views in each epoch, or the image itself where nothing is augmented."""
     dkd_target_weight: NonNegative = 1.0
     """dkd: weight of the target-against-rest part."""
     dkd_rest_weight: NonNegative = 8.0
