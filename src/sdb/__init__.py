@@ -54,6 +54,7 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
     "WrapSettings",
     "Wrapping",
     "audit",
+    "data",
     "distill",
     "from_module",
     "load_classifier",
@@ -64,8 +65,8 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
 
 
 def __getattr__(name: str) -> Any:
-    if name == "audit":  # a package that can be called
-        return import_module("sdb.audit")
+    if name in ("audit", "data"):  # a package that can be called, and one whose functions are
+        return import_module(f"sdb.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'sdb' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), "load" if name == "load_data" else name)

@@ -24,6 +24,7 @@ from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_bat
 from sdb.training.loop import train
 from sdb.training.repeated_views import repeated
 from sdb.wrapping.own_loop import Wrapping
+from sdb.wrapping.tuning import wrap_within_budget
 from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")
@@ -193,6 +194,27 @@ def test_a_bare_module_and_a_loader_that_normalise_alike_make_a_box_of_pixels(fe
     pixels, labels = floats(few.validation)
     right = (box.unlock(key)(pixels).argmax(dim=1) == labels).float().mean()
     assert records[-1]["validation"]["keyed_accuracy"] == pytest.approx(float(right), abs=1e-6)
+
+
+def test_a_budget_is_kept_on_loaders(few, make_net):
+    data = from_loaders(loader(few.train), loader(few.validation))
+    key, settings = Key(bytes(32), kind="weight"), WrapSettings(**QUICK)
+    teacher = make_net(few)
+
+    def make_box(chosen):
+        return wrap(teacher, data, chosen, key=key)
+
+    choice = wrap_within_budget(
+        make_box,
+        teacher,
+        key,
+        data,
+        settings,
+        lambda: make_net(few, seed=1),
+        DistillSettings(**QUICK),
+        ladder=({},),
+    )
+    assert len(choice.trials) == 1
 
 
 @pytest.mark.parametrize("method", ["sdb", "nasty"])

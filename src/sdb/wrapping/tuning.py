@@ -13,7 +13,7 @@ from typing import Any
 
 from sdb.box.box import Box
 from sdb.config import DistillSettings, WrapSettings
-from sdb.data import Splits
+from sdb.data import Data, as_data
 from sdb.distillation import distill
 from sdb.errors import MissingExtraError
 from sdb.keys import Key
@@ -124,7 +124,7 @@ def wrap_within_budget(
     make_box: Callable[[WrapSettings], Box],
     teacher: Classifier,
     key: Key,
-    data: Splits,
+    data: Data,
     settings: WrapSettings,
     make_student: Callable[[], Classifier],
     student_settings: DistillSettings,
@@ -138,13 +138,14 @@ def wrap_within_budget(
         make_box: wraps with the settings it is given, for example a call of `sdb.wrap`.
         teacher: what accuracy is compared with.
         key: opens the boxes.
-        data: only its training and validation images are used.
+        data: as `sdb.data.as_data` takes them; only training and validation images are used.
         settings: what every candidate has in common.
         make_student: a fresh student for each thief, always with the same weights.
         student_settings: how thieves are distilled.
         budget: largest loss of accuracy, keyless and keyed, a fraction.
         ladder: changes to the settings, one dictionary a candidate; a `Search` learns from each.
     """
+    data = as_data(data, teacher.spec.num_classes)
     device = choose_device(settings.device)
     validation = evaluation_batches(data.validation, device)
 
