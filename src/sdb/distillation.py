@@ -9,7 +9,7 @@ distill(RemoteTeacher(url), ...)          from a box behind a server, see sdb.re
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sdb.errors import ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier, check, compare_class_names
 from sdb.models.checkpoint import check_finite
+from sdb.models.own import classifier_of
 from sdb.remote import RemoteTeacher
 from sdb.runtime import choose_device, process_group
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -31,25 +32,32 @@ from sdb.training.repeated_views import Ask, answers, asked, repeated
 
 def distill(
     teacher: nn.Module,
-    student: Classifier,
+    student: nn.Module,
     data: Data,
     settings: DistillSettings | None = None,
     *,
     key: Key | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     run: Kept | None = None,
     progress: Progress | None = None,
-) -> list[Record]:
-    """Train a student on a teacher's soft outputs; the student sees plain images whoever asks.
+    history: list[Record] | None = None,
+) -> nn.Module:
+    """Train a student on a teacher's soft outputs and return it; it sees plain images whoever asks.
 
     Args:
         teacher: a box, a classifier, or any module from images in [0, 1] to logits (N, classes).
-        student: trained in place; ends in eval mode, on the settings' device, with the data's class names.
+        student: a classifier, or any module from images to logits; trained in place, ends in eval mode, on the
+            settings' device.
         data: `Splits`, loaders, datasets, arrays or a folder, see `sdb.data.as_data`; selection sees its validation
             images only.
         settings: loss, weights, temperature, training.
         key: opens a box; with it the student is a partner's.
+        mean: per channel, of pixels in [0, 1], where a module takes normalised pixels; see `sdb.wrap`.
+        std: likewise, the deviation.
         run: folder to checkpoint to and resume from.
         progress: is told of every step and epoch.
+        history: gets one record per epoch.
 
     Raises:
         ConfigError, DataError: a key was given for something that is not a box, the loss teaches nothing with so few
@@ -59,7 +67,9 @@ def distill(
         CheckpointError: the teacher's weights are not finite.
     """
     settings = (settings or DistillSettings()).resolved()
-    data = as_data(data, student.spec.num_classes)
+    known = student.num_classes if isinstance(student, Classifier) else None
+    data = as_data(data, known, mean=mean, std=std)
+    learner = classifier_of(student, data.num_classes, data.image_shape, mean, std, copied=False)
     check_loss(settings, data.num_classes)
     asked_of = teacher.classifier if isinstance(teacher, Box) else teacher
     if isinstance(asked_of, Classifier):
@@ -69,13 +79,13 @@ def distill(
         if not isinstance(teacher, Box):
             raise ConfigError("a key opens a box, and this teacher is not one: leave the key out")
         teacher = ask(teacher, key, settings)
-    check_batches(student, data, settings)
-    student.learns_from(data.class_names, data.pictures)
+    check_batches(learner, data, settings)
+    learner.learns_from(data.class_names, data.pictures)
     device = choose_device(settings.device)
     batches = repeated(train_batches(data, settings, device), settings.views)
     with process_group(device):
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-        student.to(device)
+        learner.to(device)
         # A remote teacher keeps its answers itself, on disk.
         remote = isinstance(teacher, RemoteTeacher)
         if not remote:
@@ -84,16 +94,19 @@ def distill(
             check(teacher, data.image_shape, data.num_classes, device)
         target = asked(teacher) if remote else answers(teacher, batches, data.num_classes)
         validation = evaluation_batches(data.validation, device)
-        return fit(
-            student,
+        records = fit(
+            learner,
             distillation_step(target, settings),
             batches,
             settings,
-            evaluate=lambda: evaluate(student, validation),
+            evaluate=lambda: evaluate(learner, validation),
             monitor="accuracy",
             run=run,
             progress=progress,
         )
+    if history is not None:
+        history.extend(records)
+    return student
 
 
 def ask(box: Box, key: Key, settings: DistillSettings) -> nn.Module:

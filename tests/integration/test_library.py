@@ -101,14 +101,18 @@ class TestOwnNetwork:
     @pytest.mark.parametrize("keyed", [False, True])
     def test_students(self, box, key, data, keyed):
         student = make(data, seed=1, width=4)
-        history = distill(box, student, data, DistillSettings(epochs=4, **QUICK), key=key if keyed else None)
+        history = []
+        distill(
+            box, student, data, DistillSettings(epochs=4, **QUICK), key=key if keyed else None, history=history
+        )
         assert len(history) == 4
         assert not student.training
         assert accuracy(student, data) > 0.8
 
     def test_a_thief_without_labels(self, box, data):
         student = make(data, seed=1, width=4)
-        history = distill(box, student, data, DistillSettings(epochs=2, labels=False, **QUICK))
+        history = []
+        distill(box, student, data, DistillSettings(epochs=2, labels=False, **QUICK), history=history)
         assert set(history[0]["terms"]) == {"distillation"}
 
     def test_any_module_is_a_teacher(self, teacher, data):

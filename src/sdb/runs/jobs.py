@@ -49,7 +49,7 @@ from sdb.runtime import choose_device, keep_freed_memory, process_group, world
 from sdb.tracing.decoys import TraceResult, trace
 from sdb.training import loop as training
 from sdb.training.activation_checkpointing import checkpoint_activations
-from sdb.training.loop import Progress, check_batches
+from sdb.training.loop import Progress, Record, check_batches
 from sdb.wrapping.door import check_keys
 from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
 from sdb.wrapping.wrap import wrap
@@ -180,7 +180,8 @@ def distill_job(
     check_blocks(student, params)
     check_batches(student, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
-        history = distill(teacher, student, data, params, run=run, progress=progress)
+        history: list[Record] = []
+        distill(teacher, student, data, params, run=run, progress=progress, history=history)
         result: Result = {"accuracy": test_accuracy(student, data)}
         if isinstance(teacher, RemoteTeacher):
             result["queries"] = teacher.counts  # its own accuracy would cost the test images on top

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,9 +9,11 @@ from torch import nn
 
 from sdb.box.box import Box
 from sdb.config import WrapSettings
+from sdb.data import Data, LoaderSplits, Splits, as_data
 from sdb.errors import ConfigError, ModelError
 from sdb.keys import Key, Owner
-from sdb.models import Classifier, from_module
+from sdb.models import Classifier
+from sdb.models.own import classifier_of, outputs_of
 from sdb.wrapping.image_key import image_key
 from sdb.wrapping.method import Material, Method
 from sdb.wrapping.nasty import nasty
@@ -30,42 +31,21 @@ METHODS: dict[tuple[str, str], Callable[[Material], Method]] = {
 SIDES = (32, 28, 224, 64, 48, 96, 128, 256, 16, 8, 299, 384)
 
 
-def classifier_of(
-    network: nn.Module,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Classifier:
-    """A caller's network as a classifier of pixels in [0, 1]; a copy, so that the caller's stays as it is.
+def classifier_and_data(
+    network: nn.Module, data: Data, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Splits | LoaderSplits, Classifier]:
+    """A caller's data and network, fitting each other; see `sdb.data.as_data` and `sdb.models.own`.
 
-    Args:
-        network: a classifier already, or any module from images to logits.
-        num_classes: of the data.
-        image_shape: (C, H, W) of the data.
-        mean: per channel, where the network takes normalised pixels.
-        std: likewise.
-
-    Raises:
-        ConfigError: it is a box, or a classifier that has its normalisation, or one of mean and std is missing.
-        ModelError: it is no module, has nothing to train, or does not map such images to `num_classes` logits.
+    How many classes there are is the network's to say: a loader's labels do not tell of a class without images.
     """
     if isinstance(network, Box):
         raise ConfigError("the network is a box already: give the unprotected network")
-    if (mean is None) != (std is None):
-        raise ConfigError("mean and std: give both, or none where the network normalises pixels itself")
-    if isinstance(network, Classifier):
-        if mean is not None:
-            raise ConfigError("mean, std: this classifier has its normalisation already; leave both out")
-        return network
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"the network is a {type(network).__name__}: give an nn.Module from images to logits")
-    if not any(True for _ in network.parameters()):
-        raise ModelError("the network has no parameters: there is nothing to wrap")
-    channels = image_shape[0]
-    plain = (0.0,) * channels, (1.0,) * channels
-    mean, std = plain if mean is None or std is None else (tuple(mean), tuple(std))
-    return from_module(copy.deepcopy(network), num_classes, image_shape, mean, std)
+    known = network.num_classes if isinstance(network, Classifier) else None
+    found = as_data(data, known, mean=mean, std=std)
+    asked = outputs_of(network, found.image_shape)
+    if asked not in (None, found.num_classes):
+        found = as_data(data, asked, mean=mean, std=std)
+    return found, classifier_of(network, found.num_classes, found.image_shape, mean, std)
 
 
 def guess_shape(

@@ -14,7 +14,7 @@ from torch import nn
 
 from sdb.box.box import Box
 from sdb.config import WrapSettings
-from sdb.data import Data, as_data
+from sdb.data import Data
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
@@ -22,7 +22,7 @@ from sdb.runtime import choose_device, process_group
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches, measured
 from sdb.training.loop import Kept, Progress, Record, check_batches, fit, train_batches
 from sdb.training.repeated_views import answers, repeated
-from sdb.wrapping.door import METHODS, check_keys, classifier_of
+from sdb.wrapping.door import METHODS, check_keys, classifier_and_data
 from sdb.wrapping.method import Material, Method
 from sdb.wrapping.networks import frozen, start_network
 from sdb.wrapping.teachers import warn_of_teacher
@@ -71,9 +71,7 @@ def wrap(
     keys = [key] if isinstance(key, Key) else list(key or ())
     check_keys(keys, owner, settings)
     owner = owner or (Owner.of(keys[0]) if keys else None)
-    outputs = network.spec.num_classes if isinstance(network, Classifier) else None
-    data = as_data(data, outputs, mean=mean, std=std)
-    teacher = classifier_of(network, data.num_classes, data.image_shape, mean, std)
+    data, teacher = classifier_and_data(network, data, mean, std)
     for each in (teacher, *more_teachers):
         check_fits(
             each, "teacher", data.num_classes, data.image_shape, data.class_names, settings.other_class_names
