@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
+.PHONY: demo docs test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
@@ -22,6 +22,9 @@ lint:
 format:
 	$(RUN) test -- ruff check --fix .
 	$(RUN) test -- ruff format .
+
+docs:  ## the documents as a site, build/site/index.html; a broken link is an error
+	$(RUN) docs -- mkdocs build --strict $(ARGS)
 
 results:  ## docs/results.md and the README's table from docs/results/*.json
 	$(RUN) test -- python benchmarks/protection.py --write

@@ -153,7 +153,7 @@ def audit(
         out: folder for claim.json, report.html and the work; None keeps nothing.
 
     Raises:
-        As `audit_job`.
+        SDBError: as `audit_job`.
     """
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)

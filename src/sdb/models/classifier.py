@@ -40,7 +40,8 @@ class Classifier(nn.Module):
     Args:
         network: takes normalised images, returns logits, or what holds them clearly (see `logits_of`). It is used as
             it is, in float32; DataParallel and the like around it are taken off.
-        mean, std: per channel, of pixels in [0, 1].
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, the deviation.
         num_classes: number of logits.
         image_shape: (C, H, W) of one image.
 
@@ -51,8 +52,8 @@ class Classifier(nn.Module):
             (`.squeeze()` takes the batch axis too).
 
     Raises:
-        ModelError: a size is out of range, mean or std does not hold one usable number a channel, or the network holds
-            what no file of plain tensors can.
+        ModelError: a size is out of range, mean or std does not hold one usable number per channel, or the network
+            holds what no file of plain tensors can.
     """
 
     mean: Tensor
