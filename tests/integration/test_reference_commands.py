@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -331,26 +332,35 @@ def test_a_reference_run_is_normalised_by_the_reference_s_constants(dataset):
 
 @pytest.mark.slow
 def test_an_epoch_of_each_on_cifar(root, quick_sdb):
-    """ResNet-18 and its students, at their published sizes; a part of the images."""
+    """The published CNN as teacher and student, by the published names; few training images, the whole test set."""
     pytest.importorskip("pyarrow")
     given = [Path(each) for each in (os.environ.get("SDB_DATA"), SHARED) if each]
     data = next((each for each in given if list(each.glob("cifar10/train-*.parquet"))), None)
     if data is None:
         pytest.skip(f"CIFAR-10 parquet is neither in {SHARED}/cifar10 nor in the folder named by SDB_DATA")
     sets = ("--set", f"data_root={data.resolve()}", "--set", "epochs=1", "--set", "subset_percent=0.02")
-    for script, run in (
-        ("train_scratch.py", "baseline/resnet18"),
-        ("train_smb.py", "kd_nasty_resnet18/nasty_resnet18"),
-        ("train_smb.py", "sdb/resnet18"),
-        ("train_kd.py", "kd_nasty_resnet18/net"),
-        ("train_kd_noise.py", "kd_sdb_resnet18_keyed/net"),
+    files = runpy.run_path(str(ROOT / "tests" / "contract" / "published_files.py"))["published"]()
+    cnn, paper, place = files["CIFAR10/baseline/cnn"], files["CIFAR10/smb-resnet10"], "experiments/cnn"
+    student = files["CIFAR10/kd_normal_resnet18/cnn"] | {"teacher_model": "net"}
+    student["teacher_resume"] = f"{place}/smb/best_model.tar"
+    wrap = {name: paper[name] for name in ("temperature", "weight", "lamb", "eta")}
+    wrap |= {"adversarial_model": "net", "adversarial_resume": f"{place}/baseline/best_model.tar"}
+    for script, run, file in (
+        ("train_scratch.py", "baseline", cnn),
+        ("train_smb.py", "smb", cnn | wrap),
+        ("train_kd.py", "kd", student),
+        ("train_kd_noise.py", "kd_noise", student | {"lamb": 0.9}),
     ):
-        folder = root / "experiments" / "CIFAR10" / run
-        done = quick_sdb(script, "--save_path", folder.relative_to(root), *sets, cwd=root)
+        folder = root / place / run
+        folder.mkdir(parents=True)
+        (folder / "params.json").write_text(json.dumps(file))
+        done = quick_sdb(script, "--save_path", f"{place}/{run}", *sets, cwd=root)
         assert done.returncode == 0, done.stderr
         content = torch.load(folder / "best_model.tar", map_location="cpu", weights_only=True)
-        name = json.loads((folder / "params.json").read_text())["model_name"]
-        build(name, num_classes=10).load_state_dict(content["state_dict"], strict=True)
+        build("net", num_classes=10).load_state_dict(content["state_dict"], strict=True)
         # What the reference's loader subtracts and divides by is what the network was trained with.
-        whole = load_classifier(folder) if not (folder / "box").exists() else Box.load(folder / "box").classifier
+        whole = Box.load(folder / "box").classifier if run == "smb" else load_classifier(folder)
         assert (whole.spec.mean, whole.spec.std) == CIFAR
+    taught = {run: json.loads((root / place / run / "result.json").read_text()) for run in ("smb", "kd", "kd_noise")}
+    assert taught["kd"]["teacher"] == taught["smb"]["keyless"]
+    assert taught["kd_noise"]["teacher"] == taught["smb"]["keyed"]
