@@ -361,6 +361,8 @@ def test_an_epoch_of_each_on_cifar(root, quick_sdb):
         # What the reference's loader subtracts and divides by is what the network was trained with.
         whole = Box.load(folder / "box").classifier if run == "smb" else load_classifier(folder)
         assert (whole.spec.mean, whole.spec.std) == CIFAR
-    taught = {run: json.loads((root / place / run / "result.json").read_text()) for run in ("smb", "kd", "kd_noise")}
+    taught = {
+        run: json.loads((root / place / run / "result.json").read_text()) for run in ("smb", "kd", "kd_noise")
+    }
     assert taught["kd"]["teacher"] == taught["smb"]["keyless"]
     assert taught["kd_noise"]["teacher"] == taught["smb"]["keyed"]
