@@ -38,7 +38,15 @@ def expected_command(name: str) -> str:
     return "distill" if run.startswith(("kd_", "thief", "partner", "from_teacher")) else "train"
 
 
-every_run = pytest.mark.parametrize("path", parameter_files(), ids=name_of)
+def for_every_run(check) -> None:
+    """Run a check on each of the files; what fails is shown together, by name."""
+    faults = {}
+    for path in parameter_files():
+        try:
+            check(path)
+        except Exception as error:
+            faults[name_of(path)] = repr(error)
+    assert not faults
 
 
 def write(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,8 +92,7 @@ def test_there_are_enough_of_them():
         assert sum(path.is_relative_to(EXPERIMENTS / name) for path in parameter_files()) >= 26
 
 
-@every_run
-def test_is_valid_for_its_command(path):
+def is_valid_for_its_command(path):
     command = config.guess_command(path.parent)
     assert command == expected_command(name_of(path))
     params = config.load(path.parent, command)
@@ -94,8 +101,11 @@ def test_is_valid_for_its_command(path):
     assert json.loads(path.read_text()).keys() <= type(params).model_fields.keys(), "our names, not aliases"
 
 
-@every_run
-def test_names_runs_of_the_tree(path):
+def test_each_is_valid_for_its_command():
+    for_every_run(is_valid_for_its_command)
+
+
+def names_runs_of_the_tree(path):
     command = config.guess_command(path.parent)
     params = config.load(path.parent, command)
     if command == "train":
@@ -115,6 +125,10 @@ def test_names_runs_of_the_tree(path):
         assert params.key == params.teacher / "key.json"
     keyed = name_of(path).split("/")[1]
     assert (params.key is not None) == (keyed.endswith("_keyed") or keyed.startswith("partner"))
+
+
+def test_each_names_runs_of_the_tree():
+    for_every_run(names_runs_of_the_tree)
 
 
 @pytest.mark.parametrize(
