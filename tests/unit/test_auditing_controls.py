@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from sdb.audit.cells import Task, agreement, applies, cell, distance
 from sdb.audit.collect import cells_of, negative_control, positive_control
 from sdb.audit.plan import AuditSettings, defences_of
 from sdb.errors import TrainingError
+from sdb.keys import Key
 from sdb.training.evaluation import evaluation_batches
 
 
@@ -34,6 +36,8 @@ def test_a_positive_control_asks_for_its_share_of_the_way_from_chance_to_the_bes
     assert control["accuracies"] == list(accuracies)
     assert control["reason"] == "against the unprotected teacher"
     assert (control["closed"], control["closed_needed"]) == (None, None)
+    exact = positive_control(reached(control["needed"]), best, "none", share - 1e-9, 10)
+    assert exact["passed"] is True
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_a_cell_that_fell_in_one_seed_is_no_cell_that_was_done():
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
+def audit_seed(tmp_path_factory):
     settings = AuditSettings(
         attacks=("labels",),
         defences=("stingy",),
@@ -174,56 +178,56 @@ class Returns(Attack):
         return Stolen(means.new_student(), made, {"loss": float("nan"), "steps": [1, float("-inf")]})
 
 
-def run(ground, made, kind="cell"):
+def run(audit_seed, made, kind="cell"):
     Returns.made = made
-    return cell(ground, Task(kind, 0, "none", "returns"), Returns(), defences_of(ground.settings))
+    return cell(audit_seed, Task(kind, 0, "none", "returns"), Returns(), defences_of(audit_seed.settings))
 
 
-def test_the_share_closed_is_measured_from_the_thiefs_own_network(ground):
-    test = evaluation_batches(ground.data.test, ground.device)
-    assert run(ground, lambda means: ground.teacher)["gap_closed"] == pytest.approx(1, abs=1e-6)
-    other = ground.network("other").eval()
-    far = distance(ground.teacher, other, test)
-    found = run(ground, lambda means: other)
+def test_the_share_closed_is_measured_from_the_thiefs_own_network(audit_seed):
+    test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    assert run(audit_seed, lambda means: audit_seed.teacher)["gap_closed"] == pytest.approx(1, abs=1e-6)
+    other = audit_seed.network("other").eval()
+    far = distance(audit_seed.teacher, other, test)
+    found = run(audit_seed, lambda means: other)
     assert found["gap_closed"] == pytest.approx(1 - far / 2.0)
     assert found["queries"] == 20, "the judge's own questions are not the attacker's"
     assert (found["status"], found["reason"]) == ("done", "")
     assert found["details"] == {"loss": "nan", "steps": [1, "-inf"]}, "JSON has no such numbers"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     # Nothing recovered, or a negative control: nothing to measure.
-    assert run(ground, lambda means: None)["gap_closed"] is None
-    assert run(ground, lambda means: ground.teacher, "negative")["gap_closed"] is None
+    assert run(audit_seed, lambda means: None)["gap_closed"] is None
+    assert run(audit_seed, lambda means: audit_seed.teacher, "negative")["gap_closed"] is None
 
 
-def test_what_is_no_number_is_a_failure_and_not_a_distance(ground):
+def test_what_is_no_number_is_a_failure_and_not_a_distance(audit_seed):
     import torch
 
-    broken = ground.network("broken").eval()
+    broken = audit_seed.network("broken").eval()
     with torch.no_grad():
         for parameter in broken.parameters():
             parameter.fill_(float("nan"))
-    found = run(ground, lambda means: broken)
+    found = run(audit_seed, lambda means: broken)
     assert found["status"] == "failed"
     assert "not finite" in found["reason"]
     with pytest.raises(TrainingError, match="not finite"):
-        distance(ground.teacher, broken, evaluation_batches(ground.data.test, ground.device))
+        distance(audit_seed.teacher, broken, evaluation_batches(audit_seed.data.test, audit_seed.device))
 
 
-def test_distance_and_agreement_of_a_model_with_itself_and_with_another(ground):
+def test_distance_and_agreement_of_a_model_with_itself_and_with_another(audit_seed):
     import torch
 
-    test = evaluation_batches(ground.data.test, ground.device)
-    assert distance(ground.teacher, ground.teacher, test) == pytest.approx(0, abs=1e-6)
-    assert agreement(ground.teacher, ground.teacher, test) == 1
-    other = ground.network("other").eval()
-    images = torch.from_numpy(ground.data.test.images.copy()).float() / 255
+    test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    assert distance(audit_seed.teacher, audit_seed.teacher, test) == pytest.approx(0, abs=1e-6)
+    assert agreement(audit_seed.teacher, audit_seed.teacher, test) == 1
+    other = audit_seed.network("other").eval()
+    images = torch.from_numpy(audit_seed.data.test.images.copy()).float() / 255
     with torch.no_grad():
-        ours, theirs = ground.teacher(images).double(), other(images).double()
+        ours, theirs = audit_seed.teacher(images).double(), other(images).double()
     p, q = (ours / 4).softmax(1), (theirs / 4).softmax(1)
     mean = float((p * (p / q).log()).sum(1).mean())
-    assert distance(ground.teacher, other, test) == pytest.approx(mean, rel=1e-4)
+    assert distance(audit_seed.teacher, other, test) == pytest.approx(mean, rel=1e-4)
     same = float((ours.argmax(1) == theirs.argmax(1)).double().mean())
-    assert agreement(ground.teacher, other, test) == pytest.approx(same)
+    assert agreement(audit_seed.teacher, other, test) == pytest.approx(same)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,16 +248,52 @@ class Needs(Returns):
         (Interface.LABELS, ("leaked_key",), "needs the true key, to leak a part of it: give --key"),
     ],
 )
-def test_an_attack_that_cannot_be_run_says_why_and_has_no_numbers(ground, monkeypatch, needs, uses, reason):
+def test_an_attack_that_cannot_be_run_says_why_and_has_no_numbers(audit_seed, monkeypatch, needs, uses, reason):
     monkeypatch.setattr(Needs, "needs", needs)
     monkeypatch.setattr(Needs, "uses", frozenset(uses))
-    assert applies(ground, "none", Needs(), defences_of(ground.settings)) == reason
+    assert applies(audit_seed, "none", Needs(), defences_of(audit_seed.settings)) == reason
     if reason:
-        found = cell(ground, Task("cell", 0, "none", "needs"), Needs(), defences_of(ground.settings))
+        found = cell(audit_seed, Task("cell", 0, "none", "needs"), Needs(), defences_of(audit_seed.settings))
         assert found == {"status": "not_applicable", "reason": reason}
 
 
-def test_a_thief_who_asks_too_often_is_stopped_by_the_budget(ground, monkeypatch):
+NEITHER = "for boxes with an image key", "for boxes with a weight key"
+
+
+@pytest.mark.parametrize(
+    ("key", "box", "name", "reasons"),
+    [
+        # What is said of attacks that use an image key, a weight key and a leaked key.
+        ("image", None, "sdb", ("", NEITHER[1], "")),
+        ("weight", None, "decoy", (NEITHER[0], "", "")),
+        # The box says its kind where no key was given, and only of itself.
+        (None, "image", "box", ("", NEITHER[1], "needs the true key, to leak a part of it: give --key")),
+        (None, "weight", "box", (NEITHER[0], "", "needs the true key, to leak a part of it: give --key")),
+        (None, "weight", "none", (*NEITHER, "needs the true key, to leak a part of it: give --key")),
+        (None, None, "box", (*NEITHER, "needs the true key, to leak a part of it: give --key")),
+    ],
+)
+def test_attacks_on_keys_meet_the_boxes_of_their_kind(audit_seed, monkeypatch, key, box, name, reasons):
+    plain = audit_seed.defended("none", defences_of(audit_seed.settings))
+    defended = replace(plain, key=None if key is None else Key.generate(kind=key))
+    around = None if box is None else SimpleNamespace(info=SimpleNamespace(key_kind=box))
+    seed = SimpleNamespace(defended=lambda name, defences: defended, victim=audit_seed.victim, box=around)
+    for use, reason in zip(("image_key", "weight_key", "leaked_key"), reasons, strict=True):
+        monkeypatch.setattr(Needs, "uses", frozenset({use}))
+        assert applies(seed, name, Needs(), {}) == reason
+
+
+def test_what_the_interface_does_not_give_cannot_be_used(audit_seed, monkeypatch):
+    settings = audit_seed.settings.model_copy(update={"interface": "labels"})
+    seed = AuditSeed(settings, Subject(), 0, audit_seed.folder.parent)
+    monkeypatch.setattr(Needs, "needs", Interface.PROBABILITIES)
+    assert applies(seed, "none", Needs(), defences_of(settings)) == "needs probabilities, it gives labels"
+    # Who has the files does not ask the service.
+    monkeypatch.setattr(Needs, "needs", Interface.WEIGHTS)
+    assert applies(seed, "none", Needs(), defences_of(settings)) == ""
+
+
+def test_a_thief_who_asks_too_often_is_stopped_by_the_budget(audit_seed, monkeypatch):
     def greedy(self, victim, means):
         import torch
 
@@ -261,6 +301,6 @@ def test_a_thief_who_asks_too_often_is_stopped_by_the_budget(ground, monkeypatch
         return Stolen(means.new_student())
 
     monkeypatch.setattr(Returns, "run", greedy)
-    found = cell(ground, Task("cell", 0, "none", "returns"), Returns(), defences_of(ground.settings))
+    found = cell(audit_seed, Task("cell", 0, "none", "returns"), Returns(), defences_of(audit_seed.settings))
     assert found["status"] == "not_applicable"
     assert "50" in found["reason"]

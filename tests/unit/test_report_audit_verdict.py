@@ -131,6 +131,8 @@ def test_a_partner_of_some_seeds_is_held_against_those_seeds():
     raw["defences"][-1]["partner"] = [None, taught[1] - 0.2, None]
     verdict = judge(read_claim(raw))
     assert verdict.partner.gap.value == pytest.approx(-0.2)
+    assert verdict.partner.ours == (pytest.approx(taught[1] - 0.2), half_width([taught[1] - 0.2], 500))
+    assert verdict.partner.theirs == (pytest.approx(sum(taught) / 3), half_width(taught, 500))
     assert verdict.partner.judged.judgement is BROKEN
 
 
@@ -208,6 +210,20 @@ def test_a_cell_says_what_its_trials_say():
     assert cell.accuracy == (pytest.approx(sum(accuracies) / 3), half_width(accuracies, 500))
 
 
+def test_what_was_not_run_elsewhere_has_a_cell_that_says_so():
+    _, verdict = verdict_of(everywhere=False)
+    cell = cell_of(verdict, "pruning", "nasty")
+    assert (cell.attack.name, cell.defence, cell.outcome, cell.judged) == (
+        "pruning",
+        "nasty",
+        Outcome.NOT_RUN,
+        None,
+    )
+    assert [each.attack.name for each in verdict.of("nasty")] == [each.attack.name for each in verdict.of("box")]
+    assert {each.defence for each in verdict.of("nasty")} == {"nasty"}
+    assert cell_of(verdict, "distil").reason == ""
+
+
 def test_trials_in_another_order_are_held_against_their_own_seeds():
     raw = make_claim()
     for attack in ("distil", "averager"):
@@ -268,6 +284,7 @@ def test_an_attack_whose_control_failed_or_is_missing_shows_nothing():
     claim, verdict = verdict_of(failed_controls=("averager",))
     assert verdict.judged.judgement is OPEN
     assert cell_of(verdict, "averager").outcome is Outcome.NOT_TRUSTED
+    assert cell_of(verdict, "averager").reason == "its positive control failed", "no place was given"
     assert "averager" in words.findings(claim, verdict)[0].sentence
     for control in (None, "not run"):
         raw = make_claim()

@@ -34,16 +34,13 @@ def excess(value, half, *, lowest=-1.0, clear=0.01, seeds=3):
 @pytest.mark.parametrize(
     ("found", "allowed", "judgement", "reasons"),
     [
-        # Beyond chance: at its half-width, not before; never where there is no excess at all.
+        # Beyond chance: at its half-width, not before.
         (excess(0.02, 0.02), 0.0, BROKEN, ()),
         (excess(0.0199, 0.02), 0.0, OPEN, (TOO_SMALL,)),
-        (excess(0.0, 0.0), 0.0, ESTABLISHED, ()),
         (excess(-0.02, 0.02), 0.0, ESTABLISHED, ()),
-        # What is allowed moves the edge, and equality with it is within it.
+        # What is allowed moves the edge.
         (excess(0.0245, 0.02), 0.005, OPEN, (TOO_SMALL,)),
         (excess(0.0251, 0.02), 0.005, BROKEN, ()),
-        (excess(0.005, 0.0), 0.005, ESTABLISHED, ()),
-        (excess(0.0051, 0.0), 0.005, BROKEN, ()),
         # Every seed above by the images' half-width, though their spread hides it.
         (excess(0.03, 0.06, lowest=0.01), 0.0, BROKEN, ()),
         (excess(0.03, 0.06, lowest=0.0099), 0.0, OPEN, (TOO_SMALL,)),
@@ -120,12 +117,13 @@ def test_the_half_width_is_the_larger_of_images_and_seeds():
     spread = difference([0.80, 0.90, 1.00], [0.95] * 3, 500)
     assert spread.half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert spread.clear == pytest.approx(one.clear)
-    assert (spread.lowest, spread.seeds) == (pytest.approx(-0.15), 3)
+    assert (spread.value, spread.lowest, spread.seeds) == (pytest.approx(-0.05), pytest.approx(-0.15), 3)
+    assert difference([0.3] * 3, [0.1 + 0.2] * 3, 500).value == 0, "not by rounding"
     assert t_half([0.1, 0.9]) == 0
     assert t_half([0.1, 0.9, 0.5]) == pytest.approx(4.303 * 0.4 / math.sqrt(3))
     assert half_width([0.80, 0.90, 1.00], 500) == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     low, high = wilson(0.9, 500)
-    assert half_width([0.9], 500) == pytest.approx((high - low) / 2)
+    assert half_width([0.9], 500) == half_width([0.85, 0.95], 500) == pytest.approx((high - low) / 2)
 
 
 def test_the_seeds_are_compared_one_by_one():
@@ -166,7 +164,19 @@ def test_few_images_that_are_all_right_show_nothing():
     assert judge_excess(difference([1.0] * 3, [1.0] * 3, 360)).judgement is ESTABLISHED
 
 
+def test_below_begins_at_the_half_width():
+    assert [excess(value, 0.02).below for value in (-0.0201, -0.02, -0.0199, 0.0, 0.02)] == [
+        True,
+        True,
+        *[False] * 3,
+    ]
+
+
 def test_wilson():
+    for images in range(1, 300):
+        (low, _), (_, high) = wilson(0.0, images), wilson(1.0, images)
+        assert low >= 0
+        assert high <= 1
     assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert wilson(1.0, 360) == pytest.approx((0.98944, 1.0), abs=1e-5)
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-4)
@@ -177,4 +187,4 @@ def test_numbers_as_text():
     assert percent(1.0, 0) == "100\u00a0%"
     assert [points(v) for v in (0.0123, -0.0123, 0.0, -0.0002)] == ["+1.2", "−1.2", "0.0", "0.0"]
     assert points(0.01234, 2) == "+1.23"
-    assert points_and_half(-0.0123, 0.0456) == "−1.2\u00a0±\u00a04.6"
+    assert points_and_half(-0.0123, 0.5) == "−1.2\u00a0±\u00a050.0"

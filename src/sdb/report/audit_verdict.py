@@ -162,8 +162,8 @@ class AuditVerdict:
 
 def strongest(cells: tuple[CellVerdict, ...]) -> CellVerdict | None:
     """Of the cells that count, the one whose student is farthest above the bar, or least below."""
-    counted = [cell for cell in cells if cell.outcome in COMPARED and cell.gap is not None]
-    return max(counted, key=lambda cell: (cell.gap.value if cell.gap else 0.0, cell.attack.name), default=None)
+    counted = {(cell.gap.value, cell.attack.name): cell for cell in cells if cell.outcome in COMPARED and cell.gap}
+    return counted[max(counted)] if counted else None
 
 
 def judge_cell(claim: Claim, defence: str, attack: AttackRow) -> CellVerdict:

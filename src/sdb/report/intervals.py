@@ -23,8 +23,8 @@ class Difference:
 
     Attributes:
         value: Mean over seeds.
-        half: 95 % half-width.
-        clear: Half-width that is due to the test images alone.
+        half: 95 % half-width; at least `clear`.
+        clear: Half-width that is due to the test images alone, above zero.
         lowest: The smallest difference of a single seed.
         seeds: How many.
     """
@@ -42,7 +42,7 @@ class Difference:
         gain, but unequally, must not hide each other's gain.
         """
         every = self.seeds >= FEWEST_SEEDS and self.lowest - allowed >= self.clear
-        return self.value > allowed and (self.value - allowed >= self.half or every)
+        return self.value - allowed >= self.half or every
 
     @property
     def above(self) -> bool:
@@ -52,7 +52,7 @@ class Difference:
     @property
     def below(self) -> bool:
         """Whether it is below zero beyond chance."""
-        return self.value < 0 and self.value <= -self.half
+        return self.value <= -self.half
 
 
 def wilson(accuracy: float, count: int) -> tuple[float, float]:
