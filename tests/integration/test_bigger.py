@@ -98,8 +98,7 @@ def test_a_pretrained_folder_is_wrapped_from_the_command_line(images, load, quic
     done = quick_sdb("wrap", "box", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "box" / "result.json").read_text())
-    trusted = {"SDB_TRUSTED_FACTORIES": "transformers:ViTForImageClassification"}
-    done = quick_sdb("evaluate", "box/box", "--key", "box/key.json", cwd=tmp_path, env=trusted)
+    done = quick_sdb("evaluate", "box/box", "--key", "box/key.json", "--network", NAME, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {name: result[name] for name in ("keyless", "keyed")}
     box = Box.load(tmp_path / "box" / "box", network="transformers:ViTForImageClassification")

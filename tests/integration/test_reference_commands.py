@@ -16,14 +16,15 @@ from sdb import config
 from sdb.audit.job import find_subject
 from sdb.audit.plan import AuditSettings
 from sdb.box.box import Box
+from sdb.box.load import load_model
 from sdb.cli.export import _box_in
 from sdb.config import box_of
 from sdb.data import ImageSet, Splits
 from sdb.errors import CheckpointError
 from sdb.models import build
 from sdb.models.checkpoint import load_classifier
-from sdb.runs.resolve import load_model, new_model
-from sdb.service.model import load_model as load_served
+from sdb.runs.resolve import new_model
+from sdb.service.model import load_served
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

@@ -21,7 +21,7 @@ from sdb.models import compare_class_names
 from sdb.models.checkpoint import check_fits, load_classifier, read_tensors, write_tensors
 from sdb.runs.folder import open_run
 from sdb.runtime import choose_device
-from sdb.service.model import load_model
+from sdb.service.model import load_served
 from sdb.tracing.decoys import trace
 from sdb.training.loop import train
 from sdb.wrapping.wrap import wrap
@@ -151,7 +151,7 @@ def test_checkpoints_keep_names(world, make_net, tmp_path):
         assert load_classifier(file, class_names=LETTERS).class_names == LETTERS
         with pytest.raises(ModelError, match=r"its classes are 'a', 'b', 'c', 'd' \.\.\."):
             load_classifier(file, class_names=tuple("0123456789"))
-    assert load_model(tmp_path / "run").class_names == LETTERS  # what a server says of it
+    assert load_served(tmp_path / "run").class_names == LETTERS  # what a server says of it
     swapped = replace(data, class_names=SWAPPED)
     with (
         open_run(tmp_path / "run", values, device, resume=True) as run,

@@ -59,6 +59,7 @@ class Subject:
         split_seed: of the box's data split; None where each seed splits anew.
         validation_fraction: of the box's data split.
         pictures: how pictures become pixels for the box.
+        network: the factory that makes the network of box and teacher, where their files may not say it alone.
     """
 
     box: Path | None = None
@@ -68,6 +69,7 @@ class Subject:
     split_seed: int | None = None
     validation_fraction: float = 0.1
     pictures: Pictures = DEFAULT_PICTURES
+    network: str | None = None
 
 
 class AuditSeed:
@@ -111,7 +113,7 @@ class AuditSeed:
         """The audited box."""
         if self.subject.box is None:
             return None
-        box = Box.load(self.subject.box)
+        box = Box.load(self.subject.box, self.subject.network)
         self._check_fits(box.classifier, self.subject.box)
         return box.to(self.device)
 
@@ -119,10 +121,11 @@ class AuditSeed:
     def teacher(self) -> Classifier:
         """The unprotected model: the box's teacher where it was given, else one of the same architecture."""
         if self.subject.teacher is not None:
-            teacher = load_classifier(self.subject.teacher)
+            teacher = load_classifier(self.subject.teacher, network=self.subject.network)
             self._check_fits(teacher, self.subject.teacher)
         else:
-            teacher = load_classifier(self.folder / "teacher")
+            name, _ = self.spec()  # of the box or the settings, whose factory runs anyway
+            teacher = load_classifier(self.folder / "teacher", network=name if ":" in name else None)
         return teacher.to(self.device)
 
     def _check_fits(self, classifier: Classifier, source: Path) -> None:

@@ -80,6 +80,7 @@ def find_subject(
     owner: Path | None,
     without_key: bool,
     settings: AuditSettings,
+    network: str | None = None,
 ) -> tuple[Subject, AuditSettings]:
     """A box with the key, teacher and data that lie around it, where they are not named.
 
@@ -90,14 +91,14 @@ def find_subject(
     if path is None:
         if key is not None:
             raise ConfigError("--key: there is no box to open; name the box, or leave --key out")
-        return Subject(teacher=teacher), settings
+        return Subject(teacher=teacher, network=network), settings
     if key is not None and without_key:
         raise ConfigError("--key and --without-key contradict each other; give one")
     place = box_of(path)
     if place is None:
         raise CheckpointError(f"{path}: no box is there; name a box, or the folder of the `sdb wrap` that made it")
     around = place.parent
-    box = Box.load(place)
+    box = Box.load(place, network)
     if key is None and not without_key and box.info.key_ids:
         key = around / KEY
         if not key.exists():
@@ -128,6 +129,7 @@ def find_subject(
         split_seed=stored.get("seed", 0),
         validation_fraction=stored.get("validation_fraction", 0.1),
         pictures=box.classifier.pictures,
+        network=network,
     )
     return subject, settings.model_copy(update=update)
 

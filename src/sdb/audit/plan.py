@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import Defence
 from sdb.config import Settings, TrainSettings
 from sdb.errors import ConfigError
+from sdb.runtime import import_named
 
 # The audited box and the plain teacher in the grid.
 BOX, NONE = "box", "none"
@@ -156,10 +155,8 @@ def chosen(names: tuple[str, ...], known: Mapping[str, Any], what: str) -> dict[
 
 def _imported(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # an installed script does not look there
     try:
-        value = getattr(importlib.import_module(module), attribute)
+        value = getattr(import_named(module), attribute)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(f"{what}: {name!r} cannot be imported: {error}") from error
     value = value() if isinstance(value, type) else value

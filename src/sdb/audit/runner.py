@@ -90,12 +90,12 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
 
 def identity(subject: Subject) -> dict[str, Any]:
     """What a subject is, for telling it from another: no secret, no path."""
-    manifest = None if subject.box is None else read_box_files(subject.box)[0]
+    manifest, teacher = None if subject.box is None else read_box_files(subject.box)[0], subject.teacher
     return {
         "box": None if manifest is None else manifest["id"],
         "files": None if manifest is None else manifest["files"],
         "key": None if subject.key is None else Key.load(subject.key).id,
-        "teacher": None if subject.teacher is None else digest_of(load_classifier(subject.teacher)),
+        "teacher": None if teacher is None else digest_of(load_classifier(teacher, network=subject.network)),
         "split": [subject.split_seed, subject.validation_fraction],
     }
 

@@ -10,6 +10,7 @@ import typer
 from sdb.cli.shell import (
     Cluster,
     KeyOption,
+    Network,
     OtherClassNames,
     Overwrite,
     Set,
@@ -52,6 +53,7 @@ def audit(
     dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     other_class_names: OtherClassNames = False,
+    network: Network = None,
     workers: Workers = 2,
     cluster: Cluster = None,
     task_cpus: TaskCpus = 1,
@@ -88,7 +90,7 @@ def audit(
         "other_class_names": other_class_names or None,
     }
     values = {name: value for name, value in named.items() if value is not None} | parse_overrides(sets or [])
-    subject, settings = find_subject(box, key, teacher, owner, without_key, AuditSettings(**values))
+    subject, settings = find_subject(box, key, teacher, owner, without_key, AuditSettings(**values), network)
     progress = ShowTasks("audit")
     try:
         claim = audit_job(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Encrypt, KeyOption, new_passphrase, print_json, say
+from sdb.cli.shell import Encrypt, KeyOption, Network, new_passphrase, print_json, say
 from sdb.errors import ConfigError
 from sdb.runtime import read_bytes
 
@@ -23,6 +23,7 @@ def export(
     licence: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text to put into the file as its licence.")
     ] = None,
+    network: Network = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a box as one file for other runtimes.
@@ -35,7 +36,7 @@ def export(
     from sdb.keys import Key
 
     opened = None if key is None else Key.load(key)
-    metadata = write(Box.load(_box_in(box_path)), out, to, key=opened, licence=text, overwrite=overwrite)
+    metadata = write(Box.load(_box_in(box_path), network), out, to, key=opened, licence=text, overwrite=overwrite)
     if key is not None:
         say(f"{out}: holds the unlocked network. Whoever has it can distil the model; hand it over on a safe way.")
     print_json({"file": str(out), "bytes": out.stat().st_size, "metadata": metadata})

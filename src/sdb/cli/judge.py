@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import KeyOption, OtherClassNames, print_json, say
+from sdb.cli.shell import KeyOption, Network, OtherClassNames, json_object, print_json, say
+from sdb.errors import ConfigError
 from sdb.runtime import json_text
 
 
 def evaluate(
     path: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box.")],
     key: KeyOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Architecture of bare weights (*.tar): sdb params model_name."),
+    ] = None,
+    model_args: Annotated[str | None, typer.Option(metavar="JSON", help="Its arguments, a JSON object.")] = None,
+    network: Network = None,
     dataset: Annotated[str | None, typer.Option(help="Data set, where PATH does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -22,9 +29,15 @@ def evaluate(
     """Print test accuracies as JSON."""
     from sdb.runs.jobs import evaluate_job
 
+    arguments = json_object("--model-args", model_args) if model_args is not None else {}
+    if arguments and model is None:
+        raise ConfigError("--model-args: arguments of which architecture? Add --model NAME")
     result = evaluate_job(
         path,
         key_file=key,
+        model_name=model,
+        model_args=arguments,
+        network=network,
         dataset=dataset,
         data_root=data_root,
         device=device,
@@ -47,6 +60,7 @@ def trace(
         bool, typer.Option("--reveal", help="Also print the decoys, which are your secret.")
     ] = False,
     other_class_names: OtherClassNames = False,
+    network: Network = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")
     ] = None,
@@ -68,6 +82,7 @@ def trace(
         device=device,
         reveal=reveal,
         other_class_names=other_class_names,
+        network=network,
     )
     values = result.to_json()
     if json_file is not None:

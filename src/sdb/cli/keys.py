@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Encrypt, new_passphrase, print_json, say
+from sdb.cli.shell import Encrypt, Network, new_passphrase, print_json, say
 from sdb.errors import ConfigError
 
 key_app = typer.Typer(help="Make and look at keys.", no_args_is_help=True, rich_markup_mode=None)
@@ -61,6 +61,7 @@ def key_partner(
         Path | None,
         typer.Option("--box", metavar="BOX", help="Also give this weight-key box a slot for the partner."),
     ] = None,
+    network: Network = None,
     encrypt: Encrypt = False,
 ) -> None:
     """Make a partner's key from the owner's secret.
@@ -75,7 +76,7 @@ def key_partner(
     if box_path is not None:
         from sdb.box.box import Box
 
-        Box.load(box_path).add_partner(key, owner).save(box_path, overwrite=True)
+        Box.load(box_path, network).add_partner(key, owner).save(box_path, overwrite=True)
         say(f"{box_path}: opens for {name} too")
     key.save(path, passphrase=new_passphrase(encrypt))
     say(f"{path}: {kind} key {key.id[:8]} for {name}. Hand it over on a safe way.")

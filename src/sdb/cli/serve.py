@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import say
+from sdb.cli.shell import Network, say
 from sdb.errors import ConfigError, MissingExtraError
 
 
@@ -55,6 +55,7 @@ def serve(
     alerts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the watch's alerts here, not on stderr.")
     ] = None,
+    network: Network = None,
     device: Annotated[str, typer.Option(help="For torch: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Serve BOX over the Open Inference Protocol v2.
@@ -97,6 +98,7 @@ def serve(
             limits=limits,
             # A page on the internet can have its own name lead to this machine; what others reach has many names.
             allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
+            network=network,
             device=device,
         )
         advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdb.errors import ConfigError
-from sdb.runtime import json_text
+from sdb.runtime import json_text, parse_json
 
 if TYPE_CHECKING:
     from sdb.runs.tasks import Where
@@ -39,6 +39,14 @@ OtherClassNames = Annotated[
     bool,
     typer.Option("--other-class-names", help="The data may call the classes by other names, in the same order."),
 ]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="What makes the network, where the file cannot say it alone; it is imported and run: trust it.",
+    ),
+]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Key file.")]
 
 
@@ -66,6 +74,21 @@ def run_folder(folder: Path | None, save_path: Path | None) -> Path:
 def with_key(sets: list[str] | None, key: Path | None) -> list[str]:
     """The overrides, with --key as one of them."""
     return [*(sets or []), *([f"key={json_text(str(key))}"] if key is not None else [])]
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """The JSON object that an option holds.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{option} {text!r}: expected a JSON object, for example '{{\"num_channels\": 8}}'")
+    return value
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import OtherClassNames, print_json, say
+from sdb.cli.shell import Network, OtherClassNames, print_json, say
 
 token_app = typer.Typer(
     help="Who may ask a served box, and how much.", no_args_is_help=True, rich_markup_mode=None
@@ -100,6 +100,7 @@ def token_profile(
     dataset: Annotated[str | None, typer.Option(help="Data set, where BOX does not say it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     other_class_names: OtherClassNames = False,
+    network: Network = None,
 ) -> None:
     """Write what ordinary questions to BOX look like, for its server's detector.
 
@@ -109,11 +110,12 @@ def token_profile(
     import torch
 
     from sdb.box.box import Box
+    from sdb.box.load import load_model
     from sdb.models.checkpoint import check_fits
-    from sdb.runs.resolve import described_data, load_model
+    from sdb.runs.resolve import described_data
     from sdb.service.watch.detector import FEWEST_GOOD, MOST_USED, fit_profile
 
-    model = load_model(box_path).eval()
+    model = load_model(box_path, network).eval()
     data = described_data(box_path, dataset, data_root, model)
     classifier = model.classifier if isinstance(model, Box) else model
     check_fits(classifier, box_path, data.num_classes, data.image_shape, data.class_names, other_class_names)

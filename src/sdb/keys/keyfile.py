@@ -92,14 +92,14 @@ def read_secret(path: Path, passphrase: str | None = None) -> tuple[dict[str, An
         version = body.pop("sdb_key")
     except (ValueError, KeyError, TypeError, AttributeError):
         body, version = {}, None
+    if version is None:  # before its mode: who named the wrong file must not change the permissions of that
+        raise KeyFileError(damaged)
     # An encrypted file may be read by anyone: that is what its passphrase is for.
     if mode & OTHERS and "ciphertext" not in body:
         raise KeyFileError(
             f"{path} can be read by other users (mode {mode:04o}): run chmod 600 {path}; where that changes nothing (a "
             "Windows or network drive), keep it on another file system, or make it with --encrypt"
         )
-    if version is None:
-        raise KeyFileError(damaged)
     if type(version) is not int or version != VERSION:
         raise KeyFileError(f"{path}: key file version {version!r}, this sdb reads {VERSION}: update sdb")
     if wrong := [name for name, fits in HEADER.items() if name in body and not fits(body[name])]:

@@ -1,7 +1,6 @@
 """Architectures by name. Names are those of the reference code, whose checkpoints load into `build(name, ...)`."""
 
 import difflib
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -40,9 +39,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
 }
 
-# The variable that names the factories that a file may call, package.module:factory, with a comma between.
-TRUSTED = "SDB_TRUSTED_FACTORIES"
-
 # The arguments that each architecture accepts, with the reference's defaults; one not listed accepts none.
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "net": {"num_channels": 32, "dropout_rate": 0.0},
@@ -65,7 +61,7 @@ def build(
         image_shape: (C, H, W) of one image.
         arguments: for a name in `MODELS`, those that `MODEL_DEFAULTS` lists; for a factory, its own.
         allow_factory: whether `package.module:factory` may import and run code; False for a name that comes
-            from a file, and then only the factories that SDB_TRUSTED_FACTORIES names may.
+            from a file alone.
 
     Raises:
         ModelError: unknown name or argument, or a factory that is refused or fails.
@@ -73,11 +69,11 @@ def build(
     check_sizes(num_classes, image_shape)
     arguments = dict(arguments or {})
     if ":" in name:
-        trusted = {each.strip() for each in os.environ.get(TRUSTED, "").split(",")}
-        if not allow_factory and name not in trusted:
+        if not allow_factory:
             raise ModelError(
                 f"model name {name!r} comes from a file and would import and run code, which is not allowed here: if "
-                f"you trust that factory with any arguments, set {TRUSTED}={name} (several: a comma between)"
+                f"you trust that factory with any arguments, name it: --network {name} (in Python network={name!r}, in "
+                f"the parameters of a run teacher_model)"
             )
         return from_factory(name, num_classes, arguments)
     if name not in MODELS:

@@ -23,7 +23,7 @@ from sdb.errors import CheckpointError, ModelError
 from sdb.models.architectures import MODELS
 from sdb.models.bare import description_in, read_reference
 from sdb.models.class_names import compare_class_names
-from sdb.models.classifier import MODULE, Classifier, ModelSpec
+from sdb.models.classifier import MODULE, Classifier, ModelSpec, class_of
 from sdb.models.external import from_factory
 from sdb.models.pretrained import is_pretrained, load_pretrained, normalisation_beside
 from sdb.models.weights import fitted, not_finite
@@ -97,8 +97,7 @@ def build_with(
         spec: the description.
         weights: as in the classifier's state dict.
         source: of both, for messages.
-        network: what the file cannot make: an instance of the class whose weights it holds, or the name of a factory
-            that the caller trusts, package.module:factory. What it makes is compared afterwards.
+        network: see `build_described`.
 
     Raises:
         CheckpointError: the weights are of another architecture.
@@ -111,15 +110,31 @@ def build_with(
         except RuntimeError as error:  # sizes that overflow
             raise ModelError(f"{source}: its description cannot be built: {error}") from None
         check_weights(described, weights, source)
-    named = network if isinstance(network, str) else None
-    if named is not None and spec.name == MODULE:
-        network = from_factory(named, spec.num_classes, {})
-    elif named is not None and named != spec.name:
-        raise ModelError(f"{source}: holds a {spec.name}, not a {named}: correct the network's name")
-    made = None if isinstance(network, str) else network
-    classifier = spec.build(allow_factory=named is not None, network=made)
+    classifier = build_described(spec, source, network)
     load_weights(classifier, weights, source)
     return classifier
+
+
+def build_described(spec: ModelSpec, source: object, network: nn.Module | str | None = None) -> Classifier:
+    """The classifier that a file describes, with other weights.
+
+    Args:
+        spec: the description.
+        source: of it, for messages.
+        network: what the file cannot make: an instance of the class whose weights it holds, or the name of a factory
+            that the caller trusts, package.module:factory, which runs where the file asks for it and nowhere else.
+            A file alone runs nothing.
+
+    Raises:
+        ModelError: the architecture cannot be built, or is a factory that the caller did not name.
+    """
+    if not isinstance(network, str):
+        return spec.build(allow_factory=False, network=network)
+    if spec.name == MODULE:
+        return spec.build(network=from_factory(network, spec.num_classes, {}))
+    if ":" in spec.name and network != spec.name:
+        raise ModelError(f"{source}: holds a {spec.name}, not a {network}: correct the network's name")
+    return spec.build()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -190,7 +205,7 @@ def load_classifier(
             reference parameter files name our runs too.
         model_name: needed for bare weights, checked against the others.
         model_args: arguments of that architecture.
-        network: see `build_with`.
+        network: see `build_described`; an instance takes bare weights too.
         dataset: for bare weights, whose normalisation constants they were trained with; a preprocessor_config.json
             beside them (image_mean, image_std) says more.
         num_classes: number of classes that the caller has.
@@ -224,7 +239,7 @@ def load_classifier(
         spec = ModelSpec.from_json(described.get("spec"))
         if model_name not in (None, spec.name):
             raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
-        classifier = spec.build(allow_factory=model_name == spec.name)
+        classifier = build_described(spec, path, network)
         load_weights(classifier.network, read_reference(path), path)
         classifier.class_names = _names_in(described, classifier.num_classes, path)
     elif path.suffix == ".safetensors" and (model_name is None or not _is_bare(path)):
@@ -233,19 +248,23 @@ def load_classifier(
         if model_name is not None and model_name != spec.name and spec.name != MODULE:
             raise CheckpointError(f"{path}: holds a {spec.name}, not a {model_name}: correct teacher_model")
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        # A factory imports code: only when the caller names it too, never on a file's word alone.
-        classifier = build_with(spec, weights, path, network if network is not None else model_name)
+        classifier = build_with(spec, weights, path, network)
         classifier.class_names = _names_in(header, classifier.num_classes, path)
     else:
+        if isinstance(network, nn.Module):
+            model_name, model_args = MODULE, {"class": class_of(network)}
+        elif model_name is None:
+            model_name = network
         if model_name is None or num_classes is None or image_shape is None:
             raise CheckpointError(
-                f"{path}: a reference checkpoint does not say its architecture: set teacher_model"
+                f"{path}: bare weights do not say their architecture: name it, --model NAME --dataset NAME (in the "
+                "parameters of a run teacher_model; in Python model_name, num_classes and image_shape)"
             )
         weights = read_reference(path)
         known = _normalisation(path, dataset, image_shape[0])
         mean, std = known or ((0.0,) * image_shape[0], (1.0,) * image_shape[0])
         spec = ModelSpec(model_name, model_args or {}, num_classes, image_shape, mean, std)
-        classifier = spec.build()
+        classifier = spec.build(network=network if isinstance(network, nn.Module) else None)
         load_weights(classifier.network, fitted(classifier.network.state_dict(), weights), path)
         if known is None:
             log.warning(

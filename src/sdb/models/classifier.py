@@ -283,7 +283,8 @@ class ModelSpec:
             raise ModelError(
                 f"this holds a network of the class {self.arguments.get('class', 'unknown')}, which no file can make "
                 "again: give an instance of it, network=..., as in Box.load(path, network=Net()); for a command, name "
-                "a function that makes one, package.module:factory"
+                "a function that makes one: --network package.module:factory (in the parameters of a run "
+                "teacher_model)"
             )
         classifier = self._made(allow_factory)
         if self.name not in MODELS:

@@ -9,7 +9,6 @@ stranger. Nothing is downloaded here; a factory that downloads does so on its ow
 """
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from sdb.errors import ModelError
+from sdb.runtime import import_named
 
 
 def from_factory(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
@@ -55,10 +55,10 @@ def _find(name: str) -> Callable[..., Any]:
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise ModelError(f"{name!r} is not of the form package.module:factory")
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        module = import_named(module_name)
+    except (ImportError, SyntaxError) as error:
         raise ModelError(
-            f"{name}: cannot import {module_name} ({error}): install it or correct the name"
+            f"{name}: cannot import {module_name} ({error}): install it, go to the folder it is in, or correct the name"
         ) from error
     try:
         factory = getattr(module, attribute)

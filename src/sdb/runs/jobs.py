@@ -14,6 +14,7 @@ from torch import nn
 from sdb import config
 from sdb import data as datasets
 from sdb.box.box import Box
+from sdb.box.load import load_model
 from sdb.config import (
     BOX,
     DistillParams,
@@ -22,7 +23,6 @@ from sdb.config import (
     TrainParams,
     WrapParams,
     WrapSettings,
-    box_of,
 )
 from sdb.data import Splits
 from sdb.distillation import check_loss, distill
@@ -38,11 +38,11 @@ from sdb.runs.resolve import (
     described_data,
     like_teacher,
     load_data,
-    load_model,
     load_teacher,
     new_model,
     opened,
     partner_key,
+    trusted,
     wrapping_keys,
 )
 from sdb.runtime import choose_device, keep_freed_memory, process_group, world
@@ -91,7 +91,13 @@ def wrap_job(
         check_keys(*wrapping_keys(folder, params), params)
     names, other = data.class_names, params.other_class_names
     more = [
-        load_classifier(path, num_classes=data.num_classes, class_names=names, other_class_names=other)
+        load_classifier(
+            path,
+            network=trusted(params),
+            num_classes=data.num_classes,
+            class_names=names,
+            other_class_names=other,
+        )
         for path in params.more_teachers
     ]
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
@@ -203,23 +209,32 @@ def evaluate_job(
     data_root: Path | None,
     device: str,
     other_class_names: bool = False,
+    model_name: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    network: str | None = None,
 ) -> Result:
     """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
-    # A published best_model.tar may stand for our own file.
-    if box_of(path) is None and not path.exists() and path.suffix != ".tar":
-        raise CheckpointError(f"{path}: no such run folder, checkpoint or box")
-    model = load_model(path)
+    key = (
+        None if key_file is None else Key.load(key_file)
+    )  # what is no key is refused as that, whatever the model is
+    bare: dict[str, Any] = {}
+    data = None
+    if model_name is not None:  # bare weights do not say what they are for: the data does
+        data = described_data(path, dataset, data_root, None)
+        shape = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+        bare = {"model_name": model_name, "model_args": model_args, "dataset": data.name, **shape}
+    model = load_model(path, network, **bare)
     classifier = model.classifier if isinstance(model, Box) else model
-    data = described_data(path, dataset, data_root, model)
+    data = data or described_data(path, dataset, data_root, model)
     check_fits(classifier, path, data.num_classes, data.image_shape, data.class_names, other_class_names)
     model = model.to(choose_device(device))
     if not isinstance(model, Box):
-        if key_file is not None:
+        if key is not None:
             raise ConfigError(f"--key: {path} is not a box, it needs no key")
         return {"accuracy": test_accuracy(model, data)}
     result = {"keyless": test_accuracy(model, data)}
-    if key_file is not None:
-        result["keyed"] = test_accuracy(model.unlock(Key.load(key_file)), data)
+    if key is not None:
+        result["keyed"] = test_accuracy(model.unlock(key), data)
     return result
 
 
@@ -234,15 +249,16 @@ def trace_job(
     device: str,
     reveal: bool,
     other_class_names: bool = False,
+    network: str | None = None,
 ) -> TraceResult:
     """Look for a box's mark in a run folder, checkpoint or box, on the test images of the box's data."""
-    box = load_model(box_path)
+    box = load_model(box_path, network)
     if not isinstance(box, Box):
         raise CheckpointError(f"--box: {box_path} is not a box; the suspect comes first, the box after --box")
     owner = Owner.load(owner_file)
     box.owner_record(owner)  # a wrong owner is refused before any data is looked for
-    suspect = load_model(suspect_path)
-    reference = load_model(reference_path) if reference_path is not None else None
+    suspect = load_model(suspect_path, network)
+    reference = load_model(reference_path, network) if reference_path is not None else None
     if isinstance(reference, Box):
         raise ConfigError(f"--reference: {reference_path} is a box; name the teacher, which never saw the decoys")
     data = described_data(box_path, dataset, data_root, box)

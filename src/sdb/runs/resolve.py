@@ -26,10 +26,12 @@ KEY, OWNER = "key.json", "owner.json"
 log = logging.getLogger(__name__)
 
 
-def described_data(path: Path, dataset: str | None, data_root: Path | None, model: Box | Classifier) -> Splits:
+def described_data(
+    path: Path, dataset: str | None, data_root: Path | None, model: Box | Classifier | None
+) -> Splits:
     """The data that the run around a checkpoint or box was made on, unless a data set is named.
 
-    Its pictures become pixels as they did for the model that is there.
+    Its pictures become pixels as they did for the model, where there is one.
     """
     folder = path if path.is_dir() else path.parent
     described = next(
@@ -45,7 +47,8 @@ def described_data(path: Path, dataset: str | None, data_root: Path | None, mode
     own = ("image_size", "stream") if name == stored.get("dataset") else ()
     names = ("seed", "validation_fraction", *own)
     split = {name: stored[name] for name in names if name in stored}
-    split["pictures"] = (model.classifier if isinstance(model, Box) else model).pictures
+    if model is not None:
+        split["pictures"] = (model.classifier if isinstance(model, Box) else model).pictures
     return datasets.load(name, root=root, **split)
 
 
@@ -76,16 +79,15 @@ def new_model(params: RunParams, data: Splits, seed: int, purpose: str = "initia
     return model
 
 
-def load_model(path: Path) -> Box | Classifier:
-    """The box that a path stands for, or a trained classifier."""
-    box = box_of(path)
-    return load_classifier(path) if box is None else Box.load(box)
+def trusted(params: TeacherParams) -> str | None:
+    """The factory that the parameters name, and so trust: `teacher_model`, where that is package.module:factory."""
+    return params.teacher_model if ":" in (params.teacher_model or "") else None
 
 
 def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
     """The teacher that the parameters name, fitting the data."""
     if (place := box_of(params.teacher)) is not None:
-        box = Box.load(place, network=params.teacher_model if ":" in (params.teacher_model or "") else None)
+        box = Box.load(place, network=trusted(params))
         names = data.class_names, params.other_class_names
         check_fits(box.classifier, place, data.num_classes, data.image_shape, *names)
         _compare_pictures(box.classifier, place, data)
@@ -94,6 +96,7 @@ def load_teacher(params: TeacherParams, data: Splits) -> Box | Classifier:
         params.teacher,
         model_name=params.teacher_model,
         model_args=params.teacher_args,
+        network=trusted(params),
         dataset=data.name,
         num_classes=data.num_classes,
         image_shape=data.image_shape,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sdb.errors import ConfigError
@@ -153,3 +155,17 @@ def command_line() -> str:
     import shlex
 
     return shlex.join(["sdb", *sys.argv[1:]])
+
+
+def import_named(module: str) -> ModuleType:
+    """Import a module that the user named; the current folder is looked at too, last.
+
+    An installed command does not look there by itself, and nothing but what a user names should be found there.
+
+    Raises:
+        ImportError, SyntaxError: it is not there, or is no Python.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    return importlib.import_module(module)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from torch import nn
 
     from sdb.box.box import Box
     from sdb.models import Classifier
@@ -36,6 +37,7 @@ def create_app(
     answers: str = "logits",
     limits: RequestLimits | None = None,
     allowed_hosts: Sequence[str] | None = None,
+    network: nn.Module | str | None = None,
     device: str = "auto",
 ) -> FastAPI:
     """Make the server's ASGI application, with its model loaded and tried once.
@@ -50,6 +52,7 @@ def create_app(
         answers: what is given away: logits, probabilities, top_k or labels.
         limits: what is refused; None for the defaults.
         allowed_hosts: names that a request may ask this server by, besides localhost and addresses; None for any.
+        network: what the file of `box` cannot make itself, see `Box.load`.
         device: for torch: auto, cpu, cuda or cuda:N.
 
     Raises:
@@ -59,9 +62,9 @@ def create_app(
     """
     from sdb.service.app import build_app
     from sdb.service.limits import RequestLimits
-    from sdb.service.model import load_model
+    from sdb.service.model import load_served
 
-    model = load_model(box, name=name, onnx=onnx, partner_keys=partner_keys, device=device)
+    model = load_served(box, name=name, onnx=onnx, partner_keys=partner_keys, network=network, device=device)
     return build_app(
         model, watch=watch, answers=answers, limits=limits or RequestLimits(), allowed_hosts=allowed_hosts
     )

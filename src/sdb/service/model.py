@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from sdb.box.box import Box
-from sdb.config import DEFAULT_PICTURES, Pictures, box_of
+from sdb.box.load import load_model
+from sdb.config import DEFAULT_PICTURES, Pictures
 from sdb.errors import ConfigError, MissingExtraError, ModelError
 from sdb.keys import Key
 from sdb.models import Classifier, check
-from sdb.models.checkpoint import load_classifier
 from sdb.runtime import choose_device
 from sdb.service.batching import Forward
 
@@ -57,12 +57,13 @@ class Model:
     pictures: Pictures = DEFAULT_PICTURES
 
 
-def load_model(
+def load_served(
     source: Path | str | Box | Classifier,
     *,
     name: str = "box",
     onnx: Sequence[Path | str] = (),
     partner_keys: Sequence[Path | str] = (),
+    network: nn.Module | str | None = None,
     device: str = "auto",
 ) -> Model:
     """Load a model and try every variant once; `sdb.service.create_app` explains the arguments.
@@ -75,7 +76,7 @@ def load_model(
     if not name or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
         raise ConfigError(f"name is {name!r}: it is part of a URL; use letters, digits, '.', '_' and '-'")
     if not isinstance(source, (Box, Classifier)):
-        source = _load(Path(source))
+        source = load_model(source, network)
     classifier = source.classifier if isinstance(source, Box) else source
     place = choose_device(device)
     modules: dict[str, nn.Module] = {KEYLESS: source} | _unlocked(source, partner_keys)
@@ -95,12 +96,6 @@ def load_model(
         box_id=box_id,
         pictures=classifier.pictures,
     )
-
-
-def _load(path: Path) -> Box | Classifier:
-    """What a path stands for; a wrap's run folder or checkpoint is its box, not the network that was trained for it."""
-    box = box_of(path)
-    return load_classifier(path) if box is None else Box.load(box)
 
 
 def _unlocked(source: Box | Classifier, files: Sequence[Path | str]) -> dict[str, nn.Module]:

@@ -233,7 +233,7 @@ def same_site(folders: Sequence[Path]) -> Generator[Site]:
     """What this process's place is like, with a token in each folder for as long as it is needed."""
     code, token = environment(), secrets.token_hex(8)
     files = [folder.resolve() / f".sdb-cluster-{token}" for folder in dict.fromkeys(folders)]
-    variables = [(name, os.environ[name]) for name in ("SDB_DATA", "SDB_TRUSTED_FACTORIES") if name in os.environ]
+    variables = [("SDB_DATA", os.environ["SDB_DATA"])] if "SDB_DATA" in os.environ else []
     try:
         for file in files:
             write_atomic(file, token.encode())
