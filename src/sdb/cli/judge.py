@@ -30,7 +30,7 @@ def evaluate(
     from sdb.runs.jobs import evaluate_job
 
     arguments = json_object("--model-args", model_args) if model_args is not None else {}
-    if arguments and model is None:
+    if model_args is not None and model is None:
         raise ConfigError("--model-args: arguments of which architecture? Add --model NAME")
     result = evaluate_job(
         path,
