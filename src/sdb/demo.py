@@ -19,7 +19,7 @@ import torch
 from sdb import config
 from sdb.audit.attacks.similar_keys import SimilarKeys
 from sdb.box.box import Box
-from sdb.config import BOX
+from sdb.config import BOX, box_of
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError, StorageError
 from sdb.keys import Key, Owner
@@ -236,7 +236,8 @@ def make_record(
     """All that the report shows, as JSON values."""
     rows = []
     for row in ROWS:
-        model = load_classifier(out / row.stage)
+        box = box_of(out / row.stage)
+        model = load_classifier(out / row.stage) if box is None else Box.load(box).classifier
         count = sum(parameter.numel() for parameter in model.parameters())
         accuracy = results[row.stage][row.metric]
         rows.append(
