@@ -12,7 +12,7 @@ import logging
 
 import typer
 
-from sdb.cli import audit, export, grid, judge, keys, report, reproduce, runs, serve, tokens
+from sdb.cli import audit, export, grid, judge, keys, params, report, reproduce, runs, serve, tokens
 from sdb.cli.shell import say
 from sdb.errors import SDBError
 
@@ -24,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace, runs.check, runs.demo):
+    app.command()(command)
+for command in (params.init, params.params):
     app.command()(command)
 for command in (export.export, export.sign, export.verify):
     app.command()(command)

@@ -95,7 +95,7 @@ def check(
     found = check_job(place, command, sets or [])
     say(f"{place}: good for sdb {found}")
     if command is None:
-        say(f"  {found}: {config.guess(config.read_json(place / 'params.json'))[1]}")
+        say(f"  {found}: {config.guess(config.read_params(config.params_file(place)))[1]}")
     for line in config.inferred(place, found, sets or []):
         say(f"  {line}")
 
@@ -176,7 +176,7 @@ def tell_what_was_taken(command: str, folder: Path, params: Any, sets: list[str]
             say(f"sdb: {line}")
         return
     for name, (taken, now) in config.differing(folder, params, command, sets).items():
-        say(f"sdb: {name} is {taken!r}, as the run was begun (params.json: {now!r})")
+        say(f"sdb: {name} is {taken!r}, as the run was begun (the file: {now!r})")
 
 
 def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool) -> dict[str, Any]:

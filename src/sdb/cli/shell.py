@@ -14,11 +14,17 @@ from sdb.runtime import json_text, parse_json
 if TYPE_CHECKING:
     from sdb.runs.tasks import Where
 
-Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder; holds params.json.")]
+Folder = Annotated[
+    Path | None,
+    typer.Argument(metavar="DIR", help="Run folder; holds params.json or params.toml (sdb init writes one)."),
+]
 SavePath = Annotated[
     Path | None, typer.Option("--save_path", "--save-path", help="The same, as the reference has it.")
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a parameter.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a parameter; `sdb params` lists the keys."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR after its last finished epoch.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run in DIR.")]
 Encrypt = Annotated[

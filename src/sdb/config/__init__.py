@@ -2,14 +2,15 @@
 
     params = load(Path("experiments/digits/box"), "wrap", ["epochs=5"])
 
-A parameter file is one flat JSON object, `DIR/params.json`. The file, the `--set` values and the defaults become one
-dictionary that is validated once, so all faults come together, each with its field. The key names of the published
+A parameter file is one flat object, `DIR/params.json` or `DIR/params.toml`. The file, the `--set` values and
+the defaults become one dictionary that is validated once, so all faults come together, each with its field. The key names of the published
 `params.json` files of SDB and Nasty Teacher are aliases (`ALIASES`), so those files run unchanged, and as the
 reference's scripts would run them (`sdb.config.reference`).
 """
 
 from sdb.config.files import (
     CHECKPOINTS,
+    PARAMS,
     RESOLVED,
     canonical,
     differing,
@@ -17,8 +18,10 @@ from sdb.config.files import (
     guess_command,
     inferred,
     load,
+    params_file,
     parse_overrides,
     read_json,
+    read_params,
     validate,
 )
 from sdb.config.names import ALIASES, IGNORED, MODEL_ARGUMENTS, describe_faults
@@ -44,6 +47,7 @@ __all__ = [
     "LOSS_DEFAULTS",
     "MANIFEST",
     "MODEL_ARGUMENTS",
+    "PARAMS",
     "RESOLVED",
     "DistillParams",
     "DistillSettings",
@@ -66,8 +70,10 @@ __all__ = [
     "inferred",
     "is_box",
     "load",
+    "params_file",
     "parse_overrides",
     "read_json",
+    "read_params",
     "read_pictures",
     "validate",
 ]

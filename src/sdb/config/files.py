@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sdb.config.reference import meaning, student_arguments
 from sdb.errors import ConfigError
 from sdb.runtime import JSON_LIMIT, parse_json, read_bytes
 
+PARAMS = ("params.json", "params.toml")  # what a run folder is asked for in, one of the two
 RESOLVED = "params.resolved.json"  # of a run folder: every parameter that the run uses
 # The checkpoints that a run leaves, and the reference's names, which stand for them.
 CHECKPOINTS = ("last.safetensors", "best.safetensors", "last_model.tar", "best_model.tar")
@@ -21,10 +23,10 @@ KINDS = {"train": "training's", "wrap": "wrap's", "distill": "student's"}
 
 
 def load(folder: Path | str, command: str, overrides: Sequence[str] = (), *, resume: bool = False) -> Any:
-    """Read and validate DIR/params.json with `--set` values on top.
+    """Read and validate DIR/params.json, or params.toml, with `--set` values on top.
 
     Args:
-        folder: holds params.json.
+        folder: holds one of them.
         command: train, wrap or distill.
         overrides: `KEY=VALUE`.
         resume: take what a run in the folder was begun with in place of the file.
@@ -65,8 +67,38 @@ def differing(
 
 def _read(folder: Path, overrides: Sequence[str], resume: bool) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     begun = folder / RESOLVED
-    path = begun if resume and begun.exists() else folder / "params.json"
-    return path, read_json(path), parse_overrides(overrides)
+    path = begun if resume and begun.exists() else params_file(folder)
+    return path, read_params(path), parse_overrides(overrides)
+
+
+def params_file(folder: Path) -> Path:
+    """The parameter file of a run folder, params.json or params.toml.
+
+    Raises:
+        ConfigError: neither is there, or both are.
+    """
+    found = [folder / name for name in PARAMS if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ConfigError(f"{folder}: holds {' and '.join(PARAMS)}, and only one can be meant: remove one of them")
+    if not found and not (folder / PARAMS[0]).exists():
+        raise ConfigError(f"{folder / PARAMS[0]}: no such file, and no {PARAMS[1]}; sdb init {folder} writes one")
+    return found[0] if found else folder / PARAMS[0]
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """The parameters in a file, JSON or, by its name, TOML.
+
+    Raises:
+        ConfigError: missing, unreadable, or of another form.
+    """
+    if path.suffix != ".toml":
+        return read_json(path)
+    try:
+        return tomllib.loads(read_bytes(path, JSON_LIMIT).decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error or 'nested too deeply'}") from None
 
 
 def _check_command(values: Mapping[str, Any], command: str, folder: Path, path: Path) -> None:
@@ -78,8 +110,8 @@ def _check_command(values: Mapping[str, Any], command: str, folder: Path, path: 
 
 
 def guess_command(folder: Path) -> str:
-    """Which command a params.json is for, by the fields it has; where only a teacher is named, by what that is."""
-    return guess(read_json(folder / "params.json"))[0]
+    """Which command a folder's parameters are for, by their names; where only a teacher is named, by what that is."""
+    return guess(read_params(params_file(folder)))[0]
 
 
 def guess(given: Mapping[str, Any]) -> tuple[str, str]:
@@ -117,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(read_bytes(path, JSON_LIMIT), finite=False)  # an old run's results may hold NaN
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; write one, or copy one from experiments/") from None
+        raise ConfigError(f"{path}: no such file; correct the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except json.JSONDecodeError as error:

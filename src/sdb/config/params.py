@@ -104,6 +104,12 @@ class DistillParams(DistillSettings, TeacherParams, RunParams):
         return check_remote(str(given.field_name), value, given.data)
 
 
+def defaults_of(command: str) -> dict[str, Any]:
+    """The parameters of one command that have a default, and that, as JSON has it."""
+    usual = defaults()
+    return {name: usual[name] for name, field in COMMANDS[command].model_fields.items() if not field.is_required()}
+
+
 def defaults() -> dict[str, Any]:
     """Every parameter that has a default, and that, as JSON has it."""
     fields = {name: field for model in COMMANDS.values() for name, field in model.model_fields.items()}

@@ -54,17 +54,19 @@ def find_runs(folders: Sequence[Path], sets: Sequence[str] = ()) -> list[GridRun
     """
     found: dict[Path, Path] = {}
     for folder in folders:
-        here = sorted(path.parent for path in folder.rglob("params.json"))
+        here = sorted({path.parent for name in config.PARAMS for path in folder.rglob(name)})
         if not here:
-            raise ConfigError(f"{folder}: no params.json is there or below; name a folder of run folders")
+            raise ConfigError(
+                f"{folder}: no params.json or params.toml is there or below; name a folder of run folders"
+            )
         found |= {each.resolve(): each for each in here if each.resolve() not in found}
     names = {place: str(folder) for place, folder in found.items()}
     runs = []
     changes = config.parse_overrides(sets)
     for place, folder in found.items():
         command = config.guess_command(folder)
-        given = config.read_json(folder / "params.json") | changes
-        values = config.canonical(given, command, str(folder / "params.json"))
+        file = config.params_file(folder)
+        values = config.canonical(config.read_params(file) | changes, command, str(file))
         near = [near for path in paths_in(values) for near in (path, *path.parents)]
         needs = dict.fromkeys(names[each] for each in near if each in names and each != place)
         runs.append(GridRun(names[place], command, folder, tuple(needs)))
