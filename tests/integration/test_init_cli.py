@@ -98,9 +98,7 @@ def test_params_are_listed_with_values_default_and_help(tmp_path, quick_sdb):
         for name in model.model_fields:
             assert f"\n{name}  (" in f"\n{listed}" and f"\n{name}  (" in f"\n{everything}"
     one = quick_sdb("params", "num_epochs", cwd=tmp_path).stdout.splitlines()
-    assert one == [
-        "epochs  (train, wrap, distill)  whole number >= 1; default: 200",
-        "    Passes over the training images.",
-    ]
+    assert one[0].startswith("epochs  (train, wrap, distill)  whole number >= 1; default: ")
+    assert one[1:] == ["    Passes over the training images."]
     wrong = quick_sdb("params", "epoch", cwd=tmp_path)
     assert wrong.returncode == 2 and "did you mean 'epochs'" in wrong.stderr

@@ -2,10 +2,10 @@
 
     params = load(Path("experiments/digits/box"), "wrap", ["epochs=5"])
 
-A parameter file is one flat object, `DIR/params.json` or `DIR/params.toml`. The file, the `--set` values and
-the defaults become one dictionary that is validated once, so all faults come together, each with its field. The key names of the published
-`params.json` files of SDB and Nasty Teacher are aliases (`ALIASES`), so those files run unchanged, and as the
-reference's scripts would run them (`sdb.config.reference`).
+A parameter file is one flat object, `DIR/params.json` or `DIR/params.toml`. The file, the `--set` values and the
+defaults become one dictionary that is validated once, so all faults come together, each with its field. The key names
+of the published `params.json` files of SDB and Nasty Teacher are aliases (`ALIASES`), so those files run unchanged, and
+as the reference's scripts would run them (`sdb.config.reference`).
 """
 
 from sdb.config.files import (
