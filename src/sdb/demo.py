@@ -123,6 +123,7 @@ def stages(out: Path, *, seed: int, method: str, dataset: str, data_root: Path |
         "batch_size": 64 if small else 128,
         "optimizer": "adam",
         "learning_rate": 0.003 if small else 0.001,
+        "schedule": "cosine",
         "model_name": "net",
     }
     teacher = common | {"model_args": {"num_channels": 24 if small else 32}, "epochs": 30 if small else 10}

@@ -35,6 +35,7 @@ from sdb.config.settings import (
     Settings,
     TrainSettings,
     WrapSettings,
+    optimizer_for,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "inferred",
     "is_box",
     "load",
+    "optimizer_for",
     "params_file",
     "parse_overrides",
     "read_json",

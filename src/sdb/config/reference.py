@@ -18,6 +18,7 @@ METHODS = {"sdb": "SDB's train_smb.py", "nasty": "Nasty Teacher's train_nasty.py
 # How its scripts run, whatever the file says.
 RUNNING = {"precision": "float32", "normalisation": "reference"}
 WRAPPING = {"start": "scratch", "forward": "separate"}
+FITTING = {"optimizer": "auto", "batch_size": 128}  # also where a box is to start from its teacher
 
 
 def meaning(
@@ -55,6 +56,7 @@ def meaning(
         method = given.get("method", method)
         if method in METHODS:
             take(WRAPPING, f"as in {METHODS[method]}")
+            take(FITTING, f"as in {METHODS[method]}")
     if command != "wrap" or given.get("method", values.get("method")) in METHODS:
         take(RUNNING, f"as the reference runs; {theirs[0]} is one of its names")
     if given.get("teacher_model") == "net":

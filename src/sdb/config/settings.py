@@ -27,6 +27,17 @@ class Settings(BaseModel):
             raise ConfigError(describe_faults(error, type(self))) from None
 
 
+# optimizer -> learning rate, for a network that starts from scratch
+RATES = {"sgd": 0.1, "adam": 0.001, "adamw": 0.001}
+
+
+def optimizer_for(optimizer: str, architecture: str) -> str:
+    """Which optimizer trains a network: `auto` is Adam for `net` and `mlp`, SGD otherwise, as in the reference."""
+    if optimizer != "auto":
+        return optimizer
+    return "adam" if architecture in ("net", "mlp") else "sgd"
+
+
 class FitSettings(Settings):
     """How any network is trained."""
 
@@ -34,16 +45,16 @@ class FitSettings(Settings):
     """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Images a step, over all processes together."""
-    optimizer: Literal["auto", "sgd", "adam"] = "auto"
+    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"
     """auto: as in the reference, Adam for `net` and `mlp`, SGD with momentum for the others."""
-    learning_rate: Positive = 0.1
-    """At the start; 0.001 is usual with Adam."""
+    learning_rate: Positive | None = None
+    """The highest one. None takes the optimizer's usual one (`RATES`): SGD 0.1, Adam and AdamW 0.001."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
     nesterov: bool = False
     """Of SGD: Nesterov's momentum."""
     weight_decay: NonNegative = 5e-4
-    """SGD's weight decay (L2); Adam has none, as in the reference."""
+    """Weight decay: SGD's (L2) and AdamW's (decoupled); Adam has none, as in the reference."""
     schedule: Literal["cosine", "constant", "one_cycle"] | tuple[Annotated[int, Field(ge=0)], ...] = "cosine"
     """cosine to zero, constant, one_cycle (step by step: linear rise over the first fifth, then linear to zero),
     or the epochs (from 0) at which the rate is multiplied by schedule_factor."""
@@ -68,6 +79,20 @@ class FitSettings(Settings):
     it."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+
+    def resolved_for(self, architecture: str) -> Self:
+        """The same settings with what depends on the network filled in, the learning rate."""
+        return self.model_copy(update={"learning_rate": self.highest_rate(architecture)})
+
+    def highest_rate(self, architecture: str = "") -> float:
+        """learning_rate, or where there is none the usual one of the optimizer that trains such a network."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return self.usual_rates()[optimizer_for(self.optimizer, architecture)]
+
+    def usual_rates(self) -> dict[str, float]:
+        """The learning rate of each optimizer where none is set."""
+        return RATES
 
     @pydantic.model_validator(mode="after")
     def _cut_evenly(self) -> Self:
@@ -95,8 +120,26 @@ class TeacherSettings(Settings):
     same order; otherwise other names are refused (docs/data.md, Class names)."""
 
 
+# Whose defaults are others for a network that starts from trained weights; and its learning rates.
+OF_FINE_TUNING = ("epochs", "batch_size", "optimizer", "schedule")
+FINE_TUNING_RATES = {"sgd": 0.02, "adam": 0.001, "adamw": 0.001}
+
+
 class WrapSettings(FitSettings, TeacherSettings):
-    """How a teacher is wrapped."""
+    """How a teacher is wrapped: by default it is fine-tuned. From scratch, what is not set is as in any training."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training images; from scratch 200."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images a step, over all processes together; from scratch 128."""
+    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "adamw"
+    """auto, and the default from scratch: as in the reference, Adam for `net` and `mlp`, SGD with momentum for the
+    others."""
+    learning_rate: Positive | None = None
+    """The highest one. None takes the optimizer's usual one: `FINE_TUNING_RATES`; from scratch `RATES`."""
+    schedule: Literal["cosine", "constant", "one_cycle"] | tuple[Annotated[int, Field(ge=0)], ...] = "one_cycle"
+    """one_cycle (step by step: linear rise over the first fifth, then linear to zero), cosine to zero (the default from
+    scratch), constant, or the epochs (from 0) at which the rate is multiplied by schedule_factor."""
 
     method: Literal["decoy", "sdb", "nasty"] = "decoy"
     """decoy: ours. sdb: the paper's box. nasty: Nasty Teacher, a box without a key. A published file of the
@@ -143,6 +186,21 @@ class WrapSettings(FitSettings, TeacherSettings):
     teacher_views: Annotated[int, Field(ge=1)] = 1
     """decoy: views of an image over which the teacher's answer is averaged for partners: the image and augmented
     copies."""
+    allowed_loss: Fraction = 0.01
+    """How far the box may fall below the teacher on validation images, keyless or keyed, before it is said to have
+    failed (exit code 3); a fraction. 1 allows everything."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_scratch(cls, given: Any) -> Any:
+        """From scratch, what is not set is as in any training: fine-tuning is too short and too gentle for it."""
+        if not isinstance(given, dict) or given.get("start", cls.model_fields["start"].default) != "scratch":
+            return given
+        return {name: FitSettings.model_fields[name].default for name in OF_FINE_TUNING} | given
+
+    def usual_rates(self) -> dict[str, float]:
+        """The learning rate of each optimizer where none is set."""
+        return FINE_TUNING_RATES if self.start == "teacher" else RATES
 
 
 class DistillSettings(TrainSettings, TeacherSettings):

@@ -8,32 +8,38 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sdb.config import FitSettings
+from sdb.config import FitSettings, optimizer_for
 
 # one_cycle: share of the steps in which the rate rises.
 RISE = 0.2
 
 
 def make_optimizer(trained: Sequence[nn.Module], settings: FitSettings) -> torch.optim.Optimizer:
-    """SGD or Adam; "auto" is Adam for `net` and `mlp`, SGD otherwise, as in the reference.
+    """SGD, Adam or AdamW, as the settings say for the first of the modules.
 
     Fused: one kernel for all parameters; a small network's step takes a sixth less on a CPU.
     """
     parameters = [parameter for module in trained for parameter in module.parameters() if parameter.requires_grad]
-    name = settings.optimizer
-    if name == "auto":
-        spec = getattr(trained[0], "spec", None)
-        name = "adam" if spec is not None and spec.name in ("net", "mlp") else "sgd"
+    architecture = architecture_of(trained[0])
+    name, rate = optimizer_for(settings.optimizer, architecture), settings.highest_rate(architecture)
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+        return torch.optim.Adam(parameters, lr=rate, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(
         parameters,
-        lr=settings.learning_rate,
+        lr=rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
         fused=True,
     )
+
+
+def architecture_of(network: nn.Module) -> str:
+    """The name of a network's architecture, empty for a module that has none."""
+    spec = getattr(network, "spec", None)
+    return "" if spec is None else spec.name
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -43,17 +49,21 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate_at(settings: FitSettings, epoch: float) -> float:
-    """The learning rate of an epoch, counted from 0; for one_cycle of a moment in it, such as 2.5."""
+    """The learning rate of an epoch, counted from 0; for one_cycle of a moment in it, such as 2.5.
+
+    The settings are resolved for the network.
+    """
+    rate = settings.highest_rate()
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return rate
     if settings.schedule == "one_cycle":
         rise = RISE * settings.epochs
         share = epoch / rise if epoch < rise else (settings.epochs - epoch) / (settings.epochs - rise)
-        return settings.learning_rate * share
+        return rate * share
     if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+        return rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
     passed = sum(epoch >= milestone for milestone in settings.schedule)
-    return settings.learning_rate * settings.schedule_factor**passed
+    return rate * settings.schedule_factor**passed
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

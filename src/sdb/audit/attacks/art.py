@@ -56,7 +56,8 @@ def behind(victim: Victim, device: torch.device) -> Any:
 
 def thief(student: nn.Module, victim: Victim, attacker: Attacker) -> Any:
     """A student as ART's `PyTorchClassifier`, with ART's own training loop."""
-    optimizer = torch.optim.Adam(student.parameters(), lr=attacker.settings.learning_rate)
+    fitted = attacker.settings.model_copy(update={"optimizer": "adam"})
+    optimizer = torch.optim.Adam(student.parameters(), lr=fitted.highest_rate())
     kind = "gpu" if attacker.device.type == "cuda" else "cpu"
     return part_of_art("estimators.classification", "PyTorchClassifier")(
         student.to(attacker.device),
