@@ -37,7 +37,13 @@ from sdb.service.watch.profile import Profile
 from sdb.training.loop import train
 from sdb.wrapping.wrap import wrap
 
-FIT: dict[str, Any] = {"batch_size": 64, "optimizer": "adam", "learning_rate": 3e-3, "device": "cpu"}
+FIT: dict[str, Any] = {
+    "batch_size": 64,
+    "optimizer": "adam",
+    "learning_rate": 3e-3,
+    "device": "cpu",
+    "schedule": "cosine",
+}
 BLENDS = (0.9, 0.5)
 PRINCIPALS = 6  # of each ordinary kind, a seed
 SEARCH_QUERIES = 6_000  # what half of an image key costs (docs/results.md)

@@ -39,7 +39,13 @@ from sdb.wrapping.wrap import wrap
 
 BLEND = 0.5
 TEMPERATURE = 4.0
-FIT: dict[str, Any] = {"batch_size": 64, "optimizer": "adam", "learning_rate": 3e-3, "device": "cpu"}
+FIT: dict[str, Any] = {
+    "batch_size": 64,
+    "optimizer": "adam",
+    "learning_rate": 3e-3,
+    "device": "cpu",
+    "schedule": "cosine",
+}
 Row = dict[str, Any]
 
 

@@ -104,7 +104,13 @@ def step(device: str, network: str, sparing: str) -> list[dict[str, Any]]:
     spec = ModelSpec(name, {"config": config}, 10, data.image_shape, (0.5,) * 3, (0.5,) * 3)
     teacher = spec.build()
     settings = WrapSettings(
-        epochs=1, batch_size=batch, learning_rate=0.01, decoy_choice="any", device=device, **SPARING[sparing]
+        epochs=1,
+        batch_size=batch,
+        optimizer="auto",
+        learning_rate=0.01,
+        decoy_choice="any",
+        device=device,
+        **SPARING[sparing],
     )
 
     def work() -> None:
@@ -178,7 +184,7 @@ def classes(count: int) -> list[dict[str, Any]]:
     images, labels = rng.integers(0, 256, (total, 1, 8, 8), dtype=np.uint8), np.arange(total) % count
     data = from_arrays(images, labels, class_names=tuple(map(str, range(count))))
     teacher = ModelSpec("net", {"num_channels": 4}, count, data.image_shape, data.mean, data.std).build()
-    settings = WrapSettings(epochs=1, batch_size=128, learning_rate=0.001, device="cpu")
+    settings = WrapSettings(epochs=1, batch_size=128, optimizer="auto", learning_rate=0.001, device="cpu")
     boxes = []
     peak = growth(lambda: boxes.append(wrap(teacher, data, settings, key=Key.generate())))
     with tempfile.TemporaryDirectory() as folder:

@@ -103,6 +103,7 @@ class Experiment:
         self.preset, self.seed, self.base = preset, seed, base
         self.data: Splits = sdb.load_data(dataset, root=root, seed=seed, subset_percent=preset.subset)
         self.common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed}
+        self.common |= {"optimizer": "auto", "schedule": "cosine"}
         self.teacher = self.model(preset.model, preset.teacher_args, "teacher")
         train(self.teacher, self.data, TrainSettings(epochs=preset.teacher_epochs, **self.common))
 

@@ -48,7 +48,14 @@ from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")
 FIT: dict[str, Any] = {"batch_size": 64, "learning_rate": 3e-3, "device": "cpu"}
-BOX: dict[str, Any] = {"method": "decoy", "ce_weight": 1.0, "margin": 1.0, **FIT}
+BOX: dict[str, Any] = {
+    "method": "decoy",
+    "ce_weight": 1.0,
+    "margin": 1.0,
+    "optimizer": "auto",
+    "schedule": "cosine",
+    **FIT,
+}
 NOMINAL = (0.05, 0.01, 0.001)
 
 

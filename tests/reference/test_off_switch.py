@@ -14,7 +14,7 @@ from sdb.training.repeated_views import asked
 from sdb.wrapping.paper import TwoPasses, sdb_step
 from sdb.wrapping.wrap import wrap
 
-QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "optimizer": "sgd"}
+QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "optimizer": "sgd", "schedule": "cosine"}
 KEY = Key(bytes(range(32)), blend=0.5)
 
 

@@ -3,7 +3,8 @@
 Talk goes to stderr, data to stdout.
 
 Exit codes: 0 done, 1 an audit did not establish every promise, 2 something the user can
-mend (one line says what), 130 interrupted.
+mend (one line says what), 3 a box is kept that is less accurate than was asked for, 130
+interrupted.
 """
 
 from __future__ import annotations

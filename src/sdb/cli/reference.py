@@ -69,6 +69,7 @@ def _run(command: str, folder: Path, sets: list[str], resume: bool, overwrite: b
 
     # The reference's code will normalise with constants of its own what it gives to best_model.tar.
     first = [] if resume else ["normalisation=reference"]
-    run_command(command, folder, [*first, *sets], resume, overwrite, None, None)
+    code = run_command(command, folder, [*first, *sets], resume, overwrite, None, None)
     if world().is_main and write_best_model(folder, command) is None:
         say(f"sdb: no {NAME}: a decoy box is more than one network, see {folder / 'box'}")
+    raise typer.Exit(code)

@@ -25,6 +25,8 @@ from sdb.cli.shell import (
 )
 from sdb.errors import ConfigError
 
+BELOW = 3  # exit code: the box is kept, and is less accurate than was asked for
+
 
 def train(
     folder: Folder = None,
@@ -52,9 +54,11 @@ def wrap(
     """Wrap a teacher into DIR/box.
 
     The box opens for the keys that are named, else for DIR/key.json, which is made. Method nasty has no key. Paths in
-    params.json are relative to the current folder.
+    params.json are relative to the current folder. Exit code 3: the box is there, and is further below its teacher
+    than allowed_loss.
     """
-    run_command("wrap", run_folder(folder, save_path), with_key(sets, key), resume, overwrite, cluster, processes)
+    place, given = run_folder(folder, save_path), with_key(sets, key)
+    raise typer.Exit(run_command("wrap", place, given, resume, overwrite, cluster, processes))
 
 
 def distill(
@@ -136,9 +140,10 @@ def run_command(
     overwrite: bool,
     cluster: str | None,
     processes: int | None,
-) -> None:
-    """Run a job in its folder and print its result; Ctrl-C says how to go on."""
+) -> int:
+    """Run a job in its folder and print its result; Ctrl-C says how to go on. Returns the exit code."""
     from sdb import config
+    from sdb.runs.folder import told
     from sdb.runtime import world
 
     if resume and overwrite:
@@ -164,7 +169,12 @@ def run_command(
             say(f"sdb: interrupted; {kept}")
         raise typer.Exit(130) from None
     if world().is_main:
+        if said := told(result):
+            say(f"sdb: {said}")
         print_json(result)
+        if "warning" in result and cluster is not None:  # else the log has said it
+            say(f"sdb: {result['warning']}")
+    return BELOW if "warning" in result else 0
 
 
 def tell_what_was_taken(command: str, folder: Path, params: Any, sets: list[str], resume: bool) -> None:

@@ -98,10 +98,8 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"cannot write {self.folder / METRICS}: {error.strerror}") from error
         self._write_board(record)
-        shown = {"loss": record["loss"], **record["validation"]}
-        log.info(
-            "epoch %d: %s", record["epoch"], ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        )
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in record["validation"].items())
+        log.info("epoch %d: loss %.4f; validation: %s", record["epoch"], record["loss"], shown)
 
     def _write_board(self, record: dict[str, Any]) -> None:
         # Records of tensorboard's format, without its SummaryWriter: its thread dies with a traceback on a full disk.
@@ -132,9 +130,11 @@ class RunFolder:
             ) from error
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Keep the final metrics."""
+        """Keep the final metrics, and log the accuracies on test images."""
         if world().is_main:
             write_atomic(self.folder / "result.json", json_text(result, indent=1).encode() + b"\n")
+            if said := told(result):
+                log.info(said)
 
 
 class _LogFile(logging.FileHandler):
@@ -248,6 +248,13 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> str:
     if asked > planned:
         return f"made longer: {planned} epochs were planned, now {asked}"
     return ""
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """The accuracies of a result in words, in per cent."""
+    names = {"accuracy": "", "teacher": "teacher ", "keyless": "keyless ", "keyed": "keyed ", "wrong_key": "wrong key "}
+    parts = [f"{names[name]}{100 * result[name]:.1f} %" for name in names if name in result]
+    return f"test accuracy {', '.join(parts)}" if parts else ""
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,15 @@ from sdb.tracing.decoys import TraceResult, trace
 from sdb.training import loop as training
 from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.loop import Progress, Record, check_batches
+from sdb.training.optimizers import architecture_of
+from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.door import check_keys
 from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
 from sdb.wrapping.wrap import wrap
 
 Result = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 def train_job(
@@ -63,6 +68,7 @@ def train_job(
     """Train a classifier into DIR."""
     data = load_data(params, params.seed)
     model = new_model(params, data, params.seed)  # a bad model is refused before anything is written or discarded
+    params = params.resolved_for(architecture_of(model))
     check_blocks(model, params)
     check_batches(model, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
@@ -84,6 +90,7 @@ def wrap_job(
     if isinstance(teacher, Box):
         raise ConfigError(f"teacher: {params.teacher} is a box already; name an unprotected teacher")
     like_teacher(params, teacher)
+    params = params.resolved_for(architecture_of(teacher))
     check_blocks(teacher, params)
     check_batches(teacher, data, params)
     if params.key is not None or params.owner is not None or (folder / KEY).exists():
@@ -110,6 +117,8 @@ def wrap_job(
         else:
             choice = budgeted_box(folder, params, teacher, keys, owner, data, more, resume, progress)
             box = choice.box
+            if not choice.met:
+                log.warning("%s", choice.sentence())
             result["budget"] = {
                 "met": choice.met,
                 "says": choice.sentence(),
@@ -118,13 +127,24 @@ def wrap_job(
             }
         if world().is_main:
             box.save(folder / BOX, overwrite=resume or overwrite)
-        result["keyless"] = test_accuracy(box, data)
+        teacher.to(choose_device(params.device))
+        result |= {"teacher": test_accuracy(teacher, data), "keyless": test_accuracy(box, data)}
         if keys:
             result["keyed"] = test_accuracy(box.unlock(keys[0]), data)
             wrong = Key.generate(keys[0].kind, blend=keys[0].blend)
             result["wrong_key"] = test_accuracy(box.attempt(wrong), data)
+        result["validation"] = box.info.measured
+        if warning := warning_of(result, params):
+            result["warning"] = warning
         run.write_result(result)
     return result
+
+
+def warning_of(result: Result, params: WrapParams) -> str:
+    """What is to be said of a box whose accuracy is below what was asked for; empty where it is not."""
+    if "budget" in result:
+        return "" if result["budget"]["met"] else result["budget"]["says"]
+    return shortfall(result["validation"], params)
 
 
 def budgeted_box(
@@ -150,8 +170,10 @@ def budgeted_box(
         values = settings.model_dump(mode="json")
         goes_on = resume and (place / "params.resolved.json").exists()
         with open_run(place, values, choose_device(params.device), resume=goes_on, overwrite=not goes_on) as run:
+            # A candidate that falls short is no news: the choice is judged.
+            quiet = settings.model_copy(update={"allowed_loss": 1.0})
             return wrap(
-                teacher, data, settings, key=keys, owner=owner, more_teachers=more, run=run, progress=progress
+                teacher, data, quiet, key=keys, owner=owner, more_teachers=more, run=run, progress=progress
             )
 
     # The thief has the teacher's own architecture and length: a strong one.
@@ -183,6 +205,7 @@ def distill_job(
         teacher = opened(loaded, partner_key(folder, params), params)
     # A student that began as its teacher began would have more from it than its answers.
     student = new_model(params, data, params.seed, "student")
+    params = params.resolved_for(architecture_of(student))
     check_blocks(student, params)
     check_batches(student, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:

@@ -105,10 +105,10 @@ def _bar(stream: TextIO) -> Any:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """The accuracies of an epoch, in per cent, and its loss."""
+    """The loss of an epoch, and its accuracies on validation images, in per cent."""
     parts = [
-        f"{name.removesuffix('_accuracy') if name != 'accuracy' else 'accuracy'} {100 * value:.1f} %"
+        f"{name.removesuffix('accuracy').removesuffix('_')} {100 * value:.1f} %".lstrip()
         for name, value in record["validation"].items()
         if name.endswith("accuracy") and name != "worse_accuracy"
     ]
-    return "  ".join([f"loss {record['loss']:.3f}", *parts])
+    return "  ".join([f"loss {record['loss']:.3f}", f"validation accuracy {', '.join(parts)}"])

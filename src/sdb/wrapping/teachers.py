@@ -41,17 +41,20 @@ class _Renormalised(nn.Module):
         return functional_call(self.classifier, self.tensors, (images,))
 
 
-def warn_of_teacher(teacher: Classifier, data: Splits | LoaderSplits, name: str = "the teacher") -> None:
+def warn_of_teacher(teacher: Classifier, data: Splits | LoaderSplits, name: str = "the teacher") -> float:
     """Say it where a teacher would do far better with another normalisation, or is no better than chance.
 
     Args:
         teacher: in eval mode, on its device.
         data: its validation images are asked about, once where the teacher is good.
         name: of the teacher, for the message.
+
+    Returns:
+        Its accuracy on the validation images, a fraction; 0 where there are none.
     """
     images = data.validation
     if not len(images):
-        return
+        return 0.0
     device = teacher.mean.device
     accuracy = evaluate(teacher, evaluation_batches(data.validation, device))["accuracy"]
     said = None
@@ -68,6 +71,7 @@ def warn_of_teacher(teacher: Classifier, data: Splits | LoaderSplits, name: str 
             )
     if said is not None and world().is_main:
         log.warning("%s %s", name, said)
+    return accuracy
 
 
 def _normalisation_fault(teacher: Classifier, data: Splits | LoaderSplits, accuracy: float) -> str | None:

@@ -6,6 +6,7 @@ box = wrap(teacher, data, WrapSettings(epochs=40), key=[owner.partner("a"), owne
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,14 +19,17 @@ from sdb.data import Data
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
-from sdb.runtime import choose_device, process_group
+from sdb.runtime import choose_device, process_group, world
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches, measured
 from sdb.training.loop import Kept, Progress, Record, check_batches, fit, train_batches
 from sdb.training.repeated_views import answers, repeated
+from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.door import METHODS, check_keys, classifier_and_data
 from sdb.wrapping.method import Material, Method
 from sdb.wrapping.networks import frozen, start_network
 from sdb.wrapping.teachers import warn_of_teacher
+
+log = logging.getLogger(__name__)
 
 
 def wrap(
@@ -45,7 +49,7 @@ def wrap(
     """Train a box around a trained network, the teacher.
 
     Logs a warning where a teacher is no better than chance on the validation images, or would be far better with
-    another normalisation of its pixels.
+    another normalisation of its pixels; and at the end, where the box falls below it by more than `allowed_loss`.
 
     Args:
         network: the trained network, any module from images to logits; it is copied and not changed.
@@ -81,10 +85,12 @@ def wrap(
     device = choose_device(settings.device)
     with process_group(device):
         teachers = tuple(frozen(each, device) for each in (teacher, *more_teachers))
-        for number, each in enumerate(teachers):
+        accuracies = [
             warn_of_teacher(
                 each, data, f"teacher {number + 1} of {len(teachers)}" if more_teachers else "the teacher"
             )
+            for number, each in enumerate(teachers)
+        ]
         public = start_network(teachers[0], settings).to(device)
         public.learns_from(data.class_names, data.pictures)
         batches = repeated(train_batches(data, settings, device), None)
@@ -108,7 +114,7 @@ def wrap(
             method.step,
             batches,
             settings,
-            evaluate=box_metrics(method, validation),
+            evaluate=box_metrics(method, validation, accuracies[0]),
             monitor="accuracy" if method.keyed is None else "worse_accuracy",
             forward=method.forward,
             beside=method.beside,
@@ -122,18 +128,21 @@ def wrap(
             box.info,
             measured=measured({"teacher": teachers[0], "keyless": box, "keyed": method.keyed}, validation),
         )
+    if world().is_main and (said := shortfall(box.info.measured, settings)):
+        log.warning("%s", said)
     return box
 
 
-def box_metrics(method: Method, validation: Any) -> Callable[[], dict[str, float]]:
-    """Validation metrics of a box, keyless and keyed, and the worse of the two accuracies."""
+def box_metrics(method: Method, validation: Any, teacher: float) -> Callable[[], dict[str, float]]:
+    """Validation metrics of a box, keyless and keyed, the worse of both accuracies, and beside them the teacher's."""
 
     def metrics() -> dict[str, float]:
         keyless = evaluate(method.network, validation)
         if method.keyed is None:
-            return keyless
+            return {"teacher_accuracy": teacher} | keyless
         with_key = evaluate(method.keyed, validation)
-        result = {f"keyless_{name}": value for name, value in keyless.items()}
+        result = {"teacher_accuracy": teacher}
+        result |= {f"keyless_{name}": value for name, value in keyless.items()}
         result |= {f"keyed_{name}": value for name, value in with_key.items()}
         return result | {"worse_accuracy": min(keyless["accuracy"], with_key["accuracy"])}
 

@@ -1,0 +1,47 @@
+"""Whether a box keeps its teacher's accuracy, on validation images, and what to try where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sdb.config import WrapSettings
+
+# Further below a teacher than this, a box was not fine-tuned but broken.
+BROKEN = 0.1
+
+
+def shortfall(measured: Mapping[str, float], settings: WrapSettings) -> str:
+    """What is to be said of a box that is further below its teacher than `allowed_loss`; empty where it is not.
+
+    A single image is never a shortfall: of few images, each is more than a point.
+
+    Args:
+        measured: as a box has it, accuracies on validation images and their number.
+        settings: of the wrap.
+    """
+    found = {name: measured[f"{name}_accuracy"] for name in ("keyless", "keyed") if f"{name}_accuracy" in measured}
+    teacher, images = measured["teacher_accuracy"], round(measured["images"])
+    losses = {name: teacher - value for name, value in found.items()}
+    low = [name for name, loss in losses.items() if loss > settings.allowed_loss and round(loss * images) > 1]
+    if not low:
+        return ""
+    shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
+    return (
+        f"the box is more than {100 * settings.allowed_loss:g} points below its teacher on {images} validation images "
+        f"(accuracy: teacher {100 * teacher:.1f} %, {shown}); it is kept. Try {_advice(settings, low, losses)}"
+    )
+
+
+def _advice(settings: WrapSettings, low: list[str], losses: Mapping[str, float]) -> str:
+    rate = "" if settings.learning_rate is None else f" (now {settings.learning_rate:g})"
+    advice = [f"more epochs (now {settings.epochs})"]
+    if max(losses.values()) > BROKEN and settings.start == "teacher":
+        advice.insert(0, f"a lower learning_rate{rate}")
+    if settings.method != "decoy":
+        advice.append(f"a lower disturbance_weight (now {settings.disturbance_weight:g})")
+    elif "keyless" in low:
+        advice.append(f"a higher margin (now {settings.margin:g}) or ce_weight (now {settings.ce_weight:g})")
+        advice.append("sdb wrap with a budget, which looks for these strengths itself")
+    else:
+        advice.append(f"a higher keyed_ce_weight (now {settings.keyed_ce_weight:g})")
+    return "; ".join(advice)
