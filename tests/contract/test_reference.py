@@ -130,6 +130,19 @@ def test_what_is_set_on_top_wins_and_does_not_change_what_the_file_is(tmp_path, 
     assert config.load(folder, "wrap", ["method=decoy"]).start == "teacher"  # which is not the reference's
 
 
+def test_what_a_published_file_leaves_open_is_as_in_training_and_never_fine_tuning(tmp_path):
+    """Wherever the box starts: the reference's optimizer, and our training's defaults for the rest."""
+    named = {"num_epochs": "epochs", "batch_size": "batch_size", "learning_rate": "learning_rate"}
+    named |= {"schedule": "schedule"}
+    for file in (SDB, NASTY):
+        for theirs, ours in named.items():
+            folder = written(tmp_path, {name: value for name, value in file.items() if name != theirs})
+            params = config.load(folder, "wrap")
+            assert getattr(params, ours) == config.TrainParams.model_fields[ours].default, theirs
+            assert params.resolved_for("resnet18").learning_rate == 0.1
+            assert config.load(folder, "wrap", ["start=teacher"]).optimizer == "auto"
+
+
 def test_files_of_ours_are_left_as_they_are(tmp_path):
     ours = {"model_name": "net", "teacher": "t"}
     for method in ({}, {"method": "sdb"}, {"method": "nasty"}):

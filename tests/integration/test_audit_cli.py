@@ -21,7 +21,7 @@ def boxed(quick_sdb, tmp_path_factory):
     """A folder with a teacher and a decoy box around it."""
     folder = tmp_path_factory.mktemp("boxed")
     common = {"model_name": "net", "num_channels": 6, "dataset": "digits", "epochs": 4, "learning_rate": 0.003}
-    for name, params in (("teacher", common), ("wrapped", common | {"teacher": "teacher"})):
+    for name, params in (("teacher", common), ("wrapped", common | {"teacher": "teacher", "allowed_loss": 1})):
         (folder / name).mkdir()
         (folder / name / "params.json").write_text(json.dumps(params))
     assert quick_sdb("train", "teacher", cwd=folder).returncode == 0

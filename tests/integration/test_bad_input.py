@@ -28,7 +28,7 @@ def template(tmp_path_factory, quick_sdb, write_params):
     """Run folders to spoil: teacher, box, student (finished), new ones not yet run, and a key of no box."""
     place = tmp_path_factory.mktemp("template")
     write_params(place / "teacher", epochs=1)
-    write_params(place / "box", epochs=1, teacher="teacher", method="sdb")
+    write_params(place / "box", epochs=1, teacher="teacher", method="sdb", allowed_loss=1)
     write_params(place / "student", epochs=1, teacher="box", kd_temperature=4)
     for command, name in (("train", "teacher"), ("wrap", "box"), ("distill", "student")):
         done = quick_sdb(command, name, cwd=place)

@@ -91,6 +91,7 @@ def test_a_pretrained_folder_is_wrapped_from_the_command_line(images, load, quic
             "image_size": 224,
             "stream": True,
             "teacher": "vit",
+            "allowed_loss": 1,
         }
     )
     (tmp_path / "box").mkdir()

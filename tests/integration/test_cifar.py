@@ -34,7 +34,7 @@ def runs(tmp_path_factory, data_root, quick_sdb, write_params):
     place = tmp_path_factory.mktemp("cifar")
     small = {"dataset": "cifar10", "data_root": str(data_root), "subset_percent": 0.02, "num_channels": 8}
     write_params(place / "teacher", **small, epochs=2)
-    write_params(place / "box", **small, epochs=1, teacher="teacher", method="sdb", key_blend=0.5, temperature=4)
+    write_params(place / "box", **small, epochs=1, teacher="teacher", method="sdb", key_blend=0.5, allowed_loss=1)
     write_params(place / "thief", **small, epochs=1, teacher="box", kd_temperature=4)
     write_params(place / "partner", **small, epochs=1, teacher="box", key="box/key.json")
     for command, name in (("train", "teacher"), ("wrap", "box"), ("distill", "thief"), ("distill", "partner")):

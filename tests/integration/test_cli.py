@@ -31,7 +31,8 @@ def chain(tmp_path_factory, sdb, quick_sdb, write_params):
     """A teacher, its box, a thief, a partner and a stranger, each made by its command; what each printed."""
     place = tmp_path_factory.mktemp("chain")
     write_params(place / "teacher", epochs=12, learning_rate=0.01)
-    write_params(place / "box", teacher="teacher", method="sdb", key_blend=0.5, disturbance_weight=0.1)
+    paper = {"method": "sdb", "key_blend": 0.5, "disturbance_weight": 0.1, "allowed_loss": 1}
+    write_params(place / "box", teacher="teacher", **paper)
     for name in ("thief", "partner", "stranger"):
         write_params(place / name, teacher="box", kd_temperature=4)
     asked = {path: path.read_bytes() for path in place.glob("*/params.json")}
@@ -226,16 +227,39 @@ class TestCheck:
 class TestWrapOptions:
     def test_a_key_of_ones_own_and_nasty_without_one(self, chain, quick_sdb, write_params):
         place, _ = chain
-        write_params(place / "own", teacher="teacher", method="sdb", epochs=1)
+        write_params(place / "own", teacher="teacher", method="sdb", epochs=1, allowed_loss=1)
         done = quick_sdb("wrap", "own", "--key", "stranger.json", cwd=place)
         assert done.returncode == 0, done.stderr
         assert not (place / "own" / "key.json").exists()
         assert json.loads((place / "stranger.json").read_text())["id"] in (place / "own/box/box.json").read_text()
 
         write_params(place / "nasty", teacher="teacher", method="nasty", disturbance_weight=0.01, epochs=1)
-        done = quick_sdb("wrap", "nasty", cwd=place)
-        assert (done.returncode, list(json.loads(done.stdout))) == (0, ["keyless"])
+        done = quick_sdb("wrap", "nasty", "--set", "allowed_loss=1", cwd=place)
+        assert (done.returncode, list(json.loads(done.stdout))) == (0, ["teacher", "keyless", "validation"])
         assert not (place / "nasty" / "key.json").exists()
+
+    def test_a_box_below_its_teacher_is_kept_and_ends_with_3(self, chain, quick_sdb, write_params):
+        """What broke it is said, with what to try; a box that keeps its teacher's accuracy ends with 0."""
+        place, _ = chain
+        write_params(place / "broken", teacher="teacher", optimizer="sgd", learning_rate=50, schedule="constant")
+        done = quick_sdb("wrap", "broken", "-s", "clip_norm=1", cwd=place)
+        assert done.returncode == 3, done.stderr
+        assert done.stderr.count("points below its teacher") == 1
+        assert "a lower learning_rate (now 50)" in done.stderr
+        result = json.loads(done.stdout)
+        assert result == json.loads((place / "broken" / "result.json").read_text())
+        assert "a lower learning_rate" in result["warning"]
+        assert result["teacher"] == json.loads((place / "teacher" / "result.json").read_text())["accuracy"]
+        assert (place / "broken" / "box" / "box.json").exists()
+        log = (place / "broken" / "training.log").read_text()
+        assert (
+            f"test accuracy teacher {100 * result['teacher']:.1f} %, keyless" in log and "below its teacher" in log
+        )
+        assert "validation teacher accuracy" in log
+        assert f"test accuracy teacher {100 * result['teacher']:.1f} %, keyless" in done.stderr
+        assert "validation accuracy teacher" in done.stderr
+        done = quick_sdb("wrap", "broken", "--overwrite", "-s", "learning_rate=1e-9", cwd=place)
+        assert (done.returncode, "warning" in json.loads(done.stdout)) == (0, False), done.stderr
 
     def test_the_references_names(self, chain, quick_sdb, write_params):
         """A parameter file with the published key names runs unchanged."""
@@ -262,7 +286,13 @@ class TestWrapOptions:
         )
         assert quick_sdb("train", "reference_teacher", "--set", "augmentation=1", cwd=place).returncode == 0
         done = quick_sdb(
-            "wrap", "reference", "-s", "adversarial_resume=reference_teacher/best_model.tar", cwd=place
+            "wrap",
+            "reference",
+            "-s",
+            "adversarial_resume=reference_teacher/best_model.tar",
+            "-s",
+            "allowed_loss=1",
+            cwd=place,
         )
         assert done.returncode == 0, done.stderr
         assert json.loads((place / "reference/key.json").read_text())["blend"] == 0.5

@@ -19,7 +19,7 @@ def place(tmp_path_factory, quick_sdb, write_params):
     """A weight-key box in a folder whose name nobody should learn, and a licence."""
     place = tmp_path_factory.mktemp("secret-project-of-anna")
     write_params(place / "teacher", learning_rate=0.01)
-    write_params(place / "run", teacher="teacher", epochs=1)
+    write_params(place / "run", teacher="teacher", epochs=1, allowed_loss=1)
     for command, folder in (("train", "teacher"), ("wrap", "run")):
         done = quick_sdb(command, folder, cwd=place)
         assert done.returncode == 0, done.stderr

@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     write(place / "teacher", **FIT)
     sdb("train", "teacher", cwd=place)
     sdb("key", "owner", "new", "owner.json", cwd=place)
-    write(place / "box", **FIT, teacher="teacher", owner="owner.json", partners=["anna", "bert"])
+    write(place / "box", **FIT, teacher="teacher", allowed_loss=1, owner="owner.json", partners=["anna", "bert"])
     sdb("wrap", "box", cwd=place)
     return place
 
@@ -93,7 +93,7 @@ def test_a_key_file_in_the_owners_place_is_refused_and_the_other_way_round(place
 
 
 def test_without_an_owner_named_one_is_made_beside_the_key(place):
-    write(place / "own", **FIT, teacher="teacher")
+    write(place / "own", **FIT, teacher="teacher", allowed_loss=1)
     sdb("wrap", "own", cwd=place)
     assert {"key.json", "owner.json"} <= {path.name for path in (place / "own").iterdir()}
     sdb("trace", "own", "--box", "own/box", "--owner", "owner.json", cwd=place, ok=False)

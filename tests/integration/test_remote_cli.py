@@ -30,8 +30,10 @@ def place(tmp_path_factory, quick_sdb, write_params):
     """A teacher, a box for an image key, and one for a weight key."""
     place = tmp_path_factory.mktemp("afar")
     write_params(place / "teacher", epochs=3, learning_rate=0.01)
-    write_params(place / "image", teacher="teacher", method="sdb", key_blend=0.5, disturbance_weight=0.1)
-    write_params(place / "weight", teacher="teacher")
+    write_params(
+        place / "image", teacher="teacher", method="sdb", key_blend=0.5, disturbance_weight=0.1, allowed_loss=1
+    )
+    write_params(place / "weight", teacher="teacher", allowed_loss=1)
     for command, folder in (("train", "teacher"), ("wrap", "image"), ("wrap", "weight")):
         done = quick_sdb(command, folder, cwd=place)
         assert done.returncode == 0, done.stderr

@@ -83,6 +83,7 @@ WRAP = {
     "batch_size": 16,
     "epochs": EPOCHS,
     "disturbance_weight": 0.1,
+    "allowed_loss": 1,
 }
 
 

@@ -78,7 +78,7 @@ def test_alerts_are_printed(quick_sdb, tmp_path):
 def test_a_profile_is_made_of_a_box_and_used(quick_sdb, write_params, tmp_path):
     write_params(tmp_path / "teacher")
     assert quick_sdb("train", "teacher", cwd=tmp_path).returncode == 0
-    write_params(tmp_path / "box", teacher="teacher", epochs=1)
+    write_params(tmp_path / "box", teacher="teacher", epochs=1, allowed_loss=1)
     assert quick_sdb("wrap", "box", cwd=tmp_path).returncode == 0
     made = quick_sdb("token", "profile", "box", "--out", "profile.json", cwd=tmp_path)
     assert made.returncode == 0, made.stderr

@@ -22,10 +22,10 @@ def place(tmp_path_factory, quick_sdb, write_params):
     for name in ("owner", "other"):
         run("key", "owner", "new", f"{name}.json")
     write_params(place / "teacher", epochs=10, **FIT)
-    box = {"teacher": "teacher", "method": "decoy", "owner": "owner.json", "partners": ["a"]}
+    box = {"teacher": "teacher", "method": "decoy", "owner": "owner.json", "partners": ["a"], "allowed_loss": 1}
     write_params(place / "box", epochs=20, **box, **FIT)
     write_params(place / "thief", teacher="box", epochs=10, kd_temperature=4, kd_weight=0.9, **FIT)
-    write_params(place / "paper", teacher="teacher", method="sdb", epochs=1, **FIT)
+    write_params(place / "paper", teacher="teacher", method="sdb", epochs=1, allowed_loss=1, **FIT)
     run("train", "teacher")
     run("wrap", "box")
     run("distill", "thief")

@@ -92,7 +92,7 @@ def test_a_nasty_box_has_no_key_and_no_keyed_metrics(few, make_net):
     box = wrap(make_net(few), few, NASTY, history=history)
     assert box.info.key_ids == ()
     assert history[-1]["terms"].keys() == {"cross_entropy", "disturbance"}
-    assert history[-1]["validation"].keys() == {"accuracy", "cross_entropy"}
+    assert history[-1]["validation"].keys() == {"teacher_accuracy", "accuracy", "cross_entropy"}
 
 
 def test_the_history_holds_keyless_and_keyed_metrics_of_the_box_itself(digits, make_net):

@@ -99,7 +99,7 @@ class RunFolder:
             raise StorageError(f"cannot write {self.folder / METRICS}: {error.strerror}") from error
         self._write_board(record)
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in record["validation"].items())
-        log.info("epoch %d: loss %.4f; validation: %s", record["epoch"], record["loss"], shown)
+        log.info("epoch %d: loss %.4f, validation %s", record["epoch"], record["loss"], shown)
 
     def _write_board(self, record: dict[str, Any]) -> None:
         # Records of tensorboard's format, without its SummaryWriter: its thread dies with a traceback on a full disk.
