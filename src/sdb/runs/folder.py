@@ -252,7 +252,13 @@ def _check_same(folder: Path, parameters: dict[str, Any]) -> str:
 
 def told(result: Mapping[str, Any]) -> str:
     """The accuracies of a result in words, in per cent."""
-    names = {"accuracy": "", "teacher": "teacher ", "keyless": "keyless ", "keyed": "keyed ", "wrong_key": "wrong key "}
+    names = {
+        "accuracy": "",
+        "teacher": "teacher ",
+        "keyless": "keyless ",
+        "keyed": "keyed ",
+        "wrong_key": "wrong key ",
+    }
     parts = [f"{names[name]}{100 * result[name]:.1f} %" for name in names if name in result]
     return f"test accuracy {', '.join(parts)}" if parts else ""
 
