@@ -175,7 +175,7 @@ class Returns(Attack):
         images = torch.from_numpy(means.train.images[:10].copy()).float() / 255
         victim.ask(images), victim.ask(images)
         made = Returns.made(means)
-        return Stolen(means.new_student(), made, {"loss": float("nan"), "steps": [1, float("-inf")]})
+        return Stolen(means.new_student(), made, {"loss": float("nan"), "steps": [1, float("-inf"), 0.5, "kd"]})
 
 
 def run(audit_seed, made, kind="cell"):
@@ -192,11 +192,21 @@ def test_the_share_closed_is_measured_from_the_thiefs_own_network(audit_seed):
     assert found["gap_closed"] == pytest.approx(1 - far / 2.0)
     assert found["queries"] == 20, "the judge's own questions are not the attacker's"
     assert (found["status"], found["reason"]) == ("done", "")
-    assert found["details"] == {"loss": "nan", "steps": [1, "-inf"]}, "JSON has no such numbers"
+    assert found["details"] == {"loss": "nan", "steps": [1, "-inf", 0.5, "kd"]}, "JSON has no such numbers"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     # Nothing recovered, or a negative control: nothing to measure.
     assert run(audit_seed, lambda means: None)["gap_closed"] is None
     assert run(audit_seed, lambda means: audit_seed.teacher, "negative")["gap_closed"] is None
+
+
+def test_there_is_no_share_of_no_distance(audit_seed):
+    path = Task("reference", 0).file(audit_seed.folder.parent)
+    before = path.read_text()
+    for own, share in ((0.0, None), (0.5, 1.0)):
+        path.write_text(json.dumps({"own_distance": own, "seconds": 1.0}))
+        found = run(audit_seed, lambda attacker: audit_seed.teacher)["gap_closed"]
+        assert found == (None if share is None else pytest.approx(share, abs=1e-5))
+    path.write_text(before)
 
 
 def test_what_is_no_number_is_a_failure_and_not_a_distance(audit_seed):
