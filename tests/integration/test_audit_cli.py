@@ -88,7 +88,7 @@ def test_the_exit_code_is_the_verdict(quick_sdb, boxed, tmp_path, monkeypatch, f
     chosen = {"seeds": 3, "attacks": ("labels", "distil"), "defences": ("stingy",)}
     subject, settings = find_subject(Path("wrapped"), None, None, None, False, AuditSettings(**sets | chosen))
     settings = settings.filled()
-    work = take(tmp_path / "made", settings, subject, resume=False, overwrite=False)
+    archive = take(tmp_path / "made", settings, subject, resume=False, overwrite=False)
     for task in (task for stage in plan(settings, subject) for task in stage):
         results = {
             "reference": GOOD,
@@ -97,8 +97,7 @@ def test_the_exit_code_is_the_verdict(quick_sdb, boxed, tmp_path, monkeypatch, f
             "negative": {"accuracy": 0.1} | DONE,
         }
         result = results[task.kind] | {"seconds": 1.0}
-        task.file(work).parent.mkdir(parents=True, exist_ok=True)
-        task.file(work).write_text(json.dumps(result))
+        archive.keep(task.place, result)
     out = str(tmp_path / "made")
     done = quick_sdb("audit", "wrapped", "--out", out, "--seeds", "3", *TINY, "--resume", cwd=boxed)
     assert done.returncode == code, done.stderr

@@ -174,7 +174,7 @@ def test_a_checkpoint_that_belongs_to_a_box_stands_for_the_box(digits_runs, run,
             assert load_served(path).box_id == wanted
             assert Box.load(_box_in(path)).info.id == wanted
             subject, _ = find_subject(path, None, digits_runs / "teacher", None, run == "nasty", AuditSettings())
-            assert subject.box == boxes[1]
+            assert subject.files.box == boxes[1]
             with pytest.raises(CheckpointError, match="stands for the box"):
                 load_classifier(path)
     # Another file in the folder is what it is, and so is a folder without a box.

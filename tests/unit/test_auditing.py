@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from sdb.audit import runner
+from sdb.audit.archive import Folder, Memory
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.victim import Interface
 from sdb.audit.audit_seed import AuditSeed, Shuffled, Subject
-from sdb.audit.cells import Task, cell, control_column, do, read, references, stages
+from sdb.audit.cells import Task, cell, control_column, do, references, stages
 from sdb.audit.collect import make_claim, negative_control, positive_control
 from sdb.audit.plan import AuditSettings, attacks_of, chosen, defences_of, threat_of
 from sdb.audit.proxy import letters
@@ -45,7 +46,7 @@ def quiet(done, total, name):
 
 @pytest.fixture(scope="module")
 def audit_seed(tmp_path_factory):
-    made = AuditSeed(settings(), Subject(), 0, tmp_path_factory.mktemp("audit") / "work")
+    made = AuditSeed(settings(), Subject(), 0, Folder(tmp_path_factory.mktemp("audit")))
     made.make_teacher()
     return made
 
@@ -54,18 +55,16 @@ def audit_seed(tmp_path_factory):
 def finished(tmp_path_factory):
     """A whole small audit in one process."""
     folder = tmp_path_factory.mktemp("audit")
-    run_tasks(settings(), Subject(), folder / "work", Where(1), quiet)
+    run_tasks(settings(), Subject(), Folder(folder / "work"), Where(1), quiet)
     return folder
 
 
 def claim_of(folder):
     from datetime import UTC, datetime
 
-    audit_seed = AuditSeed(settings(), Subject(), 0, folder / "work")
+    audit_seed = AuditSeed(settings(), Subject(), 0, Folder(folder / "work"))
     extra = {"unlock": [], "traces": []}
-    return make_claim(
-        settings(), Subject(), folder / "work", audit_seed, workers=1, started=datetime.now(UTC), extra=extra
-    )
+    return make_claim(settings(), Subject(), audit_seed, workers=1, started=datetime.now(UTC), extra=extra)
 
 
 def without_times(claim):
@@ -174,7 +173,7 @@ def test_an_attacker_holds_no_test_images(audit_seed):
 
 
 def test_a_share_of_the_data_is_a_share(audit_seed):
-    less = AuditSeed(settings(data_share=0.5), Subject(), 0, audit_seed.folder.parent)
+    less = AuditSeed(settings(data_share=0.5), Subject(), 0, audit_seed.archive)
     assert len(less.attacker().train) == round(0.5 * len(audit_seed.attacker().train))
 
 
@@ -236,38 +235,49 @@ def test_a_claim_is_whole_and_reads_as_one(finished):
     assert {(each["defence"], each["attack"]) for each in claim["cells"]} == {
         (defence, attack) for defence in ("none", "stingy", "decoy") for attack in ("labels", "distil")
     }
-    seed = settings().seed
+    seed, kept = settings().seed, Folder(finished / "work")
     for name, control in claim["controls"].items():
         attack = attacks_of(settings())[name]
         column = control_column(attack)
-        place = read(Task("cell", seed, column, name), finished / "work")
-        best = read(Task("reference", seed), finished / "work")["from_teacher"]
+        place = kept.result(Task("cell", seed, column, name).place)
+        best = kept.result(Task("reference", seed).place)["from_teacher"]
         assert control["positive"] == positive_control([place], [best], column, attack.control, 10)
-        wrong = read(Task("negative", seed, column, name), finished / "work")
+        wrong = kept.result(Task("negative", seed, column, name).place)
         assert control["negative"] == negative_control(wrong, 10)
 
 
 def test_the_same_seed_gives_the_same_claim_in_any_number_of_processes(finished, tmp_path):
-    run_tasks(settings(), Subject(), tmp_path / "work", Where(2), quiet)
+    run_tasks(settings(), Subject(), Folder(tmp_path / "work"), Where(2), quiet)
     assert without_times(claim_of(tmp_path)) == without_times(claim_of(finished))
+
+
+def test_an_audit_in_memory_finds_what_one_in_a_folder_does(finished):
+    from datetime import UTC, datetime
+
+    archive = Memory()
+    run_tasks(settings(), Subject(), archive, Where(1), quiet)
+    audit_seed = AuditSeed(settings(), Subject(), 0, archive)
+    extra = {"unlock": [], "traces": []}
+    claim = make_claim(settings(), Subject(), audit_seed, workers=1, started=datetime.now(UTC), extra=extra)
+    assert without_times(claim) == without_times(claim_of(finished))
 
 
 def test_what_is_finished_is_not_done_again(finished):
     tasks = [task for stage in plan(settings(), Subject()) for task in stage]
-    before = {task: task.file(finished / "work").stat().st_mtime_ns for task in tasks}
+    before = {task: Folder(finished / "work").file(task.place).stat().st_mtime_ns for task in tasks}
     told = []
-    run_tasks(settings(), Subject(), finished / "work", Where(1), lambda *each: told.append(each))
+    run_tasks(settings(), Subject(), Folder(finished / "work"), Where(1), lambda *each: told.append(each))
     assert told == []
-    assert before == {task: task.file(finished / "work").stat().st_mtime_ns for task in tasks}
+    assert before == {task: Folder(finished / "work").file(task.place).stat().st_mtime_ns for task in tasks}
 
 
 def test_one_missing_cell_is_done_again_and_comes_out_the_same(finished):
     task = Task("cell", 0, "decoy", "distil")
-    path = task.file(finished / "work")
+    path = Folder(finished / "work").file(task.place)
     before = json.loads(path.read_text())
     path.unlink()
     told = []
-    run_tasks(settings(), Subject(), finished / "work", Where(1), lambda *each: told.append(each))
+    run_tasks(settings(), Subject(), Folder(finished / "work"), Where(1), lambda *each: told.append(each))
     after = json.loads(path.read_text())
     assert len(told) == 1
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
@@ -276,11 +286,11 @@ def test_one_missing_cell_is_done_again_and_comes_out_the_same(finished):
 @pytest.mark.parametrize("content", [b"", b'{"status": "done"', b"[]", b"{}", b"\xff\xfe"])
 def test_a_damaged_result_is_named(tmp_path, content):
     task = Task("cell", 0, "none", "labels")
-    path = task.file(tmp_path)
+    path = Folder(tmp_path).file(task.place)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"none--labels\.json: damaged"):
-        read(task, tmp_path)
+        Folder(tmp_path).result(task.place)
 
 
 def test_a_folder_that_holds_an_audit_is_left_alone(tmp_path):
@@ -301,15 +311,14 @@ def test_nothing_to_resume_is_said(tmp_path):
 @pytest.mark.parametrize(("workers", "data", "match"), [(0, False, "at least one"), (2, True, "workers=1")])
 def test_processes_that_cannot_be(tmp_path, digits, workers, data, match):
     with pytest.raises(ConfigError, match=match):
-        run_tasks(settings(), Subject(), tmp_path, Where(workers), quiet, data=digits if data else None)
+        run_tasks(settings(), Subject(), Folder(tmp_path), Where(workers), quiet, data=digits if data else None)
 
 
-def test_a_task_is_done_once(audit_seed, tmp_path):
+def test_a_task_is_done_once(audit_seed):
     task = Task("reference", 0)
-    work = tmp_path / "work"
-    (work / "seed-0").mkdir(parents=True)
-    do(task, audit_seed, {}, {}, work)
-    first = task.file(work).read_bytes()
-    do(replace(task), audit_seed, {}, {}, work)
-    assert task.file(work).read_bytes() == first
+    do(task, audit_seed, {}, {})
+    file = audit_seed.archive.file(task.place)
+    first = file.read_bytes()
+    do(replace(task), audit_seed, {}, {})
+    assert file.read_bytes() == first
     assert runner.columns_of(settings(), Subject()) == ["none", "stingy", "decoy"]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sdb.audit.archive import Memory
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.victim import Interface
 from sdb.audit.audit_seed import AuditSeed, Subject
@@ -136,7 +137,7 @@ def test_a_cell_that_fell_in_one_seed_is_no_cell_that_was_done():
 
 
 @pytest.fixture(scope="module")
-def audit_seed(tmp_path_factory):
+def audit_seed():
     settings = AuditSettings(
         attacks=("labels",),
         defences=("stingy",),
@@ -150,13 +151,10 @@ def audit_seed(tmp_path_factory):
         device="cpu",
         query_budget=50,
     ).filled()
-    work = tmp_path_factory.mktemp("audit") / "work"
-    made = AuditSeed(settings, Subject(), 0, work)
+    made = AuditSeed(settings, Subject(), 0, Memory())
     made.make_teacher()
     made.make("none", defences_of(settings))
-    reference = Task("reference", 0).file(work)
-    reference.parent.mkdir(parents=True)
-    reference.write_text(json.dumps({"own_distance": 2.0, "seconds": 1.0}))
+    made.archive.keep(Task("reference", 0).place, {"own_distance": 2.0, "seconds": 1.0})
     return made
 
 
@@ -295,7 +293,7 @@ def test_attacks_on_keys_meet_the_boxes_of_their_kind(audit_seed, monkeypatch, k
 
 def test_what_the_interface_does_not_give_cannot_be_used(audit_seed, monkeypatch):
     settings = audit_seed.settings.model_copy(update={"interface": "labels"})
-    seed = AuditSeed(settings, Subject(), 0, audit_seed.folder.parent)
+    seed = AuditSeed(settings, Subject(), 0, audit_seed.archive)
     monkeypatch.setattr(Needs, "needs", Interface.PROBABILITIES)
     assert applies(seed, "none", Needs(), defences_of(settings)) == "needs probabilities, it gives labels"
     # Who has the files does not ask the service.

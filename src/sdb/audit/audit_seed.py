@@ -1,12 +1,14 @@
 """What one seed of an audit stands on: data, teacher, references, defended models, and an attacker's means.
 
-Everything here is made once, kept in the audit's work folder, and loaded again by whichever process needs it.
+Everything here is made once, kept in the audit's archive, and read again by whichever process needs it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-import shutil
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sdb import data as datasets
+from sdb.audit.archive import Archive
 from sdb.audit.attacks.attack import Attack
 from sdb.audit.attacks.attacker import Attacker, Shadow
 from sdb.audit.attacks.retrain import share_of
@@ -23,15 +26,15 @@ from sdb.audit.defences.defence import Defence, Defended
 from sdb.audit.plan import BOX, NONE, AuditSettings
 from sdb.audit.proxy import letters
 from sdb.box.box import Box
-from sdb.config import DEFAULT_PICTURES, Pictures, TrainSettings, WrapSettings
+from sdb.config import DEFAULT_PICTURES, Pictures, WrapSettings
 from sdb.data import ImageSet, Splits
-from sdb.errors import ConfigError
-from sdb.keys import Key
-from sdb.models import Classifier, ModelSpec
+from sdb.errors import ConfigError, ModelError
+from sdb.keys import Key, Owner
+from sdb.models import MODULE, Classifier, ModelSpec
 from sdb.models.checkpoint import check_fits, load_classifier
-from sdb.runs.folder import open_run
 from sdb.runtime import choose_device, derive_seed
 from sdb.training.loop import train
+from sdb.wrapping.networks import made_again
 
 # Another customer's box and an attacker's own are made as this one was, from seeds of their own.
 COLLUDER = 1_000_000
@@ -48,17 +51,15 @@ MAKERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What is audited, as files: a box with its key and its teacher, or nothing, and then the audit makes all.
+class SubjectFiles:
+    """Where what is audited lies; see `Subject`.
 
     Attributes:
         box: a box's folder or file.
-        key: a partner's key file; None where only thieves are looked at.
+        key: a partner's key file.
         teacher: a run folder or checkpoint.
-        owner: the owner's file, for the box's mark.
-        split_seed: of the box's data split; None where each seed splits anew.
-        validation_fraction: of the box's data split.
-        pictures: how pictures become pixels for the box.
+        owner: the owner's file.
+        split_seed, validation_fraction: see `Subject`.
         network: the factory that makes the network of box and teacher, where their files may not say it alone.
     """
 
@@ -68,8 +69,50 @@ class Subject:
     owner: Path | None = None
     split_seed: int | None = None
     validation_fraction: float = 0.1
-    pictures: Pictures = DEFAULT_PICTURES
     network: str | None = None
+
+    def read(self) -> Subject:
+        """What is there.
+
+        Raises:
+            CheckpointError, KeyFileError, ModelError: something is damaged or missing.
+        """
+        box = None if self.box is None else Box.load(self.box, self.network)
+        return Subject(
+            box,
+            None if self.key is None else Key.load(self.key),
+            None if self.teacher is None else load_classifier(self.teacher, network=self.network),
+            None if self.owner is None else Owner.load(self.owner),
+            self.split_seed,
+            self.validation_fraction,
+            DEFAULT_PICTURES if box is None else box.classifier.pictures,
+            self,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What is audited: a box with its key and its teacher, or nothing, and then the audit makes all.
+
+    Attributes:
+        box: not changed.
+        key: a partner's; None where only thieves are looked at.
+        teacher: the unprotected model; not changed.
+        owner: the box's, for its mark.
+        split_seed: of the box's data split; None where each seed splits anew.
+        validation_fraction: of the box's data split.
+        pictures: how pictures become pixels for the box.
+        files: where all this was read from, so that other processes can; None where it is in this process alone.
+    """
+
+    box: Box | None = None
+    key: Key | None = None
+    teacher: Classifier | None = None
+    owner: Owner | None = None
+    split_seed: int | None = None
+    validation_fraction: float = 0.1
+    pictures: Pictures = DEFAULT_PICTURES
+    files: SubjectFiles | None = SubjectFiles()
 
 
 class AuditSeed:
@@ -79,15 +122,14 @@ class AuditSeed:
         settings: filled, see `AuditSettings.filled`.
         subject: what is audited.
         seed: of this ground.
-        work: the audit's work folder.
+        archive: where the audit keeps what is finished.
         data: instead of the data set that the settings name.
     """
 
     def __init__(
-        self, settings: AuditSettings, subject: Subject, seed: int, work: Path, data: Splits | None = None
+        self, settings: AuditSettings, subject: Subject, seed: int, archive: Archive, data: Splits | None = None
     ) -> None:
-        self.settings, self.subject, self.seed = settings, subject, seed
-        self.folder = work / f"seed-{seed}"
+        self.settings, self.subject, self.seed, self.archive = settings, subject, seed, archive
         self.device = choose_device(settings.device)
         self._data = data
 
@@ -113,23 +155,26 @@ class AuditSeed:
         """The audited box."""
         if self.subject.box is None:
             return None
-        box = Box.load(self.subject.box, self.subject.network)
-        self._check_fits(box.classifier, self.subject.box)
-        return box.to(self.device)
+        box = copy.deepcopy(self.subject.box)
+        self._check_fits(box.classifier, "box")
+        return box.to(self.device).eval()
 
     @functools.cached_property
     def teacher(self) -> Classifier:
         """The unprotected model: the box's teacher where it was given, else one of the same architecture."""
         if self.subject.teacher is not None:
-            teacher = load_classifier(self.subject.teacher, network=self.subject.network)
-            self._check_fits(teacher, self.subject.teacher)
+            teacher = copy.deepcopy(self.subject.teacher)
+            self._check_fits(teacher, "teacher")
         else:
-            name, _ = self.spec()  # of the box or the settings, whose factory runs anyway
-            teacher = load_classifier(self.folder / "teacher", network=name if ":" in name else None)
-        return teacher.to(self.device)
+            teacher = self.archive.trained(self._place("teacher"), self.network("teacher"))
+        return teacher.to(self.device).eval()
 
-    def _check_fits(self, classifier: Classifier, source: Path) -> None:
-        data = self.data
+    def _place(self, *parts: str) -> str:
+        return "/".join((f"seed-{self.seed}", *parts))
+
+    def _check_fits(self, classifier: Classifier, what: str) -> None:
+        data, files = self.data, self.subject.files
+        source = getattr(files, what, None) or f"the {what}"
         names = data.class_names, self.settings.other_class_names
         check_fits(classifier, source, data.num_classes, data.image_shape, *names)
         classifier.class_names = data.class_names  # names that were let pass are not asked about again
@@ -144,44 +189,54 @@ class AuditSeed:
         if self.box is not None:
             self.maker(BOX, {})
             self.defended(BOX, {})
-        self.spec()  # loads the teacher, where one was named
+        if self.subject.teacher is not None:
+            _ = self.teacher
 
     def make_teacher(self) -> None:
         """Train the unprotected model where none was given; goes on where it was stopped."""
-        folder = self.folder / "teacher"
-        if self.subject.teacher is not None or (folder / "result.json").exists():
-            return
-        # A shadow's teacher is trained in the same way: what the audit makes is made with one recipe.
-        fitted = self.settings.fit(self.seed, self.settings.maker_epochs)
-        resume = (folder / "params.resolved.json").exists()
-        with open_run(folder, fitted.model_dump(mode="json"), self.device, resume=resume) as run:
-            teacher = self.network("teacher")
-            train(teacher, self.data, fitted, run=run)
-            run.write_result({})
-
-    def spec(self) -> tuple[str, dict]:
-        """Architecture of the victim and its arguments."""
-        box = self.box
-        if box is not None:
-            return box.classifier.spec.name, box.classifier.spec.arguments
-        if self.subject.teacher is not None:
-            return self.teacher.spec.name, self.teacher.spec.arguments
-        return self.settings.model_name, self.settings.model_args
+        if self.subject.teacher is None:
+            # A shadow's teacher is trained in the same way: what the audit makes is made with one recipe.
+            fitted = self.settings.fit(self.seed, self.settings.maker_epochs)
+            self.archive.train(self._place("teacher"), self.network("teacher"), self.data, fitted)
 
     def network(self, purpose: object) -> Classifier:
-        """A fresh network of the victim's architecture."""
-        return self._build(*self.spec(), purpose)
+        """A fresh network of the victim's architecture; a student's, where nobody here can make one of the victim's."""
+        known = original(self.subject)
+        if known is None:
+            return self._build(self.settings.model_name, self.settings.model_args, purpose)
+        if known.spec.name != MODULE:
+            return self._build(known.spec.name, known.spec.arguments, purpose)
+        try:
+            return self._again(known, purpose)
+        except ModelError:
+            return self.student(purpose)
 
     def student(self, purpose: object = "student") -> Classifier:
-        """A fresh student, the same weights for the same purpose."""
+        """A fresh student, the same weights for the same purpose.
+
+        Raises:
+            ModelError: it is to be the victim's own architecture, which nobody here can make.
+        """
+        known = original(self.subject)
+        if self.settings.student_model == MODULE and known is not None:
+            return self._again(known, purpose)
         return self._build(self.settings.student_model, self.settings.student_args, purpose)
 
     def _build(self, name: str, arguments: dict, purpose: object) -> Classifier:
         data = self.data
         spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
+        with self._drawn(purpose):
+            return spec.build().to(self.device)
+
+    def _again(self, known: Classifier, purpose: object) -> Classifier:
+        with self._drawn(purpose):
+            return made_again(known).to(self.device)
+
+    @contextlib.contextmanager
+    def _drawn(self, purpose: object) -> Generator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "network", purpose))
-            return spec.build().to(self.device)
+            yield
 
     # --- defended models --------------------------------------------------------------------------------------------
 
@@ -210,20 +265,18 @@ class AuditSeed:
         """Build a defence around the teacher, or another customer's copy of it."""
         if name == BOX and not colluder:
             return
-        folder, fitted = self._place(name, colluder)
-        self.maker(name, defences).build(self.teacher, self.data, fitted, folder)
+        fitted = self.settings.fit(self.seed + COLLUDER * colluder, self.settings.maker_epochs)
+        place = self._place_of(name, colluder)
+        self.archive.build(place, self.maker(name, defences), self.teacher, self.data, fitted)
 
     def defended(self, name: str, defences: dict[str, Defence], *, colluder: bool = False) -> Defended:
         """A defended model that `make` has made, or the audited box."""
         if name == BOX and not colluder and self.box is not None:
-            key = None if self.subject.key is None else Key.load(self.subject.key)
-            return boxed(self.box, key)
-        folder, _ = self._place(name, colluder)
-        return self.maker(name, defences).load(self.teacher, folder)
+            return boxed(self.box, self.subject.key)
+        return self.archive.defended(self._place_of(name, colluder), self.maker(name, defences), self.teacher)
 
-    def _place(self, name: str, colluder: bool) -> tuple[Path, TrainSettings]:
-        fitted = self.settings.fit(self.seed + COLLUDER * colluder, self.settings.maker_epochs)
-        return self.folder / "defences" / (f"{name}-colluder" if colluder else name), fitted
+    def _place_of(self, name: str, colluder: bool) -> str:
+        return self._place("defences", f"{name}-colluder" if colluder else name)
 
     # --- the attacker -----------------------------------------------------------------------------------------------
 
@@ -284,12 +337,37 @@ class AuditSeed:
             mine = replace(self.data, train=images, test=self.data.validation)
             teacher = self.network(("shadow", seed))
             train(teacher, mine, fitted)
-            folder = self.folder / "shadows" / f"{name}-{seed}"
-            shutil.rmtree(folder, ignore_errors=True)
-            maker.build(teacher, mine, fitted, folder)
-            return teacher, maker.load(teacher, folder).keyless
+            built = maker.built(teacher, mine, fitted)
+            return teacher, maker.open(teacher, built.parts, built.record).keyless
 
         return make
+
+
+def original(subject: Subject) -> Classifier | None:
+    """The network whose architecture the victim has; None where the settings say it."""
+    return subject.box.classifier if subject.box is not None else subject.teacher
+
+
+def no_copy(subject: Subject) -> str:
+    """Why nobody here can make a network of the victim's architecture; empty where it can be made."""
+    known = original(subject)
+    if known is None or known.spec.name != MODULE:
+        return ""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made_again(known)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def with_students(settings: AuditSettings, subject: Subject) -> AuditSettings:
+    """The settings; where they say nothing of students and the victim is a module object, students are as it is."""
+    known = original(subject)
+    said = "student_model" in settings.model_fields_set or known is None or known.spec.name != MODULE
+    if said or no_copy(subject):
+        return settings
+    return settings.model_copy(update={"student_model": MODULE, "student_args": {}})
 
 
 class Shuffled(nn.Module):

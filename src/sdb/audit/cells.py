@@ -1,6 +1,6 @@
-"""The tasks of an audit, each of which ends in one JSON file: references, defences, cells and negative controls.
+"""The tasks of an audit, each of which ends in one JSON value: references, defences, cells and negative controls.
 
-A task whose file is there is done; so an audit that was stopped goes on, and several processes can share one.
+A task whose result is there is done; so an audit that was stopped goes on, and several processes can share one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from sdb.audit.audit_seed import AuditSeed, Shuffled, shuffled_labels
 from sdb.audit.defences.defence import Defence, Defended
 from sdb.audit.plan import BOX, NONE
 from sdb.data import Batch, Batches
-from sdb.errors import CheckpointError, ConfigError, TrainingError
+from sdb.errors import ConfigError, ModelError, TrainingError
 from sdb.models import Classifier
-from sdb.runtime import JSON_LIMIT, derive_seed, json_text, parse_json, read_bytes, write_atomic
+from sdb.runtime import derive_seed
 from sdb.training.evaluation import evaluate, evaluation_batches
 
 TEMPERATURE = 4.0
@@ -50,21 +49,19 @@ class Task:
     defence: str = ""
     attack: str = ""
 
-    def file(self, work: Path) -> Path:
-        """Where its result goes."""
+    @property
+    def place(self) -> str:
+        """Where its result goes in an archive."""
         name = "--".join(part for part in (self.defence, self.attack) if part) or "references"
-        return work / f"seed-{self.seed}" / f"{self.kind}s" / f"{name.replace(':', '.')}.json"
+        return f"seed-{self.seed}/{self.kind}s/{name.replace(':', '.')}"
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.kind, self.attack, self.defence, f"seed {self.seed}") if part)
 
 
-def do(
-    task: Task, audit_seed: AuditSeed, attacks: dict[str, Attack], defences: dict[str, Defence], work: Path
-) -> None:
+def do(task: Task, audit_seed: AuditSeed, attacks: dict[str, Attack], defences: dict[str, Defence]) -> None:
     """Do a task and keep its result; nothing to do where it is kept already."""
-    path = task.file(work)
-    if path.exists():
+    if audit_seed.archive.has(task.place):
         return
     started = time.perf_counter()
     if task.kind == "reference":
@@ -75,23 +72,7 @@ def do(
     else:
         result = cell(audit_seed, task, attacks[task.attack], defences)
     result["seconds"] = round(time.perf_counter() - started, 3)
-    write_atomic(path, json_text(result, indent=1).encode() + b"\n")
-
-
-def read(task: Task, work: Path) -> dict[str, Any]:
-    """A kept result.
-
-    Raises:
-        CheckpointError: the file is not what was written.
-    """
-    path = task.file(work)
-    try:
-        values = parse_json(read_bytes(path, JSON_LIMIT), finite=False)
-        if not isinstance(values, dict) or "seconds" not in values:
-            raise ValueError("not a finished task")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it and go on with --resume") from None
-    return values
+    audit_seed.archive.keep(task.place, result)
 
 
 def score(model: nn.Module, batches: Batches) -> float:
@@ -140,8 +121,16 @@ def open_victim(module: nn.Module, attacker: Attacker) -> Victim:
 def defence_row(
     audit_seed: AuditSeed, name: str, defences: dict[str, Defence], attacks: dict[str, Attack]
 ) -> dict[str, Any]:
-    """Build a defence where it is not there yet, and measure it: accuracy, distance from the teacher, its partner."""
-    audit_seed.make(name, defences)
+    """Build a defence where it is not there yet, and measure it: accuracy, distance from the teacher, its partner.
+
+    One that cannot be made of this teacher is skipped, with the reason; what the audit is about must be made.
+    """
+    try:
+        audit_seed.make(name, defences)
+    except (ModelError, ConfigError, TrainingError) as error:
+        if name == OURS and audit_seed.box is None:
+            raise
+        return {"skipped": str(error)}
     fits = [attack for attack in attacks.values() if not applies(audit_seed, name, attack, defences)]
     if any("colluder" in attack.uses for attack in fits):
         audit_seed.make(name, defences, colluder=True)
@@ -154,6 +143,12 @@ def defence_row(
         "partner": None if keyed is None else score(partner(keyed, audit_seed.attacker()), test),
         "distance": distance(audit_seed.teacher, defended.keyless, test),
     }
+
+
+def skipped(audit_seed: AuditSeed, name: str) -> str:
+    """Why a defence could not be made; empty where it was."""
+    place = Task("defence", audit_seed.seed, name).place
+    return audit_seed.archive.result(place).get("skipped", "") if audit_seed.archive.has(place) else ""
 
 
 def applies(audit_seed: AuditSeed, name: str, attack: Attack, defences: dict[str, Defence]) -> str:
@@ -179,6 +174,8 @@ def applies(audit_seed: AuditSeed, name: str, attack: Attack, defences: dict[str
 
 def cell(audit_seed: AuditSeed, task: Task, attack: Attack, defences: dict[str, Defence]) -> dict[str, Any]:
     """One attack against one defended model, or, as a negative control, against nonsense."""
+    if why := skipped(audit_seed, task.defence):
+        return {"status": "not_applicable", "reason": f"{task.defence} cannot be made: {why}"}
     if reason := applies(audit_seed, task.defence, attack, defences):
         return {"status": "not_applicable", "reason": reason}
     defended = audit_seed.defended(task.defence, defences)
@@ -190,7 +187,7 @@ def cell(audit_seed: AuditSeed, task: Task, attack: Attack, defences: dict[str, 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(audit_seed.seed, "cell", task.attack))
             stolen = attack.run(victim, attacker)
-    except (InterfaceError, QueryBudgetError) as error:
+    except (InterfaceError, QueryBudgetError, ModelError) as error:
         return {"status": "not_applicable", "reason": str(error)}
     except (ConfigError, TrainingError) as error:
         return {"status": "failed", "reason": str(error)}
@@ -200,7 +197,7 @@ def cell(audit_seed: AuditSeed, task: Task, attack: Attack, defences: dict[str, 
     student = stolen.student.eval()
     closed = None
     if stolen.recovered is not None and task.kind == "cell":
-        own = read(Task("reference", task.seed), audit_seed.folder.parent)["own_distance"]
+        own = audit_seed.archive.result(Task("reference", task.seed).place)["own_distance"]
         try:
             closed = 1 - distance(audit_seed.teacher, stolen.recovered.eval(), test) / own if own > 0 else None
         except TrainingError as error:

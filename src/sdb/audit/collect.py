@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sdb.audit.attacks.attack import Attack
-from sdb.audit.audit_seed import AuditSeed, Subject
-from sdb.audit.cells import Task, control_column, read
+from sdb.audit.audit_seed import AuditSeed, Subject, no_copy
+from sdb.audit.cells import Task, control_column
 from sdb.audit.plan import BOX, NONE, AuditSettings, defences_of, threat_of
 from sdb.audit.proxy import NAME as PROXY
 from sdb.audit.runner import columns_of, plan, rows_of
@@ -28,7 +27,6 @@ OPENED = 0.5
 def make_claim(
     settings: AuditSettings,
     subject: Subject,
-    work: Path,
     audit_seed: AuditSeed,
     *,
     workers: int,
@@ -40,18 +38,20 @@ def make_claim(
     Args:
         settings: filled.
         subject: what was audited.
-        work: the audit's work folder, complete.
-        audit_seed: of the first seed.
+        audit_seed: of the first seed; its archive is complete.
         workers: processes.
         started: when.
         extra: unlock curve and traces.
     """
     attacks, defences, columns = rows_of(settings, subject), defences_of(settings), columns_of(settings, subject)
-    results = {task: read(task, work) for stage in plan(settings, subject) for task in stage}
+    archive = audit_seed.archive
+    results = {task: archive.result(task.place) for stage in plan(settings, subject) for task in stage}
     seeds, data = settings.seed_list(), audit_seed.data
+    rows = {name: [results[Task("defence", seed, name)] for seed in seeds] for name in columns}
+    skipped = {name: row["skipped"] for name in columns for row in rows[name] if "skipped" in row}
+    columns = [name for name in columns if name not in skipped]
     finished = datetime.now(UTC)
     box = audit_seed.box
-    name, arguments = audit_seed.spec()
     return {
         "schema": SCHEMA,
         "kind": "audit",
@@ -73,14 +73,15 @@ def make_claim(
             "proxy": PROXY,
         },
         "box": None if box is None else _box(box, subject),
-        "student": _network(audit_seed.student(), settings.student_model, settings.student_args),
-        "victim": _network(audit_seed.teacher, name, arguments),
+        "student": _network(audit_seed.student()) | {"note": no_copy(subject)},
+        "victim": _network(audit_seed.teacher),
         "settings": settings.fit(seeds[0], settings.epochs).model_dump(mode="json"),
         "references": {
             key: [results[Task("reference", seed)][key] for seed in seeds]
             for key in ("teacher", "alone", "label_smoothing", "from_teacher", "own_distance")
         },
-        "defences": [_defence(column, audit_seed, defences, results, seeds) for column in columns],
+        "defences": [_defence(column, audit_seed, defences, rows[column]) for column in columns],
+        "skipped": skipped,
         "attacks": [_attack(attack) for attack in attacks.values()],
         "cells": cells_of(results, columns),
         "controls": {
@@ -98,22 +99,21 @@ def make_claim(
 
 def _box(box: Box, subject: Subject) -> dict[str, Any]:
     info = box.info
-    return {"path": str(subject.box), "id": info.id, "method": info.method, "key_kind": info.key_kind}
+    path = subject.files.box if subject.files is not None else ""
+    return {"path": str(path), "id": info.id, "method": info.method, "key_kind": info.key_kind}
 
 
-def _network(model: Classifier, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _network(model: Classifier) -> dict[str, Any]:
     count = sum(parameter.numel() for parameter in model.parameters())
-    return {"model": name, "arguments": arguments, "parameters": count}
+    return {"model": model.spec.name, "arguments": model.spec.arguments, "parameters": count}
 
 
 def _defence(
     column: str,
     audit_seed: AuditSeed,
     defences: dict[str, Any],
-    results: dict[Task, dict[str, Any]],
-    seeds: list[int],
+    rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    rows = [results[Task("defence", seed, column)] for seed in seeds]
     maker = audit_seed.maker(column, defences)
     measured = {key: [row[key] for row in rows] for key in ("keyless", "keyed", "partner", "distance", "seconds")}
     title = "the audited box" if column == BOX else maker.title

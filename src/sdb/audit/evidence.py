@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sdb.audit.attacks.distil import Distil, Labels
@@ -12,7 +11,7 @@ from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.cells import distance, partner, trained_alone
 from sdb.audit.plan import BOX
 from sdb.errors import TrainingError
-from sdb.keys import Key, Owner
+from sdb.keys import Key
 from sdb.tracing.decoys import trace
 from sdb.training.evaluation import evaluation_batches
 
@@ -21,10 +20,10 @@ RANDOM_KEYS = 100
 
 def unlock_curve(audit_seed: AuditSeed) -> list[dict[str, Any]]:
     """The audited box's answers without a key, with it, with keys like it and with random ones; KL from the teacher."""
-    box, key_file = audit_seed.box, audit_seed.subject.key
-    if box is None or key_file is None:
+    box, key = audit_seed.box, audit_seed.subject.key
+    if box is None or key is None:
         return []
-    key, batches = Key.load(key_file), evaluation_batches(audit_seed.data.test, audit_seed.device)
+    batches = evaluation_batches(audit_seed.data.test, audit_seed.device)
 
     def row(label: str, module: Any, similarity: float | None = None) -> dict[str, Any]:
         return {
@@ -45,12 +44,12 @@ def unlock_curve(audit_seed: AuditSeed) -> list[dict[str, Any]]:
     return [*rows, best | {"label": f"the best of {RANDOM_KEYS} random keys"}]
 
 
-def traces(audit_seed: AuditSeed, owner_file: Path | None) -> list[dict[str, Any]]:
+def traces(audit_seed: AuditSeed) -> list[dict[str, Any]]:
     """Whether the audited box's thieves carry its owner's mark, and whether innocent students do not."""
-    box = audit_seed.box
-    if box is None or owner_file is None:
+    box, owner = audit_seed.box, audit_seed.subject.owner
+    if box is None or owner is None:
         return []
-    owner, attacker = Owner.load(owner_file), audit_seed.attacker()
+    attacker = audit_seed.attacker()
     defended = audit_seed.defended(BOX, {})
     students = {
         "thief by plain distillation": lambda: (

@@ -1,30 +1,92 @@
-"""What `sdb audit` does: find the box's key, teacher and data, run the audit, write its claim and its report."""
+"""An audit from beginning to end: `audit` of what a caller holds, and what `sdb audit` does with files."""
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sdb import config
-from sdb.audit.audit_seed import AuditSeed, Subject
+from sdb.audit.archive import Archive, Folder, Memory
+from sdb.audit.audit_seed import AuditSeed, Subject, SubjectFiles, with_students
 from sdb.audit.collect import make_claim
 from sdb.audit.evidence import traces, unlock_curve
 from sdb.audit.plan import AuditSettings, attacks_of, defences_of
 from sdb.audit.runner import CLAIM, REPORT, WORK, run_tasks, take
 from sdb.box.box import Box
-from sdb.config import BOX, box_of
-from sdb.data import Data, Splits, as_splits
+from sdb.config import box_of
+from sdb.data import Splits
 from sdb.errors import CheckpointError, ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier
-from sdb.models.checkpoint import write_tensors
 from sdb.report.audit_page import write_audit_report
 from sdb.report.claim import read_claim
 from sdb.runs.resolve import KEY, OWNER
 from sdb.runs.tasks import OnProgress, Where, one_thread
 from sdb.runtime import folder_lock, json_text, write_atomic
+from sdb.wrapping.door import classifier_of
+
+
+def audit(
+    box: Box | None,
+    data: Splits,
+    *,
+    key: Key | None = None,
+    teacher: nn.Module | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    settings: AuditSettings | None = None,
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Attack a box, or boxes made here, in this process; returns the claim. Writes nothing without `out`.
+
+    Args:
+        box: what is audited, not changed; None makes a decoy box for each seed.
+        data: attackers get its training and validation images; test images only judge.
+        key: a partner's, without which the partner's side is not judged.
+        teacher: the unprotected model, any module from images to logits, not changed; None trains one of the box's
+            architecture.
+        mean: per channel, of pixels in [0, 1], where the teacher is a module that takes normalised pixels; the box's
+            own where neither is given.
+        std: likewise, the deviation.
+        settings: what to run; quick by default.
+        out: folder for claim.json, report.html and the work; None keeps nothing.
+
+    Raises:
+        SDBError: as `audit_job`.
+    """
+    if teacher is None and (mean is not None or std is not None):
+        raise ConfigError(
+            "mean, std: they are the teacher's, and there is no teacher: give one, or leave both out"
+        )
+    unprotected = None if teacher is None else teacher_of(teacher, data, box, mean, std)
+    settings, subject = settings or AuditSettings(), Subject(box, key, unprotected, files=None)
+    if out is None:
+        started = datetime.now(UTC)
+        settings = _complete(settings, subject)
+        with one_thread():
+            archive = Memory()
+            AuditSeed(settings, subject, settings.seed, archive, data).check()
+            return _claim(settings, subject, archive, Where(), _silent, data, started)
+    return audit_job(
+        Path(out), settings, subject, where=Where(), resume=False, overwrite=False, on_progress=_silent, data=data
+    )
+
+
+def teacher_of(
+    teacher: nn.Module,
+    data: Splits,
+    box: Box | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Classifier:
+    """A caller's teacher as a classifier; a plain module takes pixels as the box's network does, unless told else."""
+    if box is not None and not isinstance(teacher, Classifier) and mean is None and std is None:
+        mean, std = box.classifier.spec.mean, box.classifier.spec.std
+    return classifier_of(teacher, data.num_classes, data.image_shape, mean, std)
 
 
 def audit_job(
@@ -53,24 +115,48 @@ def audit_job(
     Raises:
         ConfigError: settings that do not exist or contradict each other, or that differ from what is resumed.
         RunExistsError: the folder holds an audit, or another process is writing there.
-        CheckpointError: box, key or teacher is damaged or missing.
+        CheckpointError, ModelError, KeyFileError: box, key or teacher do not fit each other or the data.
     """
     started = datetime.now(UTC)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other; give one")
-    settings = settings.filled()
-    attacks_of(settings), defences_of(settings)  # unknown names are refused before anything is written
+    settings = _complete(settings, subject)
     with folder_lock(folder), one_thread():
-        audit_seed = AuditSeed(settings, subject, settings.seed, folder / WORK, data)
-        audit_seed.check()
-        work = take(folder, settings, subject, resume=resume, overwrite=overwrite)
-        places = run_tasks(settings, subject, work, where, on_progress, data=data)
-        extra = {"unlock": unlock_curve(audit_seed), "traces": traces(audit_seed, subject.owner)}
-        claim = make_claim(settings, subject, work, audit_seed, workers=places, started=started, extra=extra)
-        read_claim(claim)
+        AuditSeed(settings, subject, settings.seed, Folder(folder / WORK), data).check()
+        archive = take(folder, settings, subject, resume=resume, overwrite=overwrite)
+        claim = _claim(settings, subject, archive, where, on_progress, data, started)
         write_atomic(folder / CLAIM, json_text(claim, indent=1).encode() + b"\n")
         write_audit_report(claim, folder / REPORT)
     return claim
+
+
+def _complete(settings: AuditSettings, subject: Subject) -> AuditSettings:
+    """All settings; unknown names are refused before anything is done."""
+    settings = with_students(settings, subject).filled()
+    attacks_of(settings), defences_of(settings)
+    return settings
+
+
+def _claim(
+    settings: AuditSettings,
+    subject: Subject,
+    archive: Archive,
+    where: Where,
+    on_progress: OnProgress,
+    data: Splits | None,
+    started: datetime,
+) -> dict[str, Any]:
+    """Do what is not done yet, and put it together."""
+    places = run_tasks(settings, subject, archive, where, on_progress, data=data)
+    audit_seed = AuditSeed(settings, subject, settings.seed, archive, data)
+    extra = {"unlock": unlock_curve(audit_seed), "traces": traces(audit_seed)}
+    claim = make_claim(settings, subject, audit_seed, workers=places, started=started, extra=extra)
+    read_claim(claim)
+    return claim
+
+
+def _silent(done: int, total: int, name: str) -> None:
+    del done, total, name
 
 
 def find_subject(
@@ -85,13 +171,13 @@ def find_subject(
     """A box with the key, teacher and data that lie around it, where they are not named.
 
     Raises:
-        CheckpointError: the path is no box.
+        CheckpointError, KeyFileError, ModelError: the path is no box, or something around it is damaged.
         ConfigError: the box opens for a key, and none was named, found or waived.
     """
     if path is None:
         if key is not None:
             raise ConfigError("--key: there is no box to open; name the box, or leave --key out")
-        return Subject(teacher=teacher, network=network), settings
+        return SubjectFiles(teacher=teacher, network=network).read(), settings
     if key is not None and without_key:
         raise ConfigError("--key and --without-key contradict each other; give one")
     place = box_of(path)
@@ -121,67 +207,13 @@ def find_subject(
             raise ConfigError(f"{path}: its teacher, {teacher}, is not there: give --teacher PATH")
     if owner is None and box.record is not None and (around / OWNER).exists():
         owner = around / OWNER
-    subject = Subject(
+    files = SubjectFiles(
         box=place,
         owner=owner,
         key=None if without_key else key,
         teacher=teacher,
         split_seed=stored.get("seed", 0),
         validation_fraction=stored.get("validation_fraction", 0.1),
-        pictures=box.classifier.pictures,
         network=network,
     )
-    return subject, settings.model_copy(update=update)
-
-
-def audit(
-    box: Box | None,
-    data: Data,
-    *,
-    key: Key | None = None,
-    teacher: Classifier | None = None,
-    settings: AuditSettings | None = None,
-    out: Path | str | None = None,
-) -> dict[str, Any]:
-    """Attack a box, or boxes made here, in this process; returns the claim.
-
-    Args:
-        box: what is audited; None makes a decoy box for each seed.
-        data: as `sdb.data.as_data` takes them, with test images. Attackers get its training and validation images;
-            test images only judge.
-        key: a partner's, without which the partner's side is not judged.
-        teacher: the unprotected model; None trains one of the box's architecture.
-        settings: what to run; quick by default.
-        out: folder for claim.json, report.html and the work; None keeps nothing.
-
-    Raises:
-        SDBError: as `audit_job`.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        if box is not None:
-            box.save(place / BOX)
-        if key is not None:
-            key.save(place / KEY)
-        if teacher is not None:
-            weights = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
-            write_tensors(
-                place / "teacher.safetensors",
-                weights,
-                {"spec": teacher.spec.to_json(), "history": [], "class_names": list(teacher.class_names)},
-            )
-        subject = Subject(
-            box=None if box is None else place / BOX,
-            key=None if key is None else place / KEY,
-            teacher=None if teacher is None else place / "teacher.safetensors",
-        )
-        return audit_job(
-            Path(out) if out is not None else place / "audit",
-            settings or AuditSettings(),
-            subject,
-            where=Where(),
-            resume=False,
-            overwrite=False,
-            on_progress=lambda done, total, name: None,
-            data=as_splits(data),
-        )
+    return files.read(), settings.model_copy(update=update)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from sdb.audit.archive import Archive, Folder
 from sdb.audit.attacks.attack import Attack
-from sdb.audit.audit_seed import AuditSeed, Subject
+from sdb.audit.audit_seed import AuditSeed, Subject, SubjectFiles
 from sdb.audit.cells import OURS, Task, do, needs_of, stages
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import digest_of
 from sdb.audit.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere
-from sdb.box.boxfile import read_box_files
 from sdb.config import read_json
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError
-from sdb.keys import Key
-from sdb.models.checkpoint import load_classifier
 from sdb.runs.tasks import OnProgress, Where, Work, run
 from sdb.runtime import environment, json_text, write_atomic
 
@@ -38,7 +38,7 @@ def rows_of(settings: AuditSettings, subject: Subject) -> dict[str, Attack]:
     attacks = attacks_of(settings)
     if settings.attacks or PRESETS[settings.preset].everywhere:
         return attacks
-    kind = "weight" if subject.box is None else read_box_files(subject.box)[0]["key_kind"]
+    kind = "weight" if subject.box is None else subject.box.info.key_kind
     other = {"image_key", "weight_key"} - {f"{kind}_key"}
     return {name: attack for name, attack in attacks.items() if not attack.uses & other}
 
@@ -50,8 +50,8 @@ def plan(settings: AuditSettings, subject: Subject) -> list[list[Task]]:
     return stages(settings.seed_list(), columns_of(settings, subject), attacks, everywhere)
 
 
-def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: bool, overwrite: bool) -> Path:
-    """Make the audit's work folder; the caller holds the folder's lock.
+def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: bool, overwrite: bool) -> Folder:
+    """Make the audit's archive; the caller holds the folder's lock.
 
     Raises:
         RunExistsError: an audit is there and neither flag is set.
@@ -85,17 +85,18 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         for name in (CLAIM, REPORT):
             (folder / name).unlink(missing_ok=True)
     write_atomic(path, json_text(parameters, indent=1).encode() + b"\n")
-    return folder / WORK
+    return Folder(folder / WORK)
 
 
 def identity(subject: Subject) -> dict[str, Any]:
     """What a subject is, for telling it from another: no secret, no path."""
-    manifest, teacher = None if subject.box is None else read_box_files(subject.box)[0], subject.teacher
+    box = subject.box
+    sealed = [] if box is None else [part for part in (box.private, box.record) if part is not None]
     return {
-        "box": None if manifest is None else manifest["id"],
-        "files": None if manifest is None else manifest["files"],
-        "key": None if subject.key is None else Key.load(subject.key).id,
-        "teacher": None if teacher is None else digest_of(load_classifier(teacher, network=subject.network)),
+        "box": None if box is None else box.info.id,
+        "holds": None if box is None else [digest_of(box), *(hashlib.sha256(part).hexdigest() for part in sealed)],
+        "key": None if subject.key is None else subject.key.id,
+        "teacher": None if subject.teacher is None else digest_of(subject.teacher),
         "split": [subject.split_seed, subject.validation_fraction],
     }
 
@@ -116,7 +117,7 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 def run_tasks(
     settings: AuditSettings,
     subject: Subject,
-    work: Path,
+    archive: Archive,
     where: Where,
     on_progress: OnProgress,
     *,
@@ -127,35 +128,43 @@ def run_tasks(
     Args:
         settings: filled, see `AuditSettings.filled`.
         subject: what is audited.
-        work: the audit's work folder.
+        archive: where results are kept; several processes need one that they can share.
         where: this process, others of this machine, or a cluster.
         on_progress: hears of every finished task.
         data: instead of the data set that the settings name.
 
     Raises:
-        ConfigError: several processes were asked for data that only this process has.
+        ConfigError: several processes were asked for what only this process has.
     """
-    if data is not None and where != Where():
+    ground: Callable[[int], AuditSeed]
+    if where == Where():
+        ground = cache(lambda seed: AuditSeed(settings, subject, seed, archive, data))
+    elif data is not None or subject.files is None or not isinstance(archive, Folder):
         raise ConfigError("other processes cannot share data that has no name: use workers=1 and no cluster")
-    _ground.cache_clear()  # files may have changed since
+    else:
+        ground = partial(_ground, settings.model_dump_json(), subject.files, archive)
     tasks = [task for stage in plan(settings, subject) for task in stage]
-    done = {task for task in tasks if task.file(work).exists()}
+    done = {task for task in tasks if archive.has(task.place)}
     works = [
-        Work(str(task), _do, (settings, subject, task, work, data), tuple(str(need) for need in needs_of(task)))
+        Work(str(task), _do, (task, ground), tuple(str(need) for need in needs_of(task)))
         for task in tasks
         if task not in done
     ]
-    return run(works, where, on_progress, folders=[work], before=len(done))
+    folders = [archive.folder] if isinstance(archive, Folder) else []
+    return run(works, where, on_progress, folders=folders, before=len(done))
 
 
 @cache
-def _ground(settings: str, subject: Subject, seed: int, work: Path) -> AuditSeed:
-    return AuditSeed(AuditSettings.model_validate_json(settings), subject, seed, work)
+def _ground(settings: str, files: SubjectFiles, archive: Folder, seed: int) -> AuditSeed:
+    """In a worker, which keeps what it has read."""
+    return AuditSeed(AuditSettings.model_validate_json(settings), _subject(files), seed, archive)
 
 
-def _do(settings: AuditSettings, subject: Subject, task: Task, work: Path, data: Splits | None) -> None:
-    if data is None:
-        audit_seed = _ground(settings.model_dump_json(), subject, task.seed, work)
-    else:
-        audit_seed = AuditSeed(settings, subject, task.seed, work, data)
-    do(task, audit_seed, attacks_of(settings), defences_of(settings), work)
+@cache
+def _subject(files: SubjectFiles) -> Subject:
+    return files.read()
+
+
+def _do(task: Task, ground: Callable[[int], AuditSeed]) -> None:
+    audit_seed = ground(task.seed)
+    do(task, audit_seed, attacks_of(audit_seed.settings), defences_of(audit_seed.settings))

@@ -47,11 +47,15 @@ class AuditedBox(_Part):
 
 
 class Network(_Part):
-    """An architecture and its size."""
+    """An architecture and its size.
+
+    `note` says why the thief's networks are not of the victim's architecture, where nobody could make one.
+    """
 
     model: str
     arguments: dict[str, Any]
     parameters: Count
+    note: str = ""
 
 
 class References(_Part):
@@ -185,6 +189,8 @@ class Claim(_Part):
     settings: dict[str, Any]
     references: References
     defences: Annotated[list[DefenceRow], Field(min_length=1)]
+    skipped: dict[str, str] = Field(default_factory=dict)
+    """Defences that could not be made of this teacher, with the reason."""
     attacks: list[AttackRow]
     cells: list[Cell]
     controls: dict[str, Controls]

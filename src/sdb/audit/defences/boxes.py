@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sdb.audit.defences.defence import Defence, Defended, device_of, owner_of
+from sdb.audit.defences.defence import BOX, Defence, Defended, Parts, device_of, owner_of
 from sdb.box.box import Box
 from sdb.config import FitSettings, WrapSettings
 from sdb.data import Splits
@@ -14,7 +14,6 @@ from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.wrapping.wrap import wrap
 
-BOX = "box"
 PARTNER = "partner"
 # (temperature, Nasty Teacher's weight), as published; all other data sets get CIFAR-10's.
 PUBLISHED = {"cifar10": (4.0, 0.04), "cifar100": (20.0, 0.005), "tiny_imagenet": (20.0, 0.01)}
@@ -46,6 +45,8 @@ class _Wrapped(Defence):
         public: settings in place of the defence's own: what a given box says of how it was made.
     """
 
+    file = BOX
+
     public: tuple[tuple[str, Any], ...] = ()
 
     def changes(self, data: Splits) -> dict[str, Any]:
@@ -57,25 +58,24 @@ class _Wrapped(Defence):
         del owner
         return None
 
-    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
-        """Wrap and save."""
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings) -> Box:
+        """Wrap."""
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         owner = owner_of({"settings": fitted})
         key = self.key(owner)
-        box = wrap(
+        return wrap(
             teacher,
             data,
             WrapSettings(**fitted | self.changes(data) | dict(self.public)),
             key=key,
             owner=owner if key else None,
         )
-        box.cpu().save(folder / BOX, overwrite=True)
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The box, and its partner's key."""
-        # A box of a factory's network is read again only where the teacher comes from a factory too.
-        box = Box.load(folder / BOX, network=teacher.spec.name if ":" in teacher.spec.name else None)
-        box.to(device_of(teacher)).requires_grad_(False)
+        if not isinstance(parts, Box):
+            raise TypeError("a box is expected, these are tensors")
+        box = copy.deepcopy(parts).to(device_of(teacher)).requires_grad_(False)
         owner = owner_of(record)
         key = self.key(owner)
         return boxed(box, key, owner if key else None, record["seconds"])

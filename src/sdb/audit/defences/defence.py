@@ -1,12 +1,15 @@
 """What every defence is: a frozen set of parameters, how it is built once, and what it then answers to whom.
 
 defence = DEFENCES["decoy"]
-defence.build(teacher, data, settings, folder)       # trains what must be trained; nothing if that is done
-defended = defence.load(teacher, folder)             # defended.keyless(images), defended.keyed(images)
+built = defence.built(teacher, data, settings)                      # trains what must be trained
+defended = defence.open(teacher, built.parts, built.record)         # defended.keyless(images), defended.keyed(images)
+
+`build` and `load` do the same by a folder, and train nothing twice.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -22,7 +25,8 @@ from sdb.config import FitSettings
 from sdb.data import Splits
 from sdb.errors import CheckpointError, RunExistsError
 from sdb.keys import Key, Owner
-from sdb.models import Classifier
+from sdb.models import MODULE, Classifier
+from sdb.models.checkpoint import read_tensors, write_tensors
 from sdb.runtime import (
     JSON_LIMIT,
     choose_device,
@@ -35,6 +39,7 @@ from sdb.runtime import (
 )
 
 SCHEMA = 1
+BOX = "box"
 # Written last: a folder without it holds a build that was interrupted.
 DONE = "defence.json"
 FIELDS: dict[str, type] = {
@@ -47,6 +52,23 @@ FIELDS: dict[str, type] = {
 }
 # The most that users of a defended model get for an image, from least to most.
 Gives = Literal["labels", "top_k", "probabilities", "logits"]
+
+
+# What a defence trained: a box, or tensors by name; none where it trains nothing.
+Parts = Box | dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Built:
+    """What `Defence.built` made of a teacher.
+
+    Attributes:
+        parts: what was trained.
+        record: all that it depends on; its settings' seed gives keys again.
+    """
+
+    parts: Parts
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +115,7 @@ class Defence:
         summary: one line for somebody who has not read the paper.
         source: paper, or repository and file.
         threat_note: what the defence cannot do by its nature, for the report; may be empty.
+        file: of what `make` trained, in a build's folder: `BOX` holds a box, another tensors; none where nothing is.
     """
 
     name: ClassVar[str]
@@ -100,16 +123,36 @@ class Defence:
     summary: ClassVar[str]
     source: ClassVar[str]
     threat_note: ClassVar[str] = ""
+    file: ClassVar[str] = ""
 
-    def build(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
-        """Train what must be trained and keep it in a folder; nothing where that is done already.
-
-        The same arguments give the same answers later. What an interrupted build left is built again.
+    def built(self, teacher: Classifier, data: Splits, settings: FitSettings) -> Built:
+        """Train what must be trained; the same arguments give the same answers later.
 
         Args:
             teacher: trained; not changed.
             data: test images are not looked at.
             settings: how networks are trained; keys and decoys follow from its seed too, so they are no secrets.
+
+        Raises:
+            ModelError: the defence cannot be made of such a teacher.
+        """
+        started = time.perf_counter()
+        device = choose_device(settings.device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(settings.seed, "defence", self.name))
+            parts = self.make(teacher, data, settings)
+        described = self._description(teacher, data, settings)
+        return Built(parts, {"schema": SCHEMA, **described, "seconds": time.perf_counter() - started})
+
+    def build(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
+        """As `built`, kept in a folder; nothing where that is done already.
+
+        What an interrupted build left is built again.
+
+        Args:
+            teacher: as in `built`.
+            data: likewise.
+            settings: likewise.
             folder: made if missing; one for each defence, teacher and seed.
 
         Raises:
@@ -120,13 +163,12 @@ class Defence:
         if self._is_done(folder, wanted):
             return
         with folder_lock(folder):
-            started = time.perf_counter()
-            device = choose_device(settings.device)
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(derive_seed(settings.seed, "defence", self.name))
-                self.make(teacher, data, settings, folder)
-            record = {"schema": SCHEMA, **wanted, "seconds": time.perf_counter() - started}
-            write_atomic(folder / DONE, json_text(record, indent=1).encode() + b"\n")
+            built = self.built(teacher, data, settings)
+            if isinstance(built.parts, Box):
+                built.parts.cpu().save(folder / self.file, overwrite=True)
+            elif self.file:
+                write_tensors(folder / self.file, built.parts, {"defence": self.name})
+            write_atomic(folder / DONE, json_text(built.record, indent=1).encode() + b"\n")
 
     def load(self, teacher: Classifier, folder: Path) -> Defended:
         """What `build` made of this teacher.
@@ -144,18 +186,25 @@ class Defence:
             raise CheckpointError(
                 f"{folder}: built for another teacher; load that one, or build in another folder"
             )
-        return self.open(teacher, folder, record)
+        parts: Parts = {}
+        if self.file == BOX:
+            parts = Box.load(folder / BOX, network=network_for(teacher))
+        elif self.file:
+            parts = read_tensors(folder / self.file)[0]
+        return self.open(teacher, parts, record)
 
-    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
-        """Train and write files; by default there is nothing to do. Runs under a random state of its own."""
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings) -> Parts:
+        """Train; by default there is nothing to do. Runs under a random state of its own."""
+        del teacher, data, settings
+        return {}
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
-        """Read what `make` wrote.
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
+        """What `make` trained, as it is asked.
 
         Args:
             teacher: not changed.
-            folder: where it is.
-            record: what `build` was asked for; its settings' seed gives keys again.
+            parts: what `make` gave; not changed.
+            record: what was asked for, see `Built`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no open")
 
@@ -219,6 +268,22 @@ def digest_of(module: nn.Module) -> str:
         digest.update(f"\0{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def network_for(classifier: Classifier) -> nn.Module | str | None:
+    """What it takes to read a network of the same architecture from a file: see `sdb.models.checkpoint.build_with`."""
+    name = classifier.spec.name
+    if name == MODULE:
+        return copy.deepcopy(classifier.network)
+    # A factory's network is read again only where the teacher comes from that factory too.
+    return name if ":" in name else None
+
+
+def tensors_of(parts: Parts) -> dict[str, Tensor]:
+    """Parts that are tensors."""
+    if isinstance(parts, Box):
+        raise TypeError("tensors are expected, this is a box")
+    return parts
 
 
 def owner_of(record: dict[str, Any]) -> Owner:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sdb.answers.rows import decoy_logits
-from sdb.audit.defences.defence import Defence, Defended, device_of, owner_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, device_of, owner_of, tensors_of
 from sdb.audit.defences.outputs import ONLY_OUTPUTS
 from sdb.config import FitSettings, WrapSettings
 from sdb.data import Splits
 from sdb.models import Classifier
-from sdb.models.checkpoint import read_tensors, write_tensors
 from sdb.runtime import choose_device
 from sdb.training.evaluation import class_mean_outputs, evaluation_batches
 from sdb.wrapping.decoy import choose_decoys
 from sdb.wrapping.networks import frozen
-
-ANSWERS = "answers.safetensors"
 
 
 class FixedAnswers(nn.Module):
@@ -51,8 +47,9 @@ class KeySwitch(Defence):
     summary = "A server that gives its teacher's logits to partners and one fixed answer a class to everybody else"
     source = "this project; the decoy map of docs/method.md without any training"
     threat_note = "The server must be trusted and never leak. " + ONLY_OUTPUTS
+    file = "answers.safetensors"
 
-    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings) -> Parts:
         """Choose the decoys as the decoy box does."""
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         wrap_settings, device = WrapSettings(**fitted), choose_device(settings.device)
@@ -62,11 +59,11 @@ class KeySwitch(Defence):
         )
         chosen = choose_decoys(owner, confusion, data.num_classes, wrap_settings)
         answers = decoy_logits(chosen["decoys"], wrap_settings.decoy_height, wrap_settings.margin)
-        write_tensors(folder / ANSWERS, {"answers": answers}, {"defence": self.name})
+        return {"answers": answers}
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The switch: fixed answers, or the teacher."""
         network = frozen(teacher, device_of(teacher))
-        answers = read_tensors(folder / ANSWERS)[0]["answers"].to(device_of(teacher))
+        answers = tensors_of(parts)["answers"].to(device_of(teacher))
         keyless = FixedAnswers(network, answers).eval()
         return Defended(keyless, network, network, seconds=record["seconds"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sdb.audit.defences.defence import Defence, Defended, device_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, device_of
 from sdb.audit.defences.losses import sparse
 from sdb.models import Classifier
 from sdb.wrapping.networks import frozen
@@ -111,7 +110,7 @@ class Unprotected(Defence):
     source = "the control of every comparison"
     threat_note = "Nothing is defended."
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The teacher."""
         network = frozen(teacher, device_of(teacher))
         return Defended(network, None, network, seconds=record["seconds"])
@@ -127,7 +126,7 @@ class LabelsOnly(Defence):
     source = "Tramer et al., USENIX Security 2016 (arXiv 1609.02943), section 7"
     threat_note = "Users lose every probability, partners too. " + ONLY_OUTPUTS
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The teacher behind a narrower interface."""
         network = frozen(teacher, device_of(teacher))
         return Defended(network, None, network, interface="labels", seconds=record["seconds"])
@@ -149,7 +148,7 @@ class Rounded(Defence):
 
     decimals: int = 1
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The teacher with rounding after it."""
         network = frozen(teacher, device_of(teacher))
         keyless = RoundedAnswers(network, self.decimals).eval()
@@ -176,7 +175,7 @@ class ReverseSigmoid(Defence):
     strength: float = 1.0
     steepness: float = 0.1
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The teacher with the sigmoid after it."""
         network = frozen(teacher, device_of(teacher))
         keyless = ReversedAnswers(network, self.strength, self.steepness).eval()
@@ -199,7 +198,7 @@ class Stingy(Defence):
 
     top_k: int | None = None
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The teacher with all but the largest logits taken away."""
         network = frozen(teacher, device_of(teacher))
         classes = teacher.num_classes

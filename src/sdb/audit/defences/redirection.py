@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from sdb.audit.defences.defence import Defence, Defended, device_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, device_of, tensors_of
 from sdb.audit.defences.outputs import ONLY_OUTPUTS, SMALLEST, TIED, Changed
 from sdb.config import DistillSettings, FitSettings
 from sdb.data import Splits
 from sdb.distillation import distill
+from sdb.errors import ModelError
 from sdb.models import Classifier
-from sdb.models.checkpoint import load_weights, read_tensors, write_tensors
+from sdb.models.checkpoint import load_weights
+from sdb.models.probe import probes
 from sdb.runtime import choose_device
 from sdb.wrapping.networks import fresh_copy, frozen
-
-WEIGHTS = "surrogate.safetensors"
 
 
 def redirection(network: nn.Module, images: Tensor) -> Tensor:
@@ -44,6 +43,21 @@ def redirection(network: nn.Module, images: Tensor) -> Tensor:
         return functional_call(network, held, (images,)).log_softmax(dim=1)
 
     return -jvp(answers, (parameters,), (ones,))[1]
+
+
+def check_differentiable(network: Classifier) -> None:
+    """Refuse a network that torch cannot differentiate forwards.
+
+    Raises:
+        ModelError: saying why.
+    """
+    try:
+        with torch.no_grad():
+            redirection(network, probes(2, network.image_shape, device_of(network)))
+    except Exception as error:  # the network may be anyone's
+        raise ModelError(
+            f"torch cannot differentiate this network in forward mode ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def redirect(shares: Tensor, values: Tensor, budget: float) -> Tensor:
@@ -108,22 +122,24 @@ class GradientRedirection(Defence):
     summary = "Answers moved within a budget so that a copying network's gradient is led astray"
     source = "Mazeika et al., ICML 2022 (GRAD2, target ALL-ONES)"
     threat_note = ONLY_OUTPUTS
+    file = "surrogate.safetensors"
 
     budget: float = 1.0
     surrogate_epochs: int = 10
 
-    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings) -> Parts:
         """Train the surrogate on the teacher's answers at temperature 1."""
         surrogate = fresh_copy(teacher, settings, "surrogate").to(choose_device(settings.device))
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         fitted["epochs"] = min(settings.epochs, self.surrogate_epochs)
         distill(teacher, surrogate, data, DistillSettings(**fitted, kd_weight=1.0, kd_temperature=1.0))
-        write_tensors(folder / WEIGHTS, surrogate.state_dict(), {"defence": self.name})
+        check_differentiable(surrogate)
+        return surrogate.state_dict()
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The teacher with redirection after it."""
         network = frozen(teacher, device_of(teacher))
         surrogate = copy.deepcopy(network)
-        load_weights(surrogate, read_tensors(folder / WEIGHTS)[0], folder / WEIGHTS)
+        load_weights(surrogate, tensors_of(parts), "the surrogate")
         keyless = RedirectedAnswers(network, surrogate.eval(), self.budget).eval()
         return Defended(keyless, None, network, seconds=record["seconds"])

@@ -6,45 +6,44 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdb.audit.defences.defence import Defence, Defended, device_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, device_of, tensors_of
 from sdb.audit.defences.losses import cluster_terms
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Batch, Splits
 from sdb.models import Classifier
-from sdb.models.checkpoint import load_weights, read_tensors, write_tensors
+from sdb.models.checkpoint import load_weights
 from sdb.runtime import choose_device
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import Step, fit, train, train_batches
 from sdb.wrapping.networks import fresh_copy, frozen
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Defence):
     """Base of these: the teacher's architecture, trained from the same fresh weights whatever the defence."""
 
+    file = "weights.safetensors"
+
     @abstractmethod
     def fit(self, network: Classifier, teacher: Classifier, data: Splits, settings: FitSettings) -> None:
         """Train the fresh network in place."""
 
-    def make(self, teacher: Classifier, data: Splits, settings: FitSettings, folder: Path) -> None:
-        """Train and save."""
+    def make(self, teacher: Classifier, data: Splits, settings: FitSettings) -> Parts:
+        """Train."""
         network = fresh_copy(teacher, settings, "defence").to(choose_device(settings.device))
         self.fit(network, teacher, data, settings)
-        write_tensors(folder / WEIGHTS, network.state_dict(), {"defence": self.name})
+        return network.state_dict()
 
-    def open(self, teacher: Classifier, folder: Path, record: dict[str, Any]) -> Defended:
+    def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:
         """The network."""
         network = copy.deepcopy(teacher)
-        load_weights(network, read_tensors(folder / WEIGHTS)[0], folder / WEIGHTS)
+        load_weights(network, tensors_of(parts), self.title)
         network = frozen(network, device_of(teacher))
         return Defended(network, None, network, seconds=record["seconds"])
 
