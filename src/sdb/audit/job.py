@@ -18,21 +18,21 @@ from sdb.audit.plan import AuditSettings, attacks_of, defences_of
 from sdb.audit.runner import CLAIM, REPORT, WORK, run_tasks, take
 from sdb.box.box import Box
 from sdb.config import box_of
-from sdb.data import Splits
+from sdb.data import Data, Splits, as_splits
 from sdb.errors import CheckpointError, ConfigError
 from sdb.keys import Key
 from sdb.models import Classifier
+from sdb.models.own import classifier_of
 from sdb.report.audit_page import write_audit_report
 from sdb.report.claim import read_claim
 from sdb.runs.resolve import KEY, OWNER
 from sdb.runs.tasks import OnProgress, Where, one_thread
 from sdb.runtime import folder_lock, json_text, write_atomic
-from sdb.wrapping.door import classifier_of
 
 
 def audit(
     box: Box | None,
-    data: Splits,
+    data: Data,
     *,
     key: Key | None = None,
     teacher: nn.Module | None = None,
@@ -45,7 +45,8 @@ def audit(
 
     Args:
         box: what is audited, not changed; None makes a decoy box for each seed.
-        data: attackers get its training and validation images; test images only judge.
+        data: as `sdb.data.as_data` takes them, with test images. Attackers get its training and validation images;
+            test images only judge.
         key: a partner's, without which the partner's side is not judged.
         teacher: the unprotected model, any module from images to logits, not changed; None trains one of the box's
             architecture.
@@ -62,17 +63,26 @@ def audit(
         raise ConfigError(
             "mean, std: they are the teacher's, and there is no teacher: give one, or leave both out"
         )
-    unprotected = None if teacher is None else teacher_of(teacher, data, box, mean, std)
+    known = box.classifier if box is not None else teacher
+    splits = as_splits(data, known.num_classes if isinstance(known, Classifier) else None)
+    unprotected = None if teacher is None else teacher_of(teacher, splits, box, mean, std)
     settings, subject = settings or AuditSettings(), Subject(box, key, unprotected, files=None)
     if out is None:
         started = datetime.now(UTC)
         settings = _complete(settings, subject)
         with one_thread():
             archive = Memory()
-            AuditSeed(settings, subject, settings.seed, archive, data).check()
-            return _claim(settings, subject, archive, Where(), _silent, data, started)
+            AuditSeed(settings, subject, settings.seed, archive, splits).check()
+            return _claim(settings, subject, archive, Where(), _silent, splits, started)
     return audit_job(
-        Path(out), settings, subject, where=Where(), resume=False, overwrite=False, on_progress=_silent, data=data
+        Path(out),
+        settings,
+        subject,
+        where=Where(),
+        resume=False,
+        overwrite=False,
+        on_progress=_silent,
+        data=splits,
     )
 
 
