@@ -50,8 +50,8 @@ def audit(
         key: a partner's, without which the partner's side is not judged.
         teacher: the unprotected model, any module from images to logits, not changed; None trains one of the box's
             architecture.
-        mean: per channel, of pixels in [0, 1], where the teacher is a module that takes normalised pixels; the box's
-            own where neither is given.
+        mean: per channel, of pixels in [0, 1], as in `sdb.wrap`: where the teacher is a module that takes normalised
+            pixels, or loaders give such. By default the box's own.
         std: likewise, the deviation.
         settings: what to run; quick by default.
         out: folder for claim.json, report.html and the work; None keeps nothing.
@@ -59,14 +59,13 @@ def audit(
     Raises:
         SDBError: as `audit_job`.
     """
-    if teacher is None and (mean is not None or std is not None):
-        raise ConfigError(
-            "mean, std: they are the teacher's, and there is no teacher: give one, or leave both out"
-        )
     known = box.classifier if box is not None else teacher
-    splits = as_splits(data, known.num_classes if isinstance(known, Classifier) else None)
-    unprotected = None if teacher is None else teacher_of(teacher, splits, box, mean, std)
-    settings, subject = settings or AuditSettings(), Subject(box, key, unprotected, files=None)
+    if mean is None and std is None and box is not None and not is_plain(box.classifier):
+        mean, std = box.classifier.spec.mean, box.classifier.spec.std
+    splits = as_splits(data, known.num_classes if isinstance(known, Classifier) else None, mean=mean, std=std)
+    if teacher is not None and not isinstance(teacher, Classifier):
+        teacher = classifier_of(teacher, splits.num_classes, splits.image_shape, mean, std)
+    settings, subject = settings or AuditSettings(), Subject(box, key, teacher, files=None)
     if out is None:
         started = datetime.now(UTC)
         settings = _complete(settings, subject)
@@ -86,17 +85,9 @@ def audit(
     )
 
 
-def teacher_of(
-    teacher: nn.Module,
-    data: Splits,
-    box: Box | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Classifier:
-    """A caller's teacher as a classifier; a plain module takes pixels as the box's network does, unless told else."""
-    if box is not None and not isinstance(teacher, Classifier) and mean is None and std is None:
-        mean, std = box.classifier.spec.mean, box.classifier.spec.std
-    return classifier_of(teacher, data.num_classes, data.image_shape, mean, std)
+def is_plain(classifier: Classifier) -> bool:
+    """Whether a classifier's network gets pixels in [0, 1] as they are."""
+    return not any(classifier.spec.mean) and all(value == 1 for value in classifier.spec.std)
 
 
 def audit_job(

@@ -202,17 +202,25 @@ def as_images(
     return _looked_at(source, title, num_classes, _both(mean, std))
 
 
-def as_splits(data: Data, num_classes: int | None = None) -> Splits:
+def as_splits(
+    data: Data,
+    num_classes: int | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Splits:
     """What `as_data` takes, with test images, as uint8 arrays: loaders are read once, each image in one view.
 
     Args:
         data: as in `as_data`.
         num_classes: likewise.
+        mean: likewise.
+        std: likewise.
 
     Raises:
         ConfigError: as `as_data`; there are no test images, or too many for memory.
     """
-    made = as_data(data, num_classes)
+    made = as_data(data, num_classes, mean=mean, std=std)
     if made.test is None or not len(made.test):
         raise ConfigError(
             "data: there are no test images, and results are reported on these: give (train, validation, test)"
