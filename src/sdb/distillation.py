@@ -24,7 +24,7 @@ from sdb.models import Classifier, check, compare_class_names
 from sdb.models.checkpoint import check_finite
 from sdb.models.own import classifier_of
 from sdb.remote import RemoteTeacher
-from sdb.runtime import choose_device, process_group
+from sdb.runtime import join
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import Kept, Progress, Record, StudentStep, check_batches, fit, train_batches
 from sdb.training.repeated_views import Ask, answers, asked, repeated
@@ -81,29 +81,28 @@ def distill(
         teacher = ask(teacher, key, settings)
     check_batches(learner, data, settings)
     learner.learns_from(data.class_names, data.pictures)
-    device = choose_device(settings.device)
+    device = join(settings.device)
     batches = repeated(train_batches(data, settings, device), settings.views)
-    with process_group(device):
-        teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-        learner.to(device)
-        # A remote teacher keeps its answers itself, on disk.
-        remote = isinstance(teacher, RemoteTeacher)
-        if not remote:
-            check_finite(teacher, "teacher")
-        if not isinstance(teacher, (RemoteTeacher, Box, Classifier)):
-            check(teacher, data.image_shape, data.num_classes, device)
-        target = asked(teacher) if remote else answers(teacher, batches, data.num_classes)
-        validation = evaluation_batches(data.validation, device)
-        records = fit(
-            learner,
-            distillation_step(target, settings),
-            batches,
-            settings,
-            evaluate=lambda: evaluate(learner, validation),
-            monitor="accuracy",
-            run=run,
-            progress=progress,
-        )
+    teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+    learner.to(device)
+    # A remote teacher keeps its answers itself, on disk.
+    remote = isinstance(teacher, RemoteTeacher)
+    if not remote:
+        check_finite(teacher, "teacher")
+    if not isinstance(teacher, (RemoteTeacher, Box, Classifier)):
+        check(teacher, data.image_shape, data.num_classes, device)
+    target = asked(teacher) if remote else answers(teacher, batches, data.num_classes)
+    validation = evaluation_batches(data.validation, device)
+    records = fit(
+        learner,
+        distillation_step(target, settings),
+        batches,
+        settings,
+        evaluate=lambda: evaluate(learner, validation),
+        monitor="accuracy",
+        run=run,
+        progress=progress,
+    )
     if history is not None:
         history.extend(records)
     return student

@@ -116,8 +116,8 @@ import sdb.data
 from sdb.config import WrapSettings
 from sdb.keys import Key
 from sdb.models import ModelSpec
-from sdb.runtime import process_group, world
-from sdb.wrapping import wrap
+from sdb.runtime import world
+from sdb.wrapping.wrap import wrap
 
 images, out = map(Path, sys.argv[1:])
 data = sdb.data.load("folder", root=images, image_size=224, stream=True, cache=out / "cache")
@@ -128,11 +128,10 @@ settings = WrapSettings(
     epochs=1, batch_size=8, learning_rate=0.01, optimizer="sgd", device="cpu", mixed_share=0, accumulation_steps=2,
     activation_checkpointing=True,
 )
-with process_group(torch.device("cpu")):
-    key = Key(bytes(range(32)), kind="weight")
-    box = wrap(spec.build(), data, settings, key=key)
-    states = {"keyless": box.classifier.state_dict(), "keyed": box.unlock(key).state_dict()}
-    torch.save(states, out / f"rank{world().rank}.pt")
+key = Key(bytes(range(32)), kind="weight")
+box = wrap(spec.build(), data, settings, key=key)
+states = {"keyless": box.classifier.state_dict(), "keyed": box.unlock(key).state_dict()}
+torch.save(states, out / f"rank{world().rank}.pt")
 """
 
 

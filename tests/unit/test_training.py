@@ -351,7 +351,7 @@ from sdb.config import TrainSettings, WrapSettings
 from sdb.keys import Key
 from sdb.models import ModelSpec
 from sdb.runs.folder import open_run
-from sdb.runtime import process_group, world
+from sdb.runtime import world
 from sdb.training.loop import train
 from sdb.wrapping.wrap import wrap
 
@@ -362,14 +362,13 @@ quick = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01, "optimizer": "sgd
 torch.manual_seed(0)
 model = ModelSpec("mlp", {}, 10, (1, 8, 8), data.mean, data.std).build()
 
-with process_group(torch.device("cpu")):
-    settings = TrainSettings(**quick)
-    with open_run(out / "train", settings.model_dump(mode="json"), torch.device("cpu")) as run:
-        train(model, data, settings, run=run)
-    settings = WrapSettings(method="sdb", **quick)
-    with open_run(out / "wrap", settings.model_dump(mode="json"), torch.device("cpu")) as run:
-        box = wrap(model, data, settings, key=Key(bytes(range(32))), run=run)
-    torch.save({"train": model.state_dict(), "wrap": box.classifier.state_dict()}, out / f"rank{world().rank}.pt")
+settings = TrainSettings(**quick)
+with open_run(out / "train", settings.model_dump(mode="json"), torch.device("cpu")) as run:
+    train(model, data, settings, run=run)
+settings = WrapSettings(method="sdb", **quick)
+with open_run(out / "wrap", settings.model_dump(mode="json"), torch.device("cpu")) as run:
+    box = wrap(model, data, settings, key=Key(bytes(range(32))), run=run)
+torch.save({"train": model.state_dict(), "wrap": box.classifier.state_dict()}, out / f"rank{world().rank}.pt")
 """
 
 

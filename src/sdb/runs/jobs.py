@@ -35,18 +35,19 @@ from sdb.remote import RemoteTeacher
 from sdb.remote.job import remote_teacher
 from sdb.runs.folder import RunFolder, open_run
 from sdb.runs.resolve import (
-    KEY,
     described_data,
+    lacks_key,
     like_teacher,
     load_data,
     load_teacher,
+    make_keys,
     new_model,
     opened,
     partner_key,
     trusted,
     wrapping_keys,
 )
-from sdb.runtime import choose_device, keep_freed_memory, process_group, world
+from sdb.runtime import choose_device, join, keep_freed_memory, meet, world
 from sdb.tracing.decoys import TraceResult, trace
 from sdb.training import loop as training
 from sdb.training.activation_checkpointing import checkpoint_activations
@@ -93,9 +94,11 @@ def wrap_job(
     params = params.resolved_for(architecture_of(teacher))
     check_blocks(teacher, params)
     check_batches(teacher, data, params)
-    if params.key is not None or params.owner is not None or (folder / KEY).exists():
-        # Bad keys are refused before anything is written or discarded.
+    # Bad keys are refused before anything is written or discarded.
+    if not lacks_key(folder, params):
         check_keys(*wrapping_keys(folder, params), params)
+    elif params.owner is not None:
+        Owner.load(params.owner)
     names, other = data.class_names, params.other_class_names
     more = [
         load_classifier(
@@ -108,6 +111,9 @@ def wrap_job(
         for path in params.more_teachers
     ]
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
+        if world().is_main:
+            make_keys(folder, params)
+        meet()
         keys, owner = wrapping_keys(folder, params)
         result: Result = {}
         if params.budget is None:
@@ -332,14 +338,11 @@ def test_accuracy(model: nn.Module, data: Splits) -> float:
 def _running(
     folder: Path, params: Any, device_name: str, resume: bool, overwrite: bool, progress: Progress | None
 ) -> Generator[RunFolder]:
-    device = choose_device(device_name)
+    device = join(device_name)
     keep_freed_memory()
     parameters = params.model_dump(mode="json")
     try:
-        with (
-            process_group(device),
-            open_run(folder, parameters, device, resume=resume, overwrite=overwrite) as run,
-        ):
+        with open_run(folder, parameters, device, resume=resume, overwrite=overwrite) as run:
             yield run
     finally:
         if progress:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from sdb import config
@@ -19,7 +19,7 @@ from sdb.errors import ConfigError, KeyFileError
 from sdb.keys import DEFAULT_BLEND, Key, Owner
 from sdb.models import MODEL_DEFAULTS, Classifier, ModelSpec
 from sdb.models.checkpoint import REFERENCE_NORMALISATION, check_fits, load_classifier
-from sdb.runtime import derive_seed, world
+from sdb.runtime import derive_seed
 
 KEY, OWNER = "key.json", "owner.json"
 
@@ -142,29 +142,50 @@ def like_teacher(params: WrapParams, teacher: Classifier) -> WrapParams:
     return params.model_copy(update={"model_args": arguments})
 
 
-def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | None]:
-    """The keys a box is wrapped for, and its owner.
+def lacks_key(folder: Path, params: WrapParams) -> bool:
+    """Whether a wrap is for a key that has to be made: none is named, and none is in DIR."""
+    named = params.key is not None or params.partners
+    return params.method != "nasty" and not named and not (folder / KEY).exists()
 
-    The partners' keys where an owner and partners are named, else the key named, else DIR/key.json, made where it is
-    not there yet. Method decoy has an owner in any case: DIR/owner.json, made with the key.
+
+def make_keys(folder: Path, params: WrapParams) -> None:
+    """Make DIR/key.json where it is needed and not there; method decoy's follows from an owner, DIR/owner.json.
+
+    One process does this, before training begins: a box without its key would be of no use to its owner.
+    """
+    if not lacks_key(folder, params):
+        return
+    kind, blend = _kind_and_blend(params)
+    if params.method == "sdb":
+        key = Key.generate(kind, blend=blend)
+    else:
+        place = params.owner or folder / OWNER
+        if not place.exists():
+            Owner.generate().save(place)
+        key = Owner.load(place).partner("partner", kind, blend)
+    key.save(folder / KEY)
+
+
+def _kind_and_blend(params: WrapParams) -> tuple[Any, float]:
+    kind = params.key_kind or ("image" if params.method == "sdb" else "weight")
+    return kind, DEFAULT_BLEND if params.key_blend is None else params.key_blend
+
+
+def wrapping_keys(folder: Path, params: WrapParams) -> tuple[list[Key], Owner | None]:
+    """The keys a box is wrapped for, and its owner: what `make_keys` has made, or the parameters name.
+
+    The partners' keys where an owner and partners are named, else the key named, else DIR/key.json.
+
+    Raises:
+        ConfigError: partners are named and no owner.
+        KeyFileError: a file is missing or damaged.
     """
     if params.method == "nasty":
         return [], None
     if params.partners and params.owner is None:
         raise ConfigError("partners: their keys follow from an owner: set owner to the owner's file")
-    kind = params.key_kind or ("image" if params.method == "sdb" else "weight")
-    blend = DEFAULT_BLEND if params.key_blend is None else params.key_blend
+    kind, blend = _kind_and_blend(params)
     key_path, owner_path = params.key or folder / KEY, params.owner or folder / OWNER
-    if params.key is None and not params.partners and not key_path.exists() and world().is_main:
-        # Kept before training begins: a box without its key would be of no use to its owner.
-        if params.method == "sdb":
-            Key.generate(kind, blend=blend).save(key_path)
-        else:
-            if not owner_path.exists():
-                Owner.generate().save(owner_path)
-            Owner.load(owner_path).partner("partner", kind, blend).save(key_path)
-    if dist.is_initialized():
-        dist.barrier()
     owner = Owner.load(owner_path) if owner_path.exists() or params.owner is not None else None
     if params.partners and owner is not None:
         return [owner.partner(name, kind, blend) for name in params.partners], owner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib
@@ -9,7 +10,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -94,22 +94,29 @@ def world() -> World:
     )
 
 
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Generator[World]:
-    """Join the other processes of a torchrun launch; nothing to do for a single process."""
+def join(name: str = "auto") -> torch.device:
+    """The device a run uses, see `choose_device`; joins the other processes of a torchrun launch, once and for good.
+
+    Raises:
+        ConfigError: there is no such device, or other processes came than torchrun asked for.
+    """
     import torch.distributed as dist
 
-    place = world()
-    if place.size == 1 or dist.is_initialized():
-        yield place
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    device, place = choose_device(name), world()
+    if place.size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
         if dist.get_world_size() != place.size:
             raise ConfigError(f"torchrun asked for {place.size} processes, {dist.get_world_size()} came")
-        yield place
-    finally:
-        dist.destroy_process_group()
+    return device
+
+
+def meet() -> None:
+    """Wait until all processes that have joined are here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sdb.errors import TrainingError
 from sdb.models import Classifier
 from sdb.models.checkpoint import load_weights
 from sdb.models.weights import not_finite
-from sdb.runtime import choose_device, derive_seed, process_group, world
+from sdb.runtime import derive_seed, join, world
 from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.batches import check_batches, train_batches
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -280,21 +280,20 @@ def train(
     settings = settings or TrainSettings()
     data = as_data(data, model.spec.num_classes)
     check_batches(model, data, settings)
-    device = choose_device(settings.device)
+    device = join(settings.device)
     model.learns_from(data.class_names, data.pictures)
-    with process_group(device):
-        model.to(device)
-        validation = evaluation_batches(data.validation, device)
-        return fit(
-            model,
-            cross_entropy_step(settings),
-            train_batches(data, settings, device),
-            settings,
-            evaluate=lambda: evaluate(model, validation),
-            monitor="accuracy",
-            run=run,
-            progress=progress,
-        )
+    model.to(device)
+    validation = evaluation_batches(data.validation, device)
+    return fit(
+        model,
+        cross_entropy_step(settings),
+        train_batches(data, settings, device),
+        settings,
+        evaluate=lambda: evaluate(model, validation),
+        monitor="accuracy",
+        run=run,
+        progress=progress,
+    )
 
 
 def cross_entropy_step(settings: TrainSettings) -> StudentStep:

@@ -19,7 +19,7 @@ from sdb.data import Data
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
-from sdb.runtime import choose_device, process_group, world
+from sdb.runtime import join, world
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches, measured
 from sdb.training.loop import Kept, Progress, Record, check_batches, fit, train_batches
 from sdb.training.repeated_views import answers, repeated
@@ -82,52 +82,49 @@ def wrap(
         )
         check_finite(each, "teacher")
     check_batches(teacher, data, settings)
-    device = choose_device(settings.device)
-    with process_group(device):
-        teachers = tuple(frozen(each, device) for each in (teacher, *more_teachers))
-        accuracies = [
-            warn_of_teacher(
-                each, data, f"teacher {number + 1} of {len(teachers)}" if more_teachers else "the teacher"
-            )
-            for number, each in enumerate(teachers)
-        ]
-        public = start_network(teachers[0], settings).to(device)
-        public.learns_from(data.class_names, data.pictures)
-        batches = repeated(train_batches(data, settings, device), None)
-        material = Material(
-            teachers,
-            public,
-            tuple(keys),
-            owner,
-            settings,
-            data.class_names,
-            data.augment,
-            ask=lambda module: answers(module, batches, data.num_classes),
-            confusion=lambda: class_mean_outputs(
-                teachers[0], evaluation_batches(data.train, device), data.num_classes
-            ),
-        )
-        validation = evaluation_batches(data.validation, device)
-        method = METHODS[settings.method, keys[0].kind if keys else ""](material)
-        records = fit(
-            method.network,
-            method.step,
-            batches,
-            settings,
-            evaluate=box_metrics(method, validation, accuracies[0]),
-            monitor="accuracy" if method.keyed is None else "worse_accuracy",
-            forward=method.forward,
-            beside=method.beside,
-            run=run,
-            progress=progress,
-        )
-        if history is not None:
-            history.extend(records)
-        box = method.finish()
-        box.info = replace(
-            box.info,
-            measured=measured({"teacher": teachers[0], "keyless": box, "keyed": method.keyed}, validation),
-        )
+    device = join(settings.device)
+    teachers = tuple(frozen(each, device) for each in (teacher, *more_teachers))
+    accuracies = [
+        warn_of_teacher(each, data, f"teacher {number + 1} of {len(teachers)}" if more_teachers else "the teacher")
+        for number, each in enumerate(teachers)
+    ]
+    public = start_network(teachers[0], settings).to(device)
+    public.learns_from(data.class_names, data.pictures)
+    batches = repeated(train_batches(data, settings, device), None)
+    material = Material(
+        teachers,
+        public,
+        tuple(keys),
+        owner,
+        settings,
+        data.class_names,
+        data.augment,
+        ask=lambda module: answers(module, batches, data.num_classes),
+        confusion=lambda: class_mean_outputs(
+            teachers[0], evaluation_batches(data.train, device), data.num_classes
+        ),
+    )
+    validation = evaluation_batches(data.validation, device)
+    method = METHODS[settings.method, keys[0].kind if keys else ""](material)
+    records = fit(
+        method.network,
+        method.step,
+        batches,
+        settings,
+        evaluate=box_metrics(method, validation, accuracies[0]),
+        monitor="accuracy" if method.keyed is None else "worse_accuracy",
+        forward=method.forward,
+        beside=method.beside,
+        run=run,
+        progress=progress,
+    )
+    if history is not None:
+        history.extend(records)
+    box = method.finish()
+    box.info = replace(
+        box.info,
+        measured=measured({"teacher": teachers[0], "keyless": box, "keyed": method.keyed}, validation),
+    )
     if world().is_main and (said := shortfall(box.info.measured, settings)):
         log.warning("%s", said)
     return box
