@@ -24,7 +24,7 @@ def load(path: Path | str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; {ADVICE}") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: not a whole JSON file ({error}); it may be half written: {ADVICE}") from None
+        raise ConfigError(f"{path}: not a whole JSON file; it may be half written ({error}): {ADVICE}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: a JSON {type(value).__name__}; an audit's claim is an object")
     return value
