@@ -29,10 +29,10 @@ from sdb.report import write_report
 from sdb.report.record import read_record
 from sdb.report.verdict import judge
 from sdb.runs import jobs
-from sdb.runs.progress import ShowProgress
 from sdb.runs.resolve import KEY, OWNER, load_data
 from sdb.runtime import choose_device, command_line, environment, folder_lock, json_text, write_atomic
 from sdb.tracing.decoys import trace
+from sdb.training.progress import ShowProgress
 
 METHODS = ("decoy", "sdb")
 EXAMPLE_TEMPERATURE = 4.0

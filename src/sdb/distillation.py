@@ -26,7 +26,8 @@ from sdb.models.own import classifier_of
 from sdb.remote import RemoteTeacher
 from sdb.runtime import join
 from sdb.training.evaluation import evaluate, evaluation_batches
-from sdb.training.loop import Kept, Progress, Record, StudentStep, check_batches, fit, train_batches
+from sdb.training.loop import Kept, Record, StudentStep, check_batches, fit, train_batches
+from sdb.training.progress import Listener, as_progress
 from sdb.training.repeated_views import Ask, answers, asked, repeated
 
 
@@ -40,7 +41,7 @@ def distill(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     run: Kept | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = True,
     history: list[Record] | None = None,
 ) -> nn.Module:
     """Train a student on a teacher's soft outputs and return it; it sees plain images whoever asks.
@@ -56,7 +57,8 @@ def distill(
         mean: per channel, of pixels in [0, 1], where a module takes normalised pixels; see `sdb.wrap`.
         std: likewise, the deviation.
         run: folder to checkpoint to and resume from.
-        progress: is told of every step and epoch.
+        progress: True: a bar on a terminal and in a notebook; False: nothing; or a function that is called with each
+            epoch's record.
         history: gets one record per epoch.
 
     Raises:
@@ -101,7 +103,7 @@ def distill(
         evaluate=lambda: evaluate(learner, validation),
         monitor="accuracy",
         run=run,
-        progress=progress,
+        progress=as_progress(progress, "distill"),
     )
     if history is not None:
         history.extend(records)

@@ -24,7 +24,7 @@ TINY = {
 # Imports once what every command imports, then forks: a command takes tenths of a second instead of seconds.
 SERVER = """
 import json, os, resource, runpy, sys, traceback
-import torch.utils.tensorboard, sdb.runs.jobs, sdb.runs.progress
+import torch.utils.tensorboard, sdb.runs.jobs, sdb.training.progress
 from sdb.cli import main
 
 torch.set_num_threads(1)

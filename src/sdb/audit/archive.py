@@ -100,7 +100,7 @@ class Folder:
         resume = (folder / "params.resolved.json").exists()
         parameters, device = settings.model_dump(mode="json"), choose_device(settings.device)
         with open_run(folder, parameters, device, resume=resume) as run:
-            train(fresh, data, settings, run=run)
+            train(fresh, data, settings, run=run, progress=False)
             run.write_result({})
 
     def trained(self, place: str, like: Classifier) -> Classifier:
@@ -141,7 +141,7 @@ class Memory:
     def train(self, place: str, fresh: Classifier, data: Splits, settings: TrainSettings) -> None:
         """Train and keep the network."""
         if place not in self.networks:
-            train(fresh, data, settings)
+            train(fresh, data, settings, progress=False)
             self.networks[place] = fresh
 
     def trained(self, place: str, like: Classifier) -> Classifier:

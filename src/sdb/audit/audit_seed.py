@@ -336,7 +336,7 @@ class AuditSeed:
             fitted = self.settings.fit(SHADOW + seed % SHADOW, self.settings.maker_epochs)
             mine = replace(self.data, train=images, test=self.data.validation)
             teacher = self.network(("shadow", seed))
-            train(teacher, mine, fitted)
+            train(teacher, mine, fitted, progress=False)
             built = maker.built(teacher, mine, fitted)
             return teacher, maker.open(teacher, built.parts, built.record).keyless
 

@@ -74,7 +74,7 @@ def audit(
     from sdb.report.audit_words import findings, headline, summary
     from sdb.report.claim import read_claim
     from sdb.report.judgement import Judgement
-    from sdb.runs.progress import ShowTasks
+    from sdb.training.progress import ShowTasks
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
     named: dict[str, Any] = {

@@ -31,8 +31,8 @@ def grid(
     anything. Paths in params.json are relative to the current folder.
     """
     from sdb.runs.grid import find_runs, results_of, run_grid
-    from sdb.runs.progress import ShowTasks
     from sdb.runtime import write_atomic
+    from sdb.training.progress import ShowTasks
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
     runs = find_runs(folders, sets or [])

@@ -39,7 +39,7 @@ def reproduce(
     from sdb.reproduction.job import PAGE, TEXT
     from sdb.reproduction.job import reproduce as run
     from sdb.reproduction.recipes import recipe_of
-    from sdb.runs.progress import ShowTasks
+    from sdb.training.progress import ShowTasks
 
     where = where_of(workers, cluster, task_cpus, task_gpus)
     preset, recipe = recipe_of(dataset, preset)

@@ -192,8 +192,8 @@ def tell_what_was_taken(command: str, folder: Path, params: Any, sets: list[str]
 def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Run a job in this process, with its progress."""
     from sdb.runs.jobs import JOBS
-    from sdb.runs.progress import ShowProgress
     from sdb.runtime import world
+    from sdb.training.progress import ShowProgress
 
     progress = ShowProgress(f"{command} {folder.name}") if world().is_main else None
     return JOBS[command](folder, params, resume=resume, overwrite=overwrite, progress=progress)

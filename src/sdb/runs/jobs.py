@@ -51,8 +51,9 @@ from sdb.runtime import choose_device, join, keep_freed_memory, meet, world
 from sdb.tracing.decoys import TraceResult, trace
 from sdb.training import loop as training
 from sdb.training.activation_checkpointing import checkpoint_activations
-from sdb.training.loop import Progress, Record, check_batches
+from sdb.training.loop import Record, check_batches
 from sdb.training.optimizers import architecture_of
+from sdb.training.progress import Progress
 from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.door import check_keys
 from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget

@@ -37,22 +37,13 @@ from sdb.training.optimizers import (
     restore_optimizer,
     set_rate,
 )
+from sdb.training.progress import Listener, Progress, Record, as_progress
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 # A step that asks of its first argument only logits.
 StudentStep = Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]
-Record = dict[str, Any]
 # Steps between looks at the loss: a look waits for the device, so not every step.
 CHECK_EVERY = 50
-
-
-class Progress(Protocol):
-    """What `fit` tells while it works; see sdb.runs.progress."""
-
-    def start(self, epochs: int, first: int, steps: int) -> None: ...  # noqa: D102
-    def step(self) -> None: ...  # noqa: D102
-    def epoch(self, record: Record) -> None: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
 
 
 class Kept(Protocol):
@@ -121,7 +112,8 @@ def fit(
     if progress:
         progress.start(settings.epochs, len(history), len(train))
     sparing = checkpoint_activations(model) if settings.activation_checkpointing else contextlib.nullcontext()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sparing:
+    closing = contextlib.closing(progress) if progress else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sparing, closing:
         for epoch in range(len(history), settings.epochs):
             started = time.perf_counter()
             torch.manual_seed(derive_seed(settings.seed, "epoch", epoch, world().rank))
@@ -145,8 +137,6 @@ def fit(
                 progress.epoch(record)
     for module in trained:  # also where a resumed run had nothing left to do
         module.eval()
-    if progress:
-        progress.close()
     return history
 
 
@@ -261,7 +251,7 @@ def train(
     settings: TrainSettings | None = None,
     *,
     run: Kept | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = True,
 ) -> list[Record]:
     """Train a classifier with cross-entropy: a teacher, or a student without a teacher.
 
@@ -271,7 +261,8 @@ def train(
             images only.
         settings: `label_smoothing` makes it the label-smoothing student.
         run: folder to checkpoint to and resume from.
-        progress: is told of every step and epoch.
+        progress: True: a bar on a terminal and in a notebook; False: nothing; or a function that is called with each
+            epoch's record.
 
     Raises:
         ConfigError, DataError: the data are not what was expected, or batches are too small for the network.
@@ -292,7 +283,7 @@ def train(
         evaluate=lambda: evaluate(model, validation),
         monitor="accuracy",
         run=run,
-        progress=progress,
+        progress=as_progress(progress, "train"),
     )
 
 

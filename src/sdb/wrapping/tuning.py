@@ -162,7 +162,7 @@ def wrap_within_budget(
         thief = None
         if loss <= budget:
             student = make_student()
-            distill(box, student, data, student_settings)
+            distill(box, student, data, student_settings, progress=False)
             thief = accuracy(student)
         boxes.append(box)
         trials.append(Trial(dict(changes), keyless, keyed, loss, thief))

@@ -21,7 +21,8 @@ from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
 from sdb.runtime import join, world
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches, measured
-from sdb.training.loop import Kept, Progress, Record, check_batches, fit, train_batches
+from sdb.training.loop import Kept, Record, check_batches, fit, train_batches
+from sdb.training.progress import Listener, as_progress
 from sdb.training.repeated_views import answers, repeated
 from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.door import METHODS, check_keys, classifier_and_data
@@ -43,7 +44,7 @@ def wrap(
     owner: Owner | None = None,
     more_teachers: Sequence[Classifier] = (),
     run: Kept | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = True,
     history: list[Record] | None = None,
 ) -> Box:
     """Train a box around a trained network, the teacher.
@@ -63,7 +64,8 @@ def wrap(
         owner: whose box it is; follows from the key where there is only one.
         more_teachers: method "decoy": partners get the mean of these and the teacher.
         run: folder to checkpoint to and resume from.
-        progress: is told of every step and epoch.
+        progress: True: a bar on a terminal and in a notebook; False: nothing; or a function that is called with each
+            epoch's record.
         history: gets one record per epoch.
 
     Raises:
@@ -116,7 +118,7 @@ def wrap(
         forward=method.forward,
         beside=method.beside,
         run=run,
-        progress=progress,
+        progress=as_progress(progress, "wrap"),
     )
     if history is not None:
         history.extend(records)

@@ -69,6 +69,7 @@ class _Wrapped(Defence):
             WrapSettings(**fitted | self.changes(data) | dict(self.public)),
             key=key,
             owner=owner if key else None,
+            progress=False,
         )
 
     def open(self, teacher: Classifier, parts: Parts, record: dict[str, Any]) -> Defended:

@@ -132,7 +132,8 @@ class GradientRedirection(Defence):
         surrogate = fresh_copy(teacher, settings, "surrogate").to(choose_device(settings.device))
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
         fitted["epochs"] = min(settings.epochs, self.surrogate_epochs)
-        distill(teacher, surrogate, data, DistillSettings(**fitted, kd_weight=1.0, kd_temperature=1.0))
+        learning = DistillSettings(**fitted, kd_weight=1.0, kd_temperature=1.0)
+        distill(teacher, surrogate, data, learning, progress=False)
         check_differentiable(surrogate)
         return surrogate.state_dict()
 

@@ -80,7 +80,7 @@ class LabelSmoothed(Trained):
     def fit(self, network: Classifier, teacher: Classifier, data: Splits, settings: FitSettings) -> None:
         """Plain training with smoothed labels."""
         fitted = {name: getattr(settings, name) for name in FitSettings.model_fields}
-        train(network, data, TrainSettings(**fitted, label_smoothing=self.smoothing))
+        train(network, data, TrainSettings(**fitted, label_smoothing=self.smoothing), progress=False)
 
 
 @dataclass(frozen=True, kw_only=True)

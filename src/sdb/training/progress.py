@@ -2,11 +2,79 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO, cast
+
+from sdb.runtime import world
+
+Record = dict[str, Any]
 
 LINE_SECONDS = 5.0  # shortest time between plain lines
+
+
+class Progress(Protocol):
+    """What `fit` tells while it works."""
+
+    def start(self, epochs: int, first: int, steps: int) -> None: ...  # noqa: D102
+    def step(self) -> None: ...  # noqa: D102
+    def epoch(self, record: Record) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+# What `progress=` takes, see `as_progress`.
+Listener = bool | Callable[[Record], object] | Progress
+
+
+def as_progress(shown: Listener | None, title: str) -> Progress | None:
+    """What `fit` tells of its epochs, from what a caller gave as `progress=`.
+
+    Args:
+        shown: True: a bar on a terminal and in a notebook, nothing elsewhere; False or None: nothing; a function:
+            it is called with each epoch's record; a `Progress`: itself.
+        title: of the bar.
+    """
+    if shown is None or shown is False:
+        return None
+    if shown is True:
+        return ShowProgress(title) if watched() and world().is_main else None
+    if hasattr(shown, "start"):
+        return cast("Progress", shown)
+    return _Function(shown)
+
+
+def watched(stream: TextIO | None = None) -> bool:
+    """Whether a person looks: stderr is a terminal, or this is a notebook."""
+    return (stream or sys.stderr).isatty() or in_notebook()
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's."""
+    shell = sys.modules.get("IPython")
+    found = shell.get_ipython() if shell is not None and hasattr(shell, "get_ipython") else None
+    return type(found).__name__ == "ZMQInteractiveShell"
+
+
+class _Function:
+    """Tells a function of each epoch."""
+
+    def __init__(self, listen: Callable[[Record], object]) -> None:
+        self._listen = listen
+
+    def start(self, epochs: int, first: int, steps: int) -> None:
+        """Training begins."""
+
+    def step(self) -> None:
+        """One step is done."""
+
+    def epoch(self, record: Record) -> None:
+        """One epoch is done."""
+        self._listen(record)
+
+    def close(self) -> None:
+        """All is done."""
 
 
 class _Shown:
@@ -26,7 +94,7 @@ class _Shown:
 
     def _open(self, total: int, completed: int, shown: str) -> None:
         """Put up a bar, where there is a terminal and no bar."""
-        if self._bar is None and self._stream.isatty():
+        if self._bar is None and (self._stream.isatty() or _draws_in_notebook()):
             self._bar = _bar(self._stream)
             self._task = self._bar.add_task(self.label, total=total, completed=completed, shown=shown)
             self._bar.start()
@@ -100,8 +168,13 @@ def _bar(stream: TextIO) -> Any:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(file=stream),
+        console=Console(file=stream) if stream.isatty() else Console(),  # which finds the notebook itself
     )
+
+
+def _draws_in_notebook() -> bool:
+    """Whether a bar can move in this notebook; without ipywidgets there are plain lines."""
+    return in_notebook() and importlib.util.find_spec("ipywidgets") is not None
 
 
 def summary(record: dict[str, Any]) -> str:
