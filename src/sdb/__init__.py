@@ -15,7 +15,31 @@ Names are loaded when they are first used, so that `import sdb` does not wait fo
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two
+    from sdb import data as data
+    from sdb.audit.job import audit as audit
+    from sdb.audit.plan import AuditSettings as AuditSettings
+    from sdb.box.box import Box as Box
+    from sdb.config import DistillSettings as DistillSettings
+    from sdb.config import Pictures as Pictures
+    from sdb.config import TrainSettings as TrainSettings
+    from sdb.config import WrapSettings as WrapSettings
+    from sdb.data import load as load_data
+    from sdb.distillation import distill as distill
+    from sdb.errors import SDBError as SDBError
+    from sdb.keys.keys import Key as Key
+    from sdb.keys.keys import Owner as Owner
+    from sdb.models import Classifier as Classifier
+    from sdb.models import ModelSpec as ModelSpec
+    from sdb.models import from_module as from_module
+    from sdb.models.checkpoint import load_classifier as load_classifier
+    from sdb.remote import RemoteTeacher as RemoteTeacher
+    from sdb.training.loop import train as train
+    from sdb.wrapping.own_loop import Wrapping as Wrapping
+    from sdb.wrapping.wrap import wrap as wrap
+
 
 _HOMES = {
     "AuditSettings": "sdb.audit.plan",
