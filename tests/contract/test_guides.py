@@ -1,5 +1,6 @@
 """The guides: what they tell a reader to do works as written; the site is built from them without a broken link."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,8 +30,20 @@ def test_the_guide_protects_a_model_as_written(written, tmp_path):
     assert "Promised" in printed
     assert "thief" in printed
     assert "the hospital's student" in printed
-    assert '"label"' in printed  # what the server answered
+    assert '"class_name"' in printed  # what the server answered
     assert (tmp_path / "hospital.key.json").stat().st_mode & 0o077 == 0
+
+
+def test_the_notebook_is_the_guide_and_runs(written, tmp_path):
+    # Its cells run as Python, one after the other: a Jupyter kernel would bring some thirty packages into the tests.
+    import notebook
+
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert text == notebook.notebook(), "write it: python tests/contract/notebook.py"
+    code = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert not any(line.startswith(("%", "!")) for cell in code for line in cell.splitlines())
+    printed = written.run([("python", "", cell) for cell in code], tmp_path)
+    assert "the hospital's student" in printed
 
 
 def test_a_block_that_fails_fails_the_guide(written, tmp_path):

@@ -26,10 +26,10 @@ def test_the_blocks_run_as_written(tmp_path, monkeypatch):
     # The demo's box, for which `make demo` would take a minute; the picture that the README names is the repository's.
     demo = tmp_path / "runs" / "demo" / "box"
     shutil.copytree(tmp_path / "model.box", demo / "box")
-    (demo / "params.json").write_text('{"model_name": "net", "teacher": "runs/demo/teacher", "dataset": "digits"}')
+    (demo / "params.resolved.json").write_text('{"dataset": "digits", "validation_fraction": 0.1}')
     (tmp_path / "src").symlink_to(ROOT / "src")
     printed = runs_as_written.run([block for block in found if block[0] == "bash"], tmp_path)
-    assert '"label"' in printed
+    assert '"class_name"' in printed
     assert (tmp_path / "box.onnx").is_file()
     assert (tmp_path / "hospital.key.json").is_file()
 
