@@ -5,7 +5,7 @@
 Each row is measured in a process of its own, for a process does not give back all that it had. On a CPU a value is the
 largest resident memory during the work less what the process had before it; glibc's allocator gives freed memory back
 at once here, where by default it keeps some. On a GPU it is the most that torch allocated there. `--device cuda` takes
-larger networks and batches. The last rows say how many images a second are streamed, on one core and on two.
+larger networks and batches. The last rows say how many images per second are streamed, on one core and on two.
 """
 
 import argparse

@@ -405,7 +405,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2, help="teachers and boxes, one each a seed")
     parser.add_argument("--quick", action="store_true", help="fewer suspects, shorter training, one seed")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one a seed")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one per seed")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -87,7 +87,7 @@ class Bench:
 
     Args:
         device: where networks are.
-        batch_size: images a step.
+        batch_size: images per step.
         steps: that are timed.
     """
 
@@ -229,7 +229,7 @@ class Comparison:
     Attributes:
         kind: a key of MAKERS.
         networks: what MAKERS takes after the bench.
-        batch_size: images a step.
+        batch_size: images per step.
         steps: that are timed.
         images_trained: batches that go through the trained network, the first of `networks`, in a step.
         frozen: networks that only answer.

@@ -113,7 +113,7 @@ def main(folder: Path) -> None:
     print(f"teacher  {accuracy(teacher, data)}")
     print(f"keyless  {accuracy(loaded, data)}")
     print(f"keyed    {accuracy(loaded.unlock(key), data)}")
-    print(f"the box gives one of {len(loaded.rows)} answers, one a class, whatever the image")
+    print(f"the box gives one of {len(loaded.rows)} answers, one per class, whatever the image")
 
 
 if __name__ == "__main__":

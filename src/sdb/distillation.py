@@ -55,7 +55,7 @@ def distill(
         settings: loss, weights, temperature, training.
         key: opens a box; with it the student is a partner's.
         mean: per channel, of pixels in [0, 1], where a module takes normalised pixels; see `sdb.wrap`.
-        std: likewise, the deviation.
+        std: per channel, the deviation.
         run: folder to checkpoint to and resume from.
         progress: True: a bar on a terminal and in a notebook; False: nothing; or a function that is called with each
             epoch's record.

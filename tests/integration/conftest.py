@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# What a small run has beside its model: tens of images a step, a fraction of a second an epoch.
+# What a small run has beside its model: tens of images per step, a fraction of a second per epoch.
 TINY = {
     "model_name": "net",
     "num_channels": 4,

@@ -186,7 +186,7 @@ def positive_control(
     """Whether an attack works where it must.
 
     Args:
-        found: its results there, one a seed.
+        found: its results there, one per seed.
         best: accuracies of students of the teacher.
         column: the defence that it must break.
         share: of the way from chance to the best that its students must come.

@@ -110,7 +110,7 @@ def audit_job(
         where: this process, others of this machine, or a cluster.
         resume: go on with the audit that is there.
         overwrite: discard it.
-        on_progress: hears of every finished task.
+        on_progress: is told of every finished task.
         data: instead of the data set that the settings name; for this process alone.
 
     Raises:

@@ -95,7 +95,7 @@ class AuditSettings(Settings):
     views: Whole | None = None
     """Augmented views of each image that a thief asks about; each is a query."""
     batch_size: Whole = 64
-    """Images a step."""
+    """Images per step."""
     learning_rate: Positive = 0.003
     """Of students and of what the audit makes."""
     optimizer: Literal["auto", "sgd", "adam"] = "auto"

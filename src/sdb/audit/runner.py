@@ -72,7 +72,7 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         raise RunExistsError(f"{folder} holds {WORK} or {CLAIM} that no audit made; use another folder")
     if path.exists() and not (resume or overwrite):
         raise RunExistsError(
-            f"{folder} already holds an audit: add --resume to go on with it, --overwrite to discard it, or use "
+            f"{folder} already holds an audit: add --resume to continue it, --overwrite to discard it, or use "
             "another folder"
         )
     if resume:
@@ -130,7 +130,7 @@ def run_tasks(
         subject: what is audited.
         archive: where results are kept; several processes need one that they can share.
         where: this process, others of this machine, or a cluster.
-        on_progress: hears of every finished task.
+        on_progress: is told of every finished task.
         data: instead of the data set that the settings name.
 
     Raises:

@@ -27,7 +27,7 @@ def token_new(
     ] = None,
     images_total: Annotated[int | None, typer.Option(help="Images answered at most, ever.")] = None,
     images_day: Annotated[int | None, typer.Option(help="Images answered at most in a day (UTC).")] = None,
-    rate: Annotated[float | None, typer.Option(help="Images a second, on average.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Images per second, on average.")] = None,
     burst: Annotated[int | None, typer.Option(help="Images at once.")] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it lasts: 12h, 90d or 8w; left out, for good.")

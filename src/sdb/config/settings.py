@@ -44,7 +44,7 @@ class FitSettings(Settings):
     epochs: Annotated[int, Field(ge=1)] = 200
     """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=1)] = 128
-    """Images a step, over all processes together."""
+    """Images per step, over all processes together."""
     optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"
     """auto: as in the reference, Adam for `net` and `mlp`, SGD with momentum for the others."""
     learning_rate: Positive | None = None
@@ -131,7 +131,7 @@ class WrapSettings(FitSettings, TeacherSettings):
     epochs: Annotated[int, Field(ge=1)] = 30
     """Passes over the training images; from scratch 200."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images a step, over all processes together; from scratch 128."""
+    """Images per step, over all processes together; from scratch 128."""
     optimizer: Literal["auto", "sgd", "adam", "adamw"] = "adamw"
     """auto, and the default from scratch: as in the reference, Adam for `net` and `mlp`, SGD with momentum for the
     others."""

@@ -15,7 +15,7 @@ from sdb.data.splits import Augment
 
 ASPECT = (3 / 4, 4 / 3)  # of a random window, width to height
 TRIES = 10  # windows drawn before the largest one in the middle is taken
-CHUNK = 256  # images resampled at once: the places they are read from take 8 bytes a pixel
+CHUNK = 256  # images resampled at once: the places they are read from take 8 bytes per pixel
 
 
 class Draws(NamedTuple):

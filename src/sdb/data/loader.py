@@ -50,7 +50,7 @@ class Batches:
 
     Args:
         images: the set.
-        batch_size: images a batch, over all processes; a multiple of `world_size`.
+        batch_size: images per batch, over all processes; a multiple of `world_size`.
         device: where batches go.
         seed: of order and augmentation; at least 0.
         shuffle: a new order each epoch, else the set's own.

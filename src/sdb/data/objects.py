@@ -42,7 +42,7 @@ def from_arrays(
         test_images: images to test on; without them, they are carved from `images` by seed.
         test_labels: their labels.
         layout: order of the axes of four-axis images.
-        class_names: one a class; by default the numbers, and then each number has images.
+        class_names: one per class; by default the numbers, and then each number has images.
         name: as in `Splits`.
         augment: as in `Splits`; none by default.
         note: as in `Splits`.

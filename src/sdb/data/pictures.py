@@ -1,7 +1,7 @@
 """From an encoded picture (JPEG, PNG, ...) to pixels: the one place that decodes, for data sets and for the service.
 
-What is chosen is in `Pictures`; what is fixed: the first frame of an animation, 16 bits a channel brought to 8 by their
-upper half, transparency laid on the background before colours are converted, ITU-R BT.601 from colour to grey.
+What is chosen is in `Pictures`; what is fixed: the first frame of an animation, 16 bits per channel brought to 8 by
+their upper half, transparency laid on the background before colours are converted, ITU-R BT.601 from colour to grey.
 """
 
 import io
@@ -143,7 +143,7 @@ def _prepared(file: ImageFile.ImageFile, channels: int, choices: Pictures, size:
         whole = whole[::-1] if turn in SIDEWAYS else whole
         changes.append(f"{words}, as its EXIF data say")
     if deep:
-        changes.append("scaled from 16 to 8 bits a channel")
+        changes.append("scaled from 16 to 8 bits per channel")
     image, composited = plain(image, choices.background)
     if composited:
         changes.append(f"transparency laid on {choices.background}")
@@ -169,7 +169,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def plain(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
-    """An image in mode 1, L or RGB, 8 bits a channel at most, and whether anything was transparent.
+    """An image in mode 1, L or RGB, 8 bits per channel at most, and whether anything was transparent.
 
     Args:
         image: of any mode but F, which does not say which value is white.

@@ -18,7 +18,7 @@ def channel_stats(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...
         images: at least one image.
 
     Returns:
-        Mean and standard deviation (of the population), one value a channel; a constant channel gets
+        Mean and standard deviation (of the population), one value per channel; a constant channel gets
         deviation 1, so that dividing by it does no harm.
     """
     channels, height, width = images.images.shape[1:]

@@ -25,10 +25,10 @@ def check_sizes(num_classes: int, image_shape: Sequence[int]) -> None:
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Raise ModelError unless mean and std hold one number a channel, that float32 can divide by."""
+    """Raise ModelError unless mean and std hold one number per channel, that float32 can divide by."""
     for field, values, least in (("mean", mean, -1e6), ("std", std, 1e-6)):
         if len(values) != channels:
-            raise ModelError(f"{field} has {len(values)} numbers for {channels} channels: give one a channel")
+            raise ModelError(f"{field} has {len(values)} numbers for {channels} channels: give one per channel")
         for value in values:
             # The comparison also refuses NaN, infinities and integers beyond any float.
             if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= 1e6:

@@ -25,7 +25,7 @@ from sdb.runs.tasks import OnProgress, Where
 from sdb.runtime import command_line, folder_lock, json_text, write_atomic
 
 ASKED, TABLE, TEXT, PAGE = "reproduction.json", "table.json", "table.md", "table.html"
-# Of a params.json: where things lie, and where it runs; these may differ when a reproduction goes on elsewhere.
+# Of a params.json: where things lie, and where it runs; these may differ when a reproduction is continued elsewhere.
 PLACES = {"teacher", "key", "data_root", "device"}
 
 
@@ -41,7 +41,7 @@ def reproduce(
     overwrite: bool = False,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Run a grid into a folder, or go on with it, and write its table; returns the table.
+    """Run a grid into a folder, or continue one, and write its table; returns the table.
 
     What is finished is not run again. More seeds may be asked for later.
 
@@ -54,7 +54,7 @@ def reproduce(
         where: how many processes, and on which machines.
         changes: KEY=VALUE for every run that has the parameter.
         overwrite: discard the reproduction that is there, its keys too.
-        on_progress: hears of every finished run.
+        on_progress: is told of every finished run.
 
     Raises:
         ConfigError: something asked for does not exist, or differs from what `out` was begun with.

@@ -36,7 +36,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: what it is, one accuracy a column, and what to say where nothing is printed."""
+    """One line: what it is, one accuracy per column, and what to say where nothing is printed."""
 
     label: str
     is_bar: bool

@@ -46,7 +46,7 @@ def run_on_cluster(
         cluster: the cluster's address.
         processes: how many; batch_size must be divisible by it. Each has a GPU where the cluster has as many and the
             device is not cpu, else one CPU core.
-        resume: go on with the run that is there.
+        resume: continue the run that is there.
         overwrite: discard it.
 
     Raises:
@@ -128,7 +128,7 @@ def _train(ray: Any, loop: dict[str, Any], processes: int, gpu: bool, folder: Pa
             if any(isinstance(cause, ray.exceptions.RayError) for cause in causes):
                 return TrainingError(
                     f"{folder}: a process or node was lost {RETRIES + 1} times, perhaps for lack of memory; finished "
-                    "epochs are kept, go on with --resume"
+                    "epochs are kept, continue with --resume"
                 )
             return error
     return None

@@ -164,7 +164,7 @@ def open_run(
         folder: made if missing.
         parameters: resolved parameters, JSON values; written beside the results.
         device: for the record of the environment.
-        resume: go on with the run that is there.
+        resume: continue the run that is there.
         overwrite: discard the run that is there.
 
     Raises:
@@ -179,7 +179,7 @@ def open_run(
         present = [name for name in (LAST, METRICS, "result.json") if (folder / name).exists()]
         if present and not (resume or overwrite):
             raise RunExistsError(
-                f"{folder} already holds a run ({', '.join(present)}): add --resume to go on with it, "
+                f"{folder} already holds a run ({', '.join(present)}): add --resume to continue it, "
                 "--overwrite to discard it, or use another folder"
             )
         said = ""
@@ -223,7 +223,7 @@ def begun_with(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, parameters: dict[str, Any]) -> str:
-    """Refuse to go on with other parameters; what is to be said of those that may differ."""
+    """Refuse to continue with other parameters; what is to be said of those that may differ."""
     if not (folder / RESOLVED).exists():
         raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
     before = begun_with(folder, parameters)

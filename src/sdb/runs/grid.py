@@ -1,6 +1,6 @@
 """A grid of run folders: many runs of train, wrap and distill, each after those that it needs.
 
-Each run goes on where it was stopped, and one that is finished is not done again, so the same call goes on with a grid
+Each run goes on where it was stopped, and one that is finished is not done again, so the same call continues a grid
 after anything.
 """
 
@@ -89,7 +89,7 @@ def run_grid(runs: Sequence[GridRun], where: Where, *, sets: Sequence[str] = (),
         runs: in the order in which they are best begun.
         where: this process, others of this machine, or a cluster.
         sets: `KEY=VALUE` on top of every params.json.
-        on_progress: hears of every run that has ended.
+        on_progress: is told of every run that has ended.
 
     Raises:
         ConfigError: the parameters of any run are at fault, or two runs have one name; nothing is begun.
@@ -119,7 +119,7 @@ def is_finished(each: GridRun, sets: Sequence[str]) -> bool:
 
 
 def go_on(command: str, folder: Path, sets: tuple[str, ...]) -> None:
-    """Begin a run, or go on with it.
+    """Start a run, or continue it.
 
     Raises:
         ConfigError: it was begun with other parameters.

@@ -19,7 +19,7 @@ from sdb.errors import ConfigError
 JSON_LIMIT = 2**24  # parameters, manifests, profiles: what is read as a whole and is small
 SECRET_LIMIT = 2**16  # keys, public keys, signatures
 IMAGE_LIMIT = 2**28  # one encoded image
-RECORD_LIMIT = 2**31  # an owner's record, which has a row a class
+RECORD_LIMIT = 2**31  # an owner's record, which has a row per class
 DATABASE_LIMIT = 2**36  # SQLite files, which are read page by page
 # No image classifier that is known has more weights, and what memory does not hold is not read.
 WEIGHTS_LIMIT = min(2**35, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

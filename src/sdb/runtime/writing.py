@@ -109,7 +109,7 @@ def folder_lock(folder: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def _if_supported(folder: Path, missing: str) -> Generator[None]:
-    """Go on, with one warning a process, where a file system does not support a call."""
+    """Go on, with one warning per process, where a file system does not support a call."""
     try:
         yield
     except OSError as error:

@@ -70,7 +70,7 @@ def fit(
     run: Kept | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """Train `model` in place and return one record an epoch.
+    """Train `model` in place and return one record per epoch.
 
     Args:
         model: what is trained and checkpointed; on its device already.

@@ -120,7 +120,7 @@ class ShowProgress(_Shown):
     """Progress of one `fit`."""
 
     def start(self, epochs: int, first: int, steps: int) -> None:
-        """Training begins: epochs in all, epochs done before, steps an epoch."""
+        """Training begins: epochs in all, epochs done before, steps per epoch."""
         self._epochs, self._first, self._steps = epochs, first, steps
         self._began = self._spoke = time.monotonic()
         self._open(epochs * steps, first * steps, f"epoch {first}/{epochs}")

@@ -30,7 +30,7 @@ def images_at_once(images: ImageSet | LoaderSet) -> int:
 class FixedViews(Batches):
     """The same batches as those given, but in epoch e every image comes in its view number e % views.
 
-    A view of an image depends on the seed, the view's number and the image alone. The order is new each epoch, as ever.
+    A view of an image depends on the seed, the view's number and the image alone. The order is new in each epoch.
 
     Args:
         batches: of training images, augmented or not.

@@ -23,7 +23,7 @@ def candidates(confusion: np.ndarray, num_decoys: int) -> list[list[int]]:
 
     Args:
         confusion: (C, C), row c the teacher's mean soft output for images of class c.
-        num_decoys: decoys a class; at least one candidate more than that is kept where there are enough classes, so
+        num_decoys: decoys per class; at least one candidate more than that is kept where there are enough classes, so
             that the choice stays secret.
     """
     classes = len(confusion)

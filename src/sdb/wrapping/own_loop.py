@@ -39,7 +39,7 @@ class Wrapping(nn.Module):
         image_shape: (C, H, W) of one image; else the first batch says it.
         mean: per channel, of pixels in [0, 1], where the network takes normalised pixels; none where it normalises
             them itself.
-        std: likewise, the deviation.
+        std: per channel, the deviation.
         class_names: in label order; else the numbers.
         owner: whose box it is; follows from the key where there is only one.
         settings: method and its weights; what is about training is not used.

@@ -60,7 +60,7 @@ def wrap(
         key: what the box opens for: one key, several of one kind, or None for method "nasty", which has no key.
         mean: per channel, of pixels in [0, 1], where the network takes normalised pixels; none where it normalises
             them itself, or is a `Classifier`, which has it.
-        std: likewise, the deviation.
+        std: per channel, the deviation.
         owner: whose box it is; follows from the key where there is only one.
         more_teachers: method "decoy": partners get the mean of these and the teacher.
         run: folder to checkpoint to and resume from.

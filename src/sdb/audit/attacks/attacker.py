@@ -115,13 +115,13 @@ class Attacker:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TransferSet:
-    """Images a student learns from, in views; epoch n of training is view n, again from the first after the last.
+    """Images that a student learns from, in views; epoch n of training is view n, again from the first after the last.
 
     Attributes:
         pixels: uint8 (V * N, C, H, W), view after view.
         targets: int64 (V * N,), the attacker's labels.
         views: V.
-        batch_size: images a batch.
+        batch_size: images per batch.
         seed: of the order.
         device: where batches go.
     """

@@ -69,7 +69,7 @@ class DataFree(Attack):
     Attributes:
         queries: asked at most; fewer where the budget is smaller.
         pattern_share: share of them for smooth random patterns.
-        batch_size: images a step.
+        batch_size: images per step.
         student_steps: of the student for each of the generator; one of them on new images, the others on earlier ones.
         generator_rate: Adam's.
         student_rate: Adam's, of the student that the generator plays against.

@@ -85,7 +85,7 @@ class GradientSearch:
     Attributes:
         objective: what open answers are taken to look like.
         steps: of Adam.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: Adam's, on the argument of a sigmoid.
         restarts: starts from other noise; the best by the objective over all images wins.
         temperature: of `own_net`.
@@ -151,7 +151,7 @@ class EvolutionSearch:
         objective: as in `GradientSearch`.
         queries: budget, in images.
         batch_size: images that a pattern is tried on; fresh ones each step.
-        pairs: antithetic pairs of patterns a step; a step costs 2 * pairs * batch_size queries.
+        pairs: antithetic pairs of patterns per step; a step costs 2 * pairs * batch_size queries.
         sigma: how far the tried patterns lie from the current one.
         learning_rate: Adam's, on the pattern.
         temperature: of `own_net`.

@@ -26,7 +26,7 @@ def in_parts(pixels: Tensor, attacker: Attacker, *, parts: int, batch_size: int)
         pixels: uint8 (M, C, H, W), in random order; the last few are left out where they do not divide.
         attacker: whose seed and device.
         parts: at least 1; fewer where a part would not fill a batch.
-        batch_size: images a step.
+        batch_size: images per step.
     """
     parts = max(1, min(parts, len(pixels) // batch_size))
     count = len(pixels) // parts * parts

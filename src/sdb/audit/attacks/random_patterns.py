@@ -49,7 +49,7 @@ class RandomPatterns(Attack):
 
     Attributes:
         queries: asked at most; fewer where the budget is smaller.
-        batch_size: images a step.
+        batch_size: images per step.
         passes: over all answers.
     """
 

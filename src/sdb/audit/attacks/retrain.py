@@ -37,7 +37,7 @@ class Retrain:
         fresh: begin with newly initialised norms and head instead of the public ones.
         share: of the training images that the attacker has, drawn by the seed.
         steps: of Adam; epochs follow.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: Adam's at the start.
         seed: of the share, order and initialisation.
         device: where it trains.

@@ -40,7 +40,7 @@ def stages(student: Classifier) -> list[nn.Module]:
 
 
 def _outputs(student: Classifier, modules: list[nn.Module]) -> list[tuple[nn.Module, int]]:
-    """Which of these modules return a tensor of one row an image, and its number of axes, in the order they run."""
+    """Which of these modules return a tensor of one row per image, and its number of axes, in the order they run."""
     seen: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, _: object, output: object) -> None:

@@ -40,7 +40,7 @@ def run(
     Args:
         works: without what is finished already.
         where: this process, others of this machine, or a cluster.
-        on_progress: hears of every piece that has ended.
+        on_progress: is told of every piece that has ended.
         folders: what the work reads and writes; every node of a cluster must see them, which is checked.
         before: how many more are finished already; `on_progress` counts them.
         keep_going: after an error, do all that does not need what failed, and raise at the end.

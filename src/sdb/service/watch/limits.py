@@ -30,7 +30,7 @@ class Limits:
     Attributes:
         images_total: images answered at most, ever.
         images_day: images answered at most in one day (UTC).
-        rate: images a second, on average.
+        rate: images per second, on average.
         burst: images at once, before `rate` binds; with None it never does.
     """
 
