@@ -11,11 +11,11 @@ HEAD = """\
 
 Written by `python tests/contract/parameter_page.py` from the models in `src/sdb/config/`; do not edit it by hand.
 
-`sdb init DIR` writes a commented `DIR/params.toml`, and `sdb params NAME` prints one row of this page. `DIR/params.json`
-is read in the same way, one flat JSON object. `--set NAME=VALUE` overrides one parameter; `--set model_args.num_channels=8`
-changes one value inside an object. Unknown names and values out of range are refused, all of them in one message. In
-JSON, none is `null`. From Python the same names are fields of `sdb.TrainSettings`, `sdb.WrapSettings` and
-`sdb.DistillSettings`. What the weights and temperatures mean: docs/method.md, Equations.
+`sdb init DIR` writes a commented `DIR/params.toml`, and `sdb params NAME` prints one row of this page. A
+`DIR/params.json` is read in the same way: one flat JSON object, where none is `null`. `--set NAME=VALUE` overrides one
+parameter; `--set model_args.num_channels=8` changes one value inside an object. Unknown names and values out of range
+are refused, all of them in one message. From Python the same names are fields of `sdb.TrainSettings`,
+`sdb.WrapSettings` and `sdb.DistillSettings`. What the weights and temperatures mean: docs/method.md, Equations.
 """
 THEIRS = """\
 Published `params.json` files use these names, and any file may. A file that gives one parameter by two names with

@@ -151,7 +151,7 @@ class TestInterrupt:
         *talk, last = done.stderr.splitlines()
         assert all(line.startswith("train interrupted: epoch ") for line in talk)
         assert last == (
-            "sdb: interrupted; finished epochs are kept, go on with: "
+            "sdb: interrupted; finished epochs are kept, continue with: "
             "sdb train interrupted --set seed=7 --set epochs=100 --resume"
         )
         assert not list(folder.glob(".*.safetensors.*"))

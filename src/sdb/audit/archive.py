@@ -85,7 +85,7 @@ class Folder:
             if not isinstance(values, dict) or "seconds" not in values:
                 raise ValueError("not a finished task")
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); delete it and go on with --resume") from None
+            raise CheckpointError(f"{path}: damaged ({error}); delete it and continue with --resume") from None
         return values
 
     def keep(self, place: str, result: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def audit(
             architecture.
         mean: per channel, of pixels in [0, 1], as in `sdb.wrap`: where the teacher is a module that takes normalised
             pixels, or loaders give such. By default the box's own.
-        std: likewise, the deviation.
+        std: per channel, the deviation.
         settings: what to run; quick by default.
         out: folder for claim.json, report.html and the work; None keeps nothing.
 
@@ -101,14 +101,14 @@ def audit_job(
     on_progress: OnProgress,
     data: Splits | None = None,
 ) -> dict[str, Any]:
-    """Run an audit into a folder, or go on with it; returns the claim.
+    """Run an audit into a folder, or continue it; returns the claim.
 
     Args:
         folder: gets claim.json, report.html and the work that they are made from.
         settings: what to run.
         subject: the box, its key and teacher; see `find_subject`.
         where: this process, others of this machine, or a cluster.
-        resume: go on with the audit that is there.
+        resume: continue the audit that is there.
         overwrite: discard it.
         on_progress: is told of every finished task.
         data: instead of the data set that the settings name; for this process alone.

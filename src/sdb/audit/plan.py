@@ -39,7 +39,7 @@ class Preset:
         maker_epochs: of teachers and boxes that the audit makes.
         views: augmented views of each image that a thief asks about.
         everywhere: whether every attack runs against every defence.
-        effort: how dear attacks may be: "brief", "usual" or "extended".
+        effort: how expensive attacks may be: "brief", "usual" or "extended".
     """
 
     seeds: int
@@ -166,7 +166,7 @@ def _imported(name: str, what: str) -> Any:
 
 
 def attacks_of(settings: AuditSettings) -> dict[str, Attack]:
-    """The attacks of an audit, as dear as its preset allows."""
+    """The attacks of an audit, as expensive as its preset allows."""
     made: dict[str, Callable[[Attack], Attack]] = {
         "brief": lambda attack: attack.brief(),
         "usual": lambda attack: attack,

@@ -166,7 +166,7 @@ def head_of(classifier: Classifier) -> nn.Module:
         for module, mode in modes.items():
             module.training = mode
     if not seen:
-        raise ModelError("no linear or convolution layer with one output a class was found: use image keys")
+        raise ModelError("no linear or convolution layer with one output per class was found: use image keys")
     return seen[-1]
 
 

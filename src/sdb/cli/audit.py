@@ -104,7 +104,9 @@ def audit(
         )
     except KeyboardInterrupt:
         progress.close()
-        say(f"sdb: interrupted; what is finished is kept, go on with the same command and --resume (--out {out})")
+        say(
+            f"sdb: interrupted; what is finished is kept, continue with the same command and --resume (--out {out})"
+        )
         raise typer.Exit(130) from None
     finally:
         progress.close()

@@ -165,7 +165,7 @@ def run_command(
     except KeyboardInterrupt:
         if world().is_main:
             begun = (folder / "params.resolved.json").exists()
-            kept = f"finished epochs are kept, go on with: {_resuming()}" if begun else "nothing was begun"
+            kept = f"finished epochs are kept, continue with: {_resuming()}" if begun else "nothing was begun"
             say(f"sdb: interrupted; {kept}")
         raise typer.Exit(130) from None
     if world().is_main:
@@ -200,6 +200,6 @@ def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool)
 
 
 def _resuming() -> str:
-    """The command that goes on with this one: the same, since --set and --key must stay as they were."""
+    """The command that continues this one: the same, since --set and --key must stay as they were."""
     given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     return shlex.join(["sdb", *given, "--resume"])

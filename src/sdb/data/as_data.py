@@ -213,9 +213,9 @@ def as_splits(
 
     Args:
         data: as in `as_data`.
-        num_classes: likewise.
-        mean: likewise.
-        std: likewise.
+        num_classes: the same.
+        mean: the same.
+        std: the same.
 
     Raises:
         ConfigError: as `as_data`; there are no test images, or too many for memory.

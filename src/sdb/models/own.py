@@ -28,7 +28,7 @@ def classifier_of(
         num_classes: of the data.
         image_shape: (C, H, W) of the data.
         mean: per channel, where the network takes normalised pixels.
-        std: likewise.
+        std: per channel, the deviation.
         copied: leave the caller's network as it is; else it becomes part of the classifier.
 
     Raises:

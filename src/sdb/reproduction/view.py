@@ -113,7 +113,7 @@ def warnings(table: dict[str, Any]) -> list[str]:
 
 
 def notes(table: dict[str, Any]) -> list[str]:
-    """How the numbers are to be read."""
+    """How to read the numbers."""
     data, seeds = table["data"], table["seeds"]
     result = [
         f"Accuracies in per cent over all {data['test']:,} test images after the last epoch. {data['validation']:,} "

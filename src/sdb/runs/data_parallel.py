@@ -59,7 +59,7 @@ def run_on_cluster(
         stamp, lost = _stamp(folder), None
         for trial in range(RETRIES + 1):
             gpu = _with_gpu(ray, device, processes, patience=STARVED if trial else 0)
-            # What this call has begun is gone on with, whatever the flags were.
+            # A run that this call has started is continued, whatever the flags were.
             begun = _stamp(folder) != stamp
             flags = {"resume": resume or begun, "overwrite": overwrite and not begun}
             there = site if gpu else without_gpu(site)

@@ -223,7 +223,7 @@ def begun_with(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, parameters: dict[str, Any]) -> str:
-    """Refuse to continue with other parameters; what is to be said of those that may differ."""
+    """Refuse to continue with other parameters; returns what to say of those that may differ."""
     if not (folder / RESOLVED).exists():
         raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
     before = begun_with(folder, parameters)

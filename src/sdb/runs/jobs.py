@@ -148,7 +148,7 @@ def wrap_job(
 
 
 def warning_of(result: Result, params: WrapParams) -> str:
-    """What is to be said of a box whose accuracy is below what was asked for; empty where it is not."""
+    """The warning for a box whose accuracy is below what was asked for; empty where it is not."""
     if "budget" in result:
         return "" if result["budget"]["met"] else result["budget"]["says"]
     return shortfall(result["validation"], params)

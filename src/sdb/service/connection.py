@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused as everything else is."""
+        """What is not HTTP is refused in the same form as everything else."""
         self._refuse(400, "not a valid HTTP request")
 
     def _wait_for_head(self) -> None:

@@ -11,7 +11,7 @@ BROKEN = 0.1
 
 
 def shortfall(measured: Mapping[str, float], settings: WrapSettings) -> str:
-    """What is to be said of a box that is further below its teacher than `allowed_loss`; empty where it is not.
+    """The warning for a box that is further below its teacher than `allowed_loss`; empty where it is not.
 
     A single image is never a shortfall: of few images, each is more than a point.
 

@@ -63,7 +63,7 @@ class Attack:
         raise NotImplementedError(f"{type(self).__name__} has no run")
 
     def brief(self) -> Self:
-        """The same attack at a smaller price, where it is dear; for audits in haste."""
+        """The same attack at a lower cost, if it is expensive; for short audits."""
         return self
 
     def extended(self) -> Self:

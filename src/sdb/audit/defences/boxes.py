@@ -138,7 +138,9 @@ class Decoy(_Wrapped):
 
     name = "decoy"
     title = "decoy box"
-    summary = "Ours: without the key one fixed answer a class, with near-tied wrong classes; the key opens weights"
+    summary = (
+        "Ours: without the key one fixed answer per class, with near-tied wrong classes; the key opens weights"
+    )
     source = "this project, docs/method.md"
 
     def changes(self, data: Splits) -> dict[str, Any]:

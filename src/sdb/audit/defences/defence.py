@@ -151,8 +151,8 @@ class Defence:
 
         Args:
             teacher: as in `built`.
-            data: likewise.
-            settings: likewise.
+            data: the same.
+            settings: the same.
             folder: made if missing; one for each defence, teacher and seed.
 
         Raises:

@@ -40,7 +40,7 @@ class FixedAnswers(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class KeySwitch(Defence):
-    """The decoy box's contract kept by an if-statement on a server: what a trained-in box is to be measured against."""
+    """The decoy box's contract kept by an if-statement on a server: the measure for a box that is trained."""
 
     name = "key_switch"
     title = "server with a key"

@@ -100,7 +100,7 @@ class Pool:
             failure = future.result()
         except BrokenProcessPool:
             raise TrainingError(
-                "a worker process ended, perhaps for lack of memory; what is finished is kept: go on with fewer "
+                "a worker process ended, perhaps for lack of memory; what is finished is kept: continue with fewer "
                 "--workers"
             ) from None
         return self._under_way.pop(future), None if failure is None else failure.error()

@@ -18,7 +18,7 @@ class Count:
         name: of the principal.
         day: days since 1970 (UTC) that `today` belongs to.
         total: images, ever; in an addition, since the last one.
-        today: images on that day, likewise.
+        today: images on that day, the same.
     """
 
     name: str

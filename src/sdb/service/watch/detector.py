@@ -15,7 +15,7 @@ from sdb.service.watch.profile import COVERAGE_IMAGES, Profile, describe
 from sdb.service.watch.sketch import Sketch
 from sdb.service.watch.statistics import traits
 
-# Principals that are remembered at once; who asked longest ago makes room.
+# Principals that are remembered at once; the one that has not asked for the longest time is forgotten first.
 MAX_SKETCHES = 128
 # Queries after which a principal is judged again.
 EVERY = 64
