@@ -97,7 +97,7 @@ def test_without_an_owner_named_one_is_made_beside_the_key(place):
     sdb("wrap", "own", cwd=place)
     assert {"key.json", "owner.json"} <= {path.name for path in (place / "own").iterdir()}
     sdb("trace", "own", "--box", "own/box", "--owner", "owner.json", cwd=place, ok=False)
-    done = sdb("trace", "teacher", "--box", "own/box", "--owner", "own/owner.json", cwd=place)
+    done = sdb("trace", "teacher", "--box", "own/box", "--owner", "own/owner.json", "--json", "-", cwd=place)
     assert json.loads(done.stdout)["p_value"] > 1e-6
 
 

@@ -201,7 +201,9 @@ def test_in_every_command(digits_runs, root, quick_sdb):
     assert len(answers) == 1
     tar = "experiments/digits/box/best_model.tar"
     owner = "experiments/digits/box/owner.json"
-    traced = quick_sdb("trace", "experiments/digits/thief", "--box", tar, "--owner", owner, cwd=root)
+    traced = quick_sdb(
+        "trace", "experiments/digits/thief", "--box", tar, "--owner", owner, "--json", "-", cwd=root
+    )
     assert traced.returncode == 0, traced.stderr
     exported = quick_sdb("export", tar, "--to", "pt2", "--out", root / "x.pt2", cwd=root)
     assert exported.returncode == 0, exported.stderr

@@ -55,8 +55,8 @@ def test_text_and_page_say_the_same_where_nothing_is_settled(quick_sdb, place):
 def test_show_shows_a_demos_record_too(quick_sdb, place):
     done = quick_sdb("report", "show", "record.json", cwd=place)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == ("4 promises: 4 not settled: too few seeds (1; 3 are needed). Report: record.html\n")
-    page = (place / "record.html").read_text()
+    assert done.stderr == ("4 promises: 4 not settled: too few seeds (1; 3 are needed). Report: report.html\n")
+    page = (place / "report.html").read_text()
     assert "4 promises: 4 not settled: too few seeds (1; 3 are needed)" in page
 
 

@@ -39,7 +39,8 @@ def trace(place, quick_sdb):
     """A function that traces a suspect for the owner."""
 
     def run(suspect, *args, box="box", owner="owner.json"):
-        return quick_sdb("trace", suspect, "--box", box, "--owner", owner, *args, cwd=place)
+        asked = args if "--json" in args else (*args, "--json", "-")
+        return quick_sdb("trace", suspect, "--box", box, "--owner", owner, *asked, cwd=place)
 
     return run
 
@@ -53,12 +54,14 @@ def parsed(done):
 class TestVerdicts:
     def test_a_thief_carries_the_mark(self, place, sdb):
         done = sdb("trace", "thief", "--box", "box/box", "--owner", "owner.json", "--json", "out.json", cwd=place)
-        result = parsed(done)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((place / "out.json").read_text())
         assert result["marked"]
         assert result["log10_p"] < -6
         assert result["images"] == 500
         assert done.stderr.startswith("The suspect carries this owner's mark")
-        assert json.loads((place / "out.json").read_text()) == result
+        assert f"decoys       {result['found']} of {result['total']} stand first" in done.stdout
+        assert len(done.stdout.splitlines()) == 4
 
     def test_so_does_the_box(self, trace):
         assert parsed(trace("box"))["found"] >= 18
@@ -79,11 +82,14 @@ class TestVerdicts:
 class TestSecrecy:
     def test_decoys_are_printed_for_the_owner_s_eyes_only(self, place, trace):
         hidden = trace("thief", "--json", "hidden.json")
-        rows = parsed(hidden)["table"]
+        rows = json.loads((place / "hidden.json").read_text())["table"]
         assert {name for row in rows for name in row} == {"label", "name", "images", "candidates", "decoys"}
-        shown = parsed(trace("thief", "--reveal", "--json", "shown.json"))["table"]
+        told = trace("thief", "--reveal", "--json", "shown.json")
+        shown = json.loads((place / "shown.json").read_text())["table"]
+        assert told.stdout.count("ranks (") == len(shown)
         assert all(len(row["chosen"]) == len(row["ranks"]) == 2 for row in shown)
-        assert "chosen" not in (place / "hidden.json").read_text() + hidden.stderr
+        assert "chosen" not in (place / "hidden.json").read_text()
+        assert "ranks" not in hidden.stdout + hidden.stderr
         assert stat.S_IMODE((place / "shown.json").stat().st_mode) == 0o600
 
 

@@ -62,12 +62,12 @@ def trace(
     other_class_names: OtherClassNames = False,
     network: Network = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all rows here; - for stdout.")
     ] = None,
 ) -> None:
     """Look for a box's mark in a suspect.
 
-    Prints an exact p-value as JSON, and one sentence. Exits with 0 either way.
+    Prints one sentence with an exact p-value, and a short table. Exits with 0 either way.
     """
     from sdb.runs.jobs import trace_job
     from sdb.runtime import write_atomic
@@ -84,8 +84,17 @@ def trace(
         other_class_names=other_class_names,
         network=network,
     )
-    values = result.to_json()
-    if json_file is not None:
+    values, to_stdout = result.to_json(), json_file == Path("-")
+    if json_file is not None and not to_stdout:
         write_atomic(json_file, (json_text(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
     say(result.sentence())
-    print_json(values)
+    if to_stdout:
+        print_json(values)
+        return
+    typer.echo(f"log10 p      {result.log10_p:.1f}, marked below {values['threshold_log10_p']:g}")
+    typer.echo(f"decoys       {result.found} of {result.total} stand first among their class's candidates")
+    typer.echo(f"rank sum     {result.statistic}, {result.expected:.1f} expected without the box")
+    typer.echo(f"images       {result.images} of {len(result.table)} classes")
+    if reveal:
+        for row in result.table:
+            typer.echo(f"{row.name:<12} decoys {row.chosen}, ranks {row.ranks} of {row.candidates}")

@@ -15,6 +15,15 @@ ClaimFile = Annotated[Path, typer.Argument(metavar="CLAIM", help="An audit's cla
 Shown = Annotated[Path, typer.Argument(metavar="FILE", help="An audit's claim or a demo's record, a JSON file.")]
 
 
+# What `sdb audit` and `sdb demo` write beside their report.html.
+OURS = ("claim.json", "record.json")
+
+
+def page_of(file: Path) -> Path:
+    """The page of a claim or record: as the command that wrote it names it, else after the file."""
+    return file.with_name("report.html") if file.name in OURS else file.with_suffix(".html")
+
+
 @report_app.command()
 def show(
     file: Shown,
@@ -33,7 +42,7 @@ def show(
     from sdb.report.verdict import judge as judge_record
 
     shown = load_shown(file)
-    page = out if out is not None else file.with_suffix(".html")
+    page = out if out is not None else page_of(file)
     if page.exists() and page.samefile(file):
         raise ConfigError(f"--out {page} is the file itself that is shown; name another one")
     if isinstance(shown, Claim):
