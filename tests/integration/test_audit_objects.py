@@ -24,7 +24,7 @@ OWNER = Owner(bytes(range(32)))
 KEY = OWNER.partner("hospital")
 WRAP = WrapSettings(epochs=2, batch_size=16, learning_rate=0.003, optimizer="adam", device="cpu")
 SMALL = {
-    "attacks": ("labels", "fresh_head"),
+    "attacks": ("labels", "features"),
     "defences": ("gradient_redirection",),
     "epochs": 2,
     "maker_epochs": 2,
