@@ -19,7 +19,7 @@ from PIL import Image
 from sdb.models.checkpoint import load_classifier
 
 PROGRESS = re.compile(r"(train|wrap|distill) \S+: epoch \d+/\d+ ")
-# What a run may leave that was begun and could not go on; a first run is not in the way of the next.
+# What a run may leave that was started and could not go on; a first run is not in the way of the next.
 BEGUN = {".lock", "params.resolved.json", "environment.json", "training.log"}
 
 

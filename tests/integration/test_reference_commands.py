@@ -219,7 +219,7 @@ def test_in_every_command(digits_runs, root, quick_sdb):
 
 
 def test_a_missing_box_is_to_be_wrapped_first(root, quick_sdb):
-    """Where only params.json says that the folder is a wrap's, and where a wrap was begun."""
+    """Where only params.json says that the folder is a wrap's, and where a wrap was started."""
     folder = root / "unwrapped"
     folder.mkdir()
     shutil.copy(root / "experiments/digits/sdb/params.json", folder)

@@ -138,7 +138,7 @@ def test_other_settings_are_refused(done, quick_sdb):
     folder, _ = done
     before = written(folder / "grid")
     for args, message in (
-        (("--set", "batch_size=32"), "was begun differently: changed was"),
+        (("--set", "batch_size=32"), "was started differently: changed was"),
         (("--set", "seed=3"), "give it as --seeds N"),
         (("--preset", "paper"), "digits has fast"),
     ):

@@ -164,7 +164,7 @@ class TestInterrupt:
 
 
 class TestBegunWith:
-    """--resume takes what the run was begun with, whatever params.json says, and says where they differ."""
+    """--resume takes what the run was started with, whatever params.json says, and says where they differ."""
 
     def test_what_was_set_stays_set(self, place, stop, quick_sdb, write_params):
         for name in ("told", "told_whole"):
@@ -174,7 +174,7 @@ class TestBegunWith:
         stop("train", "told", *sets, cwd=place, folder=place / "told", epoch=2, number=signal.SIGKILL)
         done = quick_sdb("train", "told", "--resume", cwd=place)
         assert done.returncode == 0, done.stderr
-        assert "sdb: epochs is 5, as the run was begun (params.json: 200)" in done.stderr
+        assert "sdb: epochs is 5, as the run was started (params.json: 200)" in done.stderr
         assert "sdb: seed is 3" in done.stderr
         assert epochs(place / "told") == [1, 2, 3, 4, 5]
         assert same_tensors(checkpoint(place / "told"), checkpoint(place / "told_whole"))

@@ -147,7 +147,7 @@ def test_a_failed_run_costs_only_those_that_need_it(write):
     write("g/b_student", teacher="g/a_bad", kd_weight=0.9)
     write("g/c_good")
     runs = find_runs([Path("g")])
-    with pytest.raises(TrainingError, match=r"1 of 3 failed: g/a_bad: .*nowhere.*not begun.*: g/b_student"):
+    with pytest.raises(TrainingError, match=r"1 of 3 failed: g/a_bad: .*nowhere.*not started.*: g/b_student"):
         run_grid(runs, Where(), on_progress=quiet)
     found = results_of(runs)
     assert found["g/c_good"]["accuracy"] > 0

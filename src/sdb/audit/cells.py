@@ -273,7 +273,7 @@ def control_column(attack: Attack) -> str:
 def stages(
     seeds: list[int], columns: list[str], attacks: dict[str, Attack], everywhere: set[str]
 ) -> list[list[Task]]:
-    """All tasks in the order in which they are best begun; none needs one of a later stage.
+    """All tasks in the order in which they are best started; none needs one of a later stage.
 
     Args:
         seeds: of the audit.

@@ -194,7 +194,7 @@ def positive_control(
     """
     chance = 1 / classes
     needed = chance + share * (fmean(best) - chance)
-    # Who is handed the plain teacher and returns something farther from it than its own network recovers nothing.
+    # An attack that is given the plain teacher and ends farther from it than its own network recovers nothing.
     shares = [each["gap_closed"] for each in found if column == NONE and each.get("gap_closed") is not None]
     closed = fmean(shares) if shares else None
     where = "against the unprotected teacher" if column == NONE else f"against the {column} box"

@@ -183,7 +183,7 @@ def defences_of(settings: AuditSettings) -> dict[str, Defence]:
 
 
 def threat_of(attack: Attack) -> str:
-    """Whose attack it is: of a client (api), of who has the weights (shipped), of who has part of a key (leak)."""
+    """Whose attack it is: of a client (api), of a holder of the weights (shipped), or of a part of a key (leak)."""
     if "leaked_key" in attack.uses:
         return "leak"
     return "shipped" if attack.needs is Interface.WEIGHTS else "api"

@@ -55,7 +55,7 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
 
     Raises:
         RunExistsError: an audit is there and neither flag is set.
-        ConfigError: there is none to resume, or it was begun with other settings.
+        ConfigError: there is none to resume, or it was started with other settings.
     """
     made = {**attacks_of(settings), **defences_of(settings)}
     code = environment()
@@ -77,7 +77,9 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         )
     if resume:
         if not path.exists():
-            raise ConfigError(f"{folder}: no audit was begun here, there is nothing to resume: leave --resume out")
+            raise ConfigError(
+                f"{folder}: no audit was started here, there is nothing to resume: leave --resume out"
+            )
         _check_same(folder, read_json(path), parameters)
     else:
         shutil.rmtree(folder / WORK, ignore_errors=True)

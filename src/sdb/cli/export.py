@@ -1,4 +1,4 @@
-"""export, sign, verify: the commands that get a box ready to leave the house, and check one that came."""
+"""export, sign, verify: the commands that prepare a box for handing out, and check one that was received."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def run_command(
     except KeyboardInterrupt:
         if world().is_main:
             begun = (folder / "params.resolved.json").exists()
-            kept = f"finished epochs are kept, continue with: {_resuming()}" if begun else "nothing was begun"
+            kept = f"finished epochs are kept, continue with: {_resuming()}" if begun else "nothing was started"
             say(f"sdb: interrupted; {kept}")
         raise typer.Exit(130) from None
     if world().is_main:
@@ -186,7 +186,7 @@ def tell_what_was_taken(command: str, folder: Path, params: Any, sets: list[str]
             say(f"sdb: {line}")
         return
     for name, (taken, now) in config.differing(folder, params, command, sets).items():
-        say(f"sdb: {name} is {taken!r}, as the run was begun (the file: {now!r})")
+        say(f"sdb: {name} is {taken!r}, as the run was started (the file: {now!r})")
 
 
 def here(command: str, folder: Path, params: Any, resume: bool, overwrite: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""token: the commands for who may ask a served box, and for what ordinary asking looks like."""
+"""token: the commands that say who may ask a served box, and how ordinary requests look."""
 
 from __future__ import annotations
 

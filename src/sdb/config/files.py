@@ -29,7 +29,7 @@ def load(folder: Path | str, command: str, overrides: Sequence[str] = (), *, res
         folder: holds one of them.
         command: train, wrap or distill.
         overrides: `KEY=VALUE`.
-        resume: take what a run in the folder was begun with in place of the file.
+        resume: take what a run in the folder was started with in place of the file.
 
     Raises:
         ConfigError: the file is missing or broken, or any field is unknown or out of range; all faults in one message.

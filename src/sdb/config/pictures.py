@@ -1,4 +1,4 @@
-"""How an encoded picture becomes pixels: chosen with the data, recorded in the model, obeyed by who serves it."""
+"""How an encoded picture becomes pixels: chosen with the data, recorded in the model, obeyed by the server."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from sdb.errors import DataError
 from sdb.runtime import IMAGE_LIMIT, read_bytes
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-# What macOS and Windows leave in folders of images and archives of them; hidden names (.DS_Store, ._1.png) besides.
+# What macOS and Windows leave in folders of images and archives of them; hidden names (.DS_Store, ._1.png) too.
 LEFT_BEHIND = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
 

@@ -4,7 +4,7 @@
     export(box, Path("partner.pt2"), "pt2", key=key)     the unlocked network: whoever has this file has the knowledge
 
 Pixels (batch, C, H, W) in [0, 1] in, logits (batch, classes) out, any batch size. Exporters write down where a network
-comes from: source paths, stack traces, module names, the example input. None of that leaves the house: the network is
+comes from: source paths, stack traces, module names, the example input. None of that is handed out: the network is
 traced, rebuilt under neutral names, and traced again; what is left is removed; the file is searched, and run against
 the box, before it is written.
 """

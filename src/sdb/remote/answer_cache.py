@@ -25,7 +25,7 @@ class AnswerCache:
 
     Args:
         path: the file, mode 0600 since a partner's answers are knowledge; opened at first use. None: in memory.
-        scope: 16 bytes that stand for who asks what.
+        scope: 16 bytes that stand for the asker and the model.
     """
 
     def __init__(self, path: Path | None, scope: bytes) -> None:

@@ -169,7 +169,7 @@ def strongest(cells: tuple[CellVerdict, ...]) -> CellVerdict | None:
 def judge_cell(claim: Claim, defence: str, attack: AttackRow) -> CellVerdict:
     """Apply the rule of this module to one attack on one defence."""
     control = claim.controls.get(attack.name)
-    # Who is right where nothing can be learned has cheated: it proves no more than who learns nothing anywhere.
+    # An attack that is right where nothing can be learned has cheated: it shows no more than one that never learns.
     trusted = control is not None and control.positive.passed is True and control.negative.passed is True
     cell = claim.cell(defence, attack.name)
     if cell is None:

@@ -57,7 +57,7 @@ def reproduce(
         on_progress: is told of every finished run.
 
     Raises:
-        ConfigError: something asked for does not exist, or differs from what `out` was begun with.
+        ConfigError: something asked for does not exist, or differs from what `out` was started with.
         RunExistsError: `out` holds something else, or another process is writing there.
         DataNotFoundError: the data set is not where it was looked for.
         SDBError: a run failed; the table of what is finished is written all the same.
@@ -120,7 +120,7 @@ def take(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
     """Make the folder this reproduction's; the caller holds its lock.
 
     Raises:
-        ConfigError: it was begun with another data set, preset or changes.
+        ConfigError: it was started with another data set, preset or changes.
         RunExistsError: it holds something that no reproduction made.
     """
     path = out / ASKED
@@ -142,7 +142,7 @@ def take(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
         ]
         if changed:
             raise ConfigError(
-                f"{out} was begun differently: {'; '.join(changed)}. Put it back, use another --out, or --overwrite"
+                f"{out} was started differently: {'; '.join(changed)}. Put it back, use another --out, or --overwrite"
             )
     write_atomic(path, json_text(asked, indent=1).encode() + b"\n")
 

@@ -53,7 +53,7 @@ def run_on_cluster(
         SDBError: of the run itself; or the cluster does not fit.
         TrainingError: processes were lost too often.
     """
-    # Faults in the parameters come before anything is begun.
+    # Faults in the parameters come before anything is started.
     device = config.load(folder, command, sets, resume=resume).device
     with connected(cluster) as ray, same_site([folder]) as site:
         stamp, lost = _stamp(folder), None

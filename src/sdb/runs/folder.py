@@ -56,7 +56,7 @@ class RunFolder:
         """Tensors and history of the last finished epoch, or None for a fresh run.
 
         Raises:
-            ModelError: the data's classes are not those that the run was begun with.
+            ModelError: the data's classes are not those that the run was started with.
             CheckpointError: it is damaged, or an epoch of it is not finite.
         """
         if not self._resume or not (self.folder / LAST).exists():
@@ -217,7 +217,7 @@ def epochs_done(folder: Path) -> int:
 
 
 def begun_with(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run folder was begun with; one of `parameters` that is younger than the run had its default's effect."""
+    """What a run folder was started with; one of `parameters` that is younger than the run had its default's effect."""
     given = read_json(folder / RESOLVED)
     return {name: value for name, value in defaults().items() if name in parameters} | given
 
@@ -225,7 +225,7 @@ def begun_with(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _check_same(folder: Path, parameters: dict[str, Any]) -> str:
     """Refuse to continue with other parameters; returns what to say of those that may differ."""
     if not (folder / RESOLVED).exists():
-        raise ConfigError(f"{folder}: no run was begun here, there is nothing to resume: leave --resume out")
+        raise ConfigError(f"{folder}: no run was started here, there is nothing to resume: leave --resume out")
     before = begun_with(folder, parameters)
     may_change, why = MAY_CHANGE, ""
     asked, planned = parameters.get("epochs", 0), before.get("epochs", 0)

@@ -86,14 +86,14 @@ def run_grid(runs: Sequence[GridRun], where: Where, *, sets: Sequence[str] = (),
     After an error the runs that do not need the failed one are still done.
 
     Args:
-        runs: in the order in which they are best begun.
+        runs: in the order in which they are best started.
         where: this process, others of this machine, or a cluster.
         sets: `KEY=VALUE` on top of every params.json.
         on_progress: is told of every run that has ended.
 
     Raises:
-        ConfigError: the parameters of any run are at fault, or two runs have one name; nothing is begun.
-        TrainingError: runs failed; it names them, and those that were not begun since they need them.
+        ConfigError: the parameters of any run are at fault, or two runs have one name; nothing is started.
+        TrainingError: runs failed; it names them, and those that were not started since they need them.
     """
     left = [each for each in runs if not is_finished(each, sets)]
     works = [Work(each.name, go_on, (each.command, each.folder, tuple(sets)), each.needs) for each in left]
@@ -122,7 +122,7 @@ def go_on(command: str, folder: Path, sets: tuple[str, ...]) -> None:
     """Start a run, or continue it.
 
     Raises:
-        ConfigError: it was begun with other parameters.
+        ConfigError: it was started with other parameters.
     """
     begun = (folder / RESOLVED).exists()
     params = config.load(folder, command, sets)

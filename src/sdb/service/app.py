@@ -109,7 +109,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
         return Response(body, headers=headers | encoded)
 
     async def describe(request: Request) -> Response:
-        """Inputs and outputs of the model, as they are for who asks."""
+        """Inputs and outputs of the model, as they are for the principal that asks."""
         check(request)
         policy = service.asker(request).answers
         parameters = {

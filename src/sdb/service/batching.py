@@ -25,7 +25,7 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """Images of one request, and who waits for their logits."""
+    """Images of one request, and the task that waits for their logits."""
 
     variant: str
     images: np.ndarray

@@ -2,7 +2,7 @@
 
 Variant "" is the keyless box. Each partner whose key the server holds has one more, named by the key's id. Time: no
 token, a wrong one and a revoked one run the same code. A partner's network has the same layers; the keyless box looks
-up a row besides, which takes microseconds.
+up a row too, which takes microseconds.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Service:
                 self._reading -= 1
 
     async def logits(self, asker: Asker, images: np.ndarray) -> np.ndarray:
-        """Logits (N, K) for who asks.
+        """Logits (N, K) for the principal that asks.
 
         Raises:
             Refusal: 429 by the watch, 503 by the queue.

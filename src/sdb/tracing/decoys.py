@@ -14,7 +14,7 @@ What a trace cannot show:
 - innocence. A student that copied labels only carries no mark, nor does one that trained on for long enough.
 - guilt to others, by itself. Anyone who can ask the box can read its decoys and could put them into a model, and an
   owner could try secrets until one fits a model that is there already. The p-value speaks to a third party only where
-  the box (its `owner_id` and sealed record) was lodged somewhere before the suspect appeared, and for one trace: who
+  the box (its `owner_id` and sealed record) was deposited somewhere before the suspect appeared, and for one trace: who
   tests many suspects divides the threshold by their number.
 """
 

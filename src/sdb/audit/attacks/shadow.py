@@ -3,8 +3,8 @@
 The attacker makes teachers and defended versions of its own (shadows), for which it knows both answers, learns the way
 back from one to the other, and takes it from the victim's answers. Decoys differ from owner to owner, so the way back
 must not depend on which class is which: `BY_CLASS` treats all classes alike and sees each beside what the victim
-says on average. Who knows the decoy method needs no shadow: decoys stand out in the class means (`DecoysRemoved`), and
-what is no class mean is all that can be knowledge (`Deviations`).
+says on average. A thief who knows decoys needs no shadow: decoys stand out in the class means (`DecoysRemoved`),
+and what is no class mean is all that can be knowledge (`Deviations`).
 """
 
 from __future__ import annotations

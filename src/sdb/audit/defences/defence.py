@@ -78,7 +78,7 @@ class Defended:
     Attributes:
         keyless: images (N, C, H, W) in [0, 1] to logits (N, K), as anybody gets them. Where the defence makes
             probabilities, their logarithms, which are logits of the same probabilities.
-        keyed: the same for who holds the key; None where there is no key.
+        keyed: the same for a holder of the key; None where there is no key.
         network: what there is when the weights are shipped. Their holder cuts off whatever is done to outputs, so this
             is the trained network without it.
         interface: the most that users of `keyless` get.

@@ -24,7 +24,7 @@ from sdb.errors import ConfigError, MissingExtraError, RunExistsError, SDBError,
 from sdb.runs.tasks.work import Failure, Where, Work, attempt, host_and_port
 from sdb.runtime import environment, keep_freed_memory, write_atomic
 
-# A piece of work is begun again this many times when its process or node is lost.
+# A piece of work is started again this many times when its process or node is lost.
 RETRIES = 3
 # Seconds: to reach an address, for a node to answer, between looks at the nodes, without a node that fits.
 REACH, ANSWER, LOOK, STARVED = 10.0, 120.0, 5.0, 60.0
@@ -149,7 +149,7 @@ class Cluster:
         )
 
     def _check_nodes(self) -> None:
-        """Let every node that may get work say that it is like this one, before anything is begun."""
+        """Let every node that may get work say that it is like this one, before anything is started."""
         ray = self._ray
         strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
         asked = {}
@@ -245,7 +245,7 @@ def same_site(folders: Sequence[Path]) -> Generator[Site]:
 
 
 def without_gpu(site: Site) -> Site:
-    """The same, where work sees no GPU; Ray leaves them all visible to who asked for none."""
+    """The same, where work sees no GPU; Ray leaves them all visible to work that asked for none."""
     return replace(site, variables=(*site.variables, ("CUDA_VISIBLE_DEVICES", "")))
 
 

@@ -21,7 +21,7 @@ class Engine(AbstractContextManager, Protocol):
     places: int
     """Pieces of work that run at once."""
 
-    def has_room(self) -> bool: ...  # noqa: D102 - whether one more may be begun
+    def has_room(self) -> bool: ...  # noqa: D102 - whether one more may be started
     def begin(self, work: Work) -> None: ...  # noqa: D102
     def finished(self) -> tuple[str, SDBError | None]: ...  # noqa: D102 - waits for one; its name, and its error
 
@@ -114,5 +114,5 @@ def _sorted(works: Sequence[Work]) -> TopologicalSorter:
 def _says(failed: dict[str, SDBError], left_out: list[str], total: int) -> str:
     parts = [f"{len(failed)} of {total} failed: " + "; ".join(f"{name}: {e}" for name, e in failed.items())]
     if left_out:
-        parts.append(f"not begun, since they need what failed: {', '.join(left_out)}")
+        parts.append(f"not started, since they need what failed: {', '.join(left_out)}")
     return "; ".join([*parts, "what is finished is kept, the same command goes on"])

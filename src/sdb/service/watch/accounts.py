@@ -11,7 +11,7 @@ from sdb.service.watch.counts import Count, Store
 from sdb.service.watch.limits import Limits, Meter, day_of
 
 EVERYONE = "*"  # beside the principals' names in the store; no principal can have it
-# Share of a budget at which the owner hears of it.
+# Share of a budget at which the owner gets an alert.
 VOLUME_SHARE = 0.8
 
 
