@@ -14,6 +14,7 @@ import logging
 import typer
 
 from sdb.cli import audit, export, grid, judge, keys, params, report, reproduce, runs, serve, tokens
+from sdb.cli.examples import example
 from sdb.cli.shell import say
 from sdb.errors import SDBError
 
@@ -24,16 +25,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace, runs.check, runs.demo):
-    app.command()(command)
-for command in (params.init, params.params):
-    app.command()(command)
-for command in (export.export, export.sign, export.verify):
-    app.command()(command)
-app.command()(audit.audit)
-app.command()(grid.grid)
-app.command()(reproduce.reproduce)
-app.command()(serve.serve)
+for command in (
+    *(params.init, runs.check, params.params),
+    *(runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace, runs.demo),
+    *(export.export, export.sign, export.verify, audit.audit, grid.grid, reproduce.reproduce, serve.serve),
+):
+    app.command(epilog=example(command.__name__))(command)
 app.add_typer(keys.key_app, name="key")
 app.add_typer(tokens.token_app, name="token")
 app.add_typer(report.report_app, name="report")
