@@ -160,8 +160,14 @@ class TestCheck:
         with pytest.raises(ModelError, match="is a function"):
             from_module(lambda x: x, 5, (3, 8, 8), MEAN, STD)  # ty: ignore[invalid-argument-type]
 
-    def test_from_module_has_no_spec(self):
-        assert from_module(TinyNet(5), 5, (3, 8, 8), MEAN, STD).spec is None
+    def test_a_module_s_spec_names_its_class_and_builds_around_an_instance_only(self):
+        made = from_module(TinyNet(5), 5, (3, 8, 8), MEAN, STD)
+        assert made.spec.name == "module"
+        assert made.spec.arguments["class"].endswith("TinyNet")
+        assert ModelSpec.from_json(made.spec.to_json()) == made.spec
+        with pytest.raises(ModelError, match="network="):
+            made.spec.build()
+        assert made.spec.build(network=TinyNet(5)).spec == made.spec
 
 
 class TestModelSpec:

@@ -30,7 +30,8 @@ def settled(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
         if not isinstance(inner, nn.Module):
             break
         network = inner
-    network.to(torch.get_default_dtype())
+    # In torch's default type, as `build` makes networks; `to` would also make complex buffers real.
+    network.double() if torch.get_default_dtype() == torch.float64 else network.float()
     if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         device = next((tensor.device for tensor in network.parameters()), "cpu")
         with _mode(network, training=False), torch.no_grad():
