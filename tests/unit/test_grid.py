@@ -83,7 +83,7 @@ def test_the_teacher_may_be_in_another_of_the_folders(write):
 
 
 def test_a_folder_without_runs_is_refused(write, tmp_path):
-    with pytest.raises(ConfigError, match=r"nothing: no params\.json is there or below"):
+    with pytest.raises(ConfigError, match=r"nothing: no params\.json or params\.toml is there or below"):
         find_runs([Path("nothing")])
 
 
