@@ -139,7 +139,7 @@ def test_what_a_published_file_leaves_open_is_as_in_training_and_never_fine_tuni
             folder = written(tmp_path, {name: value for name, value in file.items() if name != theirs})
             params = config.load(folder, "wrap")
             assert getattr(params, ours) == config.TrainParams.model_fields[ours].default, theirs
-            assert params.resolved_for("resnet18").learning_rate == 0.1
+            assert params.resolved_for("resnet18", False).learning_rate == 0.1
             assert config.load(folder, "wrap", ["start=teacher"]).optimizer == "auto"
 
 

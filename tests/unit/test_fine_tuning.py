@@ -15,7 +15,7 @@ from sdb.errors import ConfigError
 from sdb.keys import Key
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import train
-from sdb.training.optimizers import learning_rate_at, make_optimizer
+from sdb.training.optimizers import learning_rate_at, make_optimizer, resolved
 from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.wrap import wrap
 
@@ -64,22 +64,31 @@ def test_the_rate_is_the_usual_one_of_the_optimizer_that_trains_the_network(
     few, make_net, settings, optimizer, name, expected
 ):
     network = make_net(few, name)
-    if settings is WrapSettings:
-        chosen = WrapSettings(optimizer=optimizer, start="scratch")
-    else:
-        chosen = settings(optimizer=optimizer)
+    chosen = settings(optimizer=optimizer, **({"start": "scratch"} if settings is WrapSettings else {}))
     assert make_optimizer([network], chosen).defaults["lr"] == expected
-    resolved = chosen.resolved_for(name)
-    assert resolved.learning_rate == expected == learning_rate_at(resolved, 0)
+    fitted = resolved(chosen, network)
+    assert fitted.learning_rate == expected == learning_rate_at(fitted, 0)
     # What is set is never replaced.
-    assert chosen.model_copy(update={"learning_rate": 0.7}).resolved_for(name).learning_rate == 0.7
+    assert resolved(chosen.model_copy(update={"learning_rate": 0.7}), network).learning_rate == 0.7
 
 
-def test_sgd_fine_tunes_a_teacher_more_gently_than_it_trains_a_fresh_network():
-    assert (
-        WrapSettings(optimizer="sgd").highest_rate()
-        < WrapSettings(optimizer="sgd", start="scratch").highest_rate()
-    )
+class LayerNorm2d(torch.nn.Module):
+    """As timm and torchvision have it: named so, and no subclass."""
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(8), torch.nn.RMSNorm(8), LayerNorm2d()])
+def test_a_teacher_with_layer_norm_is_fine_tuned_more_gently(few, make_net, norm):
+    plain, transformer = make_net(few), make_net(few)
+    transformer.network.norm = norm
+    for optimizer in ("adamw", "adam", "sgd", "auto"):
+        high, low = (
+            resolved(WrapSettings(optimizer=optimizer), network).highest_rate for network in (plain, transformer)
+        )
+        assert low < high < 0.1
+        # From scratch both are trained alike.
+        scratch = WrapSettings(optimizer=optimizer, start="scratch")
+        assert resolved(scratch, plain) == resolved(scratch, transformer)
+    assert resolved(WrapSettings(learning_rate=0.5), transformer).highest_rate == 0.5
 
 
 def test_a_run_without_a_rate_uses_and_records_the_usual_one(few, make_net):

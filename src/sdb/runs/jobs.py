@@ -52,7 +52,7 @@ from sdb.tracing.decoys import TraceResult, trace
 from sdb.training import loop as training
 from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.loop import Record, check_batches
-from sdb.training.optimizers import architecture_of
+from sdb.training.optimizers import resolved
 from sdb.training.progress import Progress
 from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.door import check_keys
@@ -70,7 +70,7 @@ def train_job(
     """Train a classifier into DIR."""
     data = load_data(params, params.seed)
     model = new_model(params, data, params.seed)  # a bad model is refused before anything is written or discarded
-    params = params.resolved_for(architecture_of(model))
+    params = resolved(params, model)
     check_blocks(model, params)
     check_batches(model, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:
@@ -92,7 +92,7 @@ def wrap_job(
     if isinstance(teacher, Box):
         raise ConfigError(f"teacher: {params.teacher} is a box already; name an unprotected teacher")
     like_teacher(params, teacher)
-    params = params.resolved_for(architecture_of(teacher))
+    params = resolved(params, teacher)
     check_blocks(teacher, params)
     check_batches(teacher, data, params)
     # Bad keys are refused before anything is written or discarded.
@@ -212,7 +212,7 @@ def distill_job(
         teacher = opened(loaded, partner_key(folder, params), params)
     # A student that began as its teacher began would have more from it than its answers.
     student = new_model(params, data, params.seed, "student")
-    params = params.resolved_for(architecture_of(student))
+    params = resolved(params, student)
     check_blocks(student, params)
     check_batches(student, data, params)
     with _running(folder, params, params.device, resume, overwrite, progress) as run:

@@ -30,10 +30,10 @@ from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.batches import check_batches, train_batches
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.optimizers import (
-    architecture_of,
     flatten_optimizer,
     learning_rate_at,
     make_optimizer,
+    resolved,
     restore_optimizer,
     set_rate,
 )
@@ -88,7 +88,7 @@ def fit(
         TrainingError: a loss, a weight or a validation metric is no longer finite; such an epoch is not kept, the one
             before it is.
     """
-    settings = settings.resolved_for(architecture_of(model))
+    settings = resolved(settings, model)
     forward = compiled(model if forward is None else forward, settings)
     device = next(model.parameters()).device
     trained = [module for module in (model, beside) if module is not None]
@@ -217,7 +217,7 @@ def _check_epoch(trained: list[nn.Module], record: Record, settings: FitSettings
 def _diverged(epoch: int, what: str, settings: FitSettings) -> TrainingError:
     kept = "no epoch is kept" if epoch == 1 else f"epoch {epoch - 1}, the last finite one, is kept"
     return TrainingError(
-        f"epoch {epoch}, {what} is not finite; {kept}. Try a lower learning_rate (now {settings.highest_rate():g}), "
+        f"epoch {epoch}, {what} is not finite; {kept}. Try a lower learning_rate (now {settings.highest_rate:g}), "
         "clip_norm=1, a lower disturbance_weight or precision=float32"
     )
 

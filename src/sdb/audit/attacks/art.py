@@ -23,6 +23,7 @@ from sdb.audit.attacks.attacker import Attacker
 from sdb.audit.attacks.victim import Interface, QueryBudgetError, Victim
 from sdb.data import ImageSet
 from sdb.errors import MissingExtraError
+from sdb.training.optimizers import resolved
 
 BATCH = 512
 
@@ -56,8 +57,8 @@ def behind(victim: Victim, device: torch.device) -> Any:
 
 def thief(student: nn.Module, victim: Victim, attacker: Attacker) -> Any:
     """A student as ART's `PyTorchClassifier`, with ART's own training loop."""
-    fitted = attacker.settings.model_copy(update={"optimizer": "adam"})
-    optimizer = torch.optim.Adam(student.parameters(), lr=fitted.highest_rate())
+    fitted = resolved(attacker.settings.model_copy(update={"optimizer": "adam"}), student)
+    optimizer = torch.optim.Adam(student.parameters(), lr=fitted.highest_rate)
     kind = "gpu" if attacker.device.type == "cuda" else "cpu"
     return part_of_art("estimators.classification", "PyTorchClassifier")(
         student.to(attacker.device),
