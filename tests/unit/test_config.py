@@ -290,7 +290,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_named_with_a_remedy(tmp_path):
-    with pytest.raises(ConfigError, match=r"params\.json: no such file; .*experiments"):
+    with pytest.raises(ConfigError, match=r"params\.json: no such file, and no params\.toml; sdb init"):
         config.load(tmp_path, "train")
 
 

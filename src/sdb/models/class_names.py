@@ -12,9 +12,8 @@ from unicodedata import normalize
 
 from sdb.errors import ModelError
 
-WITHOUT_NAMES = re.compile(
-    r"LABEL_\d+"
-)  # what transformers calls the classes of a model whose classes have no names
+# What transformers calls the classes of a model whose classes have no names.
+WITHOUT_NAMES = re.compile(r"LABEL_\d+")
 SHOWN = 4
 
 
@@ -38,6 +37,8 @@ def compare_class_names(
     """
     if not own or not given:
         return
+    if len(own) != len(given):
+        raise ModelError(f"{source}: made for {len(own)} classes, the data has {len(given)}: name the right data")
     mine, theirs = _comparable(own, given)
     places = {name: number for number, name in enumerate(theirs) if theirs.count(name) == 1}
     for number, name in enumerate(mine):
