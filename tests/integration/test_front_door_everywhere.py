@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import sdb
+from sdb.audit.plan import AuditSettings
 from sdb.export import export
 from sdb.service import create_app
 
@@ -142,6 +143,21 @@ def test_a_network_of_one_s_own_goes_all_the_way(name, folder, tmp_path, monkeyp
     answer = client.post("/predict", content=(folder / "test" / "cow" / "0.png").read_bytes()).json()
     picture = torch.from_numpy(np.asarray(Image.open(folder / "test" / "cow" / "0.png")).copy())
     assert answer["class"] == int(loaded(picture.permute(2, 0, 1)[None].float() / 255).argmax())
+
+    settings = AuditSettings(
+        attacks=("labels", "distil"), defences=("labels_only",), seeds=1, epochs=1, device="cpu"
+    )
+    told = []
+    claim = sdb.audit(
+        loaded,
+        (loader, held, held),
+        key=key,
+        teacher=net,
+        settings=settings,
+        progress=lambda *of: told.append(of),
+    )
+    assert told[-1][0] == told[-1][1] > 1
+    assert {row["name"] for row in claim["attacks"]} == {"labels", "distil"}
 
 
 def test_a_loop_of_one_s_own_on_folders(folder):

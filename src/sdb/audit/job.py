@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from sdb.report.claim import read_claim
 from sdb.runs.resolve import KEY, OWNER
 from sdb.runs.tasks import OnProgress, Where, one_thread
 from sdb.runtime import folder_lock, json_text, write_atomic
+from sdb.training.progress import ShowTasks, watched
 
 
 def audit(
@@ -40,6 +42,7 @@ def audit(
     std: Sequence[float] | None = None,
     settings: AuditSettings | None = None,
     out: Path | str | None = None,
+    progress: bool | OnProgress = True,
 ) -> dict[str, Any]:
     """Attack a box, or boxes made here, in this process; returns the claim. Writes nothing without `out`.
 
@@ -55,6 +58,7 @@ def audit(
         std: per channel, the deviation.
         settings: what to run; quick by default.
         out: folder for claim.json, report.html and the work; None keeps nothing.
+        progress: True: a bar on a terminal and in a notebook; False: silence; a function of (finished, in all, name).
 
     Raises:
         SDBError: as `audit_job`.
@@ -66,23 +70,39 @@ def audit(
     if teacher is not None and not isinstance(teacher, Classifier):
         teacher = classifier_of(teacher, splits.num_classes, splits.image_shape, mean, std)
     settings, subject = settings or AuditSettings(), Subject(box, key, teacher, files=None)
-    if out is None:
-        started = datetime.now(UTC)
-        settings = _complete(settings, subject)
-        with one_thread():
-            archive = Memory()
-            AuditSeed(settings, subject, settings.seed, archive, splits).check()
-            return _claim(settings, subject, archive, Where(), _silent, splits, started)
-    return audit_job(
-        Path(out),
-        settings,
-        subject,
-        where=Where(),
-        resume=False,
-        overwrite=False,
-        on_progress=_silent,
-        data=splits,
-    )
+    with _told(progress) as on_progress:
+        if out is None:
+            started = datetime.now(UTC)
+            settings = _complete(settings, subject)
+            with one_thread():
+                archive = Memory()
+                AuditSeed(settings, subject, settings.seed, archive, splits).check()
+                return _claim(settings, subject, archive, Where(), on_progress, splits, started)
+        return audit_job(
+            Path(out),
+            settings,
+            subject,
+            where=Where(),
+            resume=False,
+            overwrite=False,
+            on_progress=on_progress,
+            data=splits,
+        )
+
+
+@contextlib.contextmanager
+def _told(progress: bool | OnProgress) -> Generator[OnProgress]:
+    """What is told of finished tasks, from what a caller gave as `progress=`."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif progress and watched():
+        shown = ShowTasks("audit")
+        try:
+            yield shown.on_progress
+        finally:
+            shown.close()
+    else:
+        yield lambda done, total, name: None
 
 
 def is_plain(classifier: Classifier) -> bool:
@@ -154,10 +174,6 @@ def _claim(
     claim = make_claim(settings, subject, audit_seed, workers=places, started=started, extra=extra)
     read_claim(claim)
     return claim
-
-
-def _silent(done: int, total: int, name: str) -> None:
-    del done, total, name
 
 
 def find_subject(
