@@ -244,7 +244,7 @@ class TestWrapOptions:
         write_params(place / "broken", teacher="teacher", optimizer="sgd", learning_rate=50, schedule="constant")
         done = quick_sdb("wrap", "broken", "-s", "clip_norm=1", cwd=place)
         assert done.returncode == 3, done.stderr
-        assert done.stderr.count("points below its teacher") == 1
+        assert done.stderr.count("the box is below its teacher by more than 1 point") == 1
         assert "a lower learning_rate (now 50)" in done.stderr
         result = json.loads(done.stdout)
         assert result == json.loads((place / "broken" / "result.json").read_text())

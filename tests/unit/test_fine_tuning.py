@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -165,9 +166,20 @@ def test_a_shortfall_is_said_exactly_where_a_side_is_below_by_more_than_is_allow
     names = ("teacher", "keyless", "keyed")
     measured = {f"{name}_accuracy": value / images for name, value in zip(names, right, strict=True)}
     said = shortfall(measured | {"images": images}, WrapSettings(allowed_loss=allowed))
-    lost = max(right[0] - right[1], right[0] - right[2])
-    over = measured["teacher_accuracy"] - min(measured["keyless_accuracy"], measured["keyed_accuracy"]) > allowed
-    assert bool(said) is (lost > 1 and over)
+    lost = max(right[0] - right[1], right[0] - right[2], 0)
+    above = lost - math.sqrt(lost) - allowed * images  # by more than a count's own standard deviation
+    assert bool(said) is (above > 0) or abs(above) < 1e-6
+
+
+def test_a_few_images_of_a_small_set_are_no_shortfall_and_as_large_a_share_of_a_large_one_is():
+    def said(images, lost):
+        measured = {"teacher_accuracy": 1.0, "keyless_accuracy": 1 - lost / images, "images": images}
+        return shortfall(measured, WrapSettings())
+
+    assert [bool(said(130, lost)) for lost in range(7)] == [False] * 4 + [True] * 3
+    assert not said(13_000, 130)
+    assert said(13_000, 200)
+    assert "by more than 1 point on 13000 validation images" in said(13_000, 200)
 
 
 def test_the_advice_names_what_the_method_has():

@@ -139,7 +139,7 @@ FINE_TUNING_RATES = {"sgd": (0.02, 0.002), "adam": (0.003, 0.0003), "adamw": (0.
 class WrapSettings(FitSettings, TeacherSettings):
     """How a teacher is wrapped: by default it is fine-tuned. From scratch, what is not set is as in any training."""
 
-    epochs: Annotated[int, Field(ge=1)] = 30
+    epochs: Annotated[int, Field(ge=1)] = 50
     """Passes over the training images. With start scratch the default is 200."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images per step, over all processes together. With start scratch the default is 128."""
@@ -200,7 +200,8 @@ class WrapSettings(FitSettings, TeacherSettings):
     copies."""
     allowed_loss: Fraction = 0.01
     """Largest loss of accuracy on validation images, keyless or keyed, that ends without a warning and exit code 3; a
-    fraction, 0.01 is a point. The box is kept in any case. With a budget, that is checked instead."""
+    fraction, 0.01 is a point. What chance explains is not counted. The box is kept in any case. With a budget, that
+    is checked instead."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -13,7 +13,8 @@ BROKEN = 0.1
 def shortfall(measured: Mapping[str, float], settings: WrapSettings) -> str:
     """The warning for a box that is further below its teacher than `allowed_loss`; empty where it is not.
 
-    A single image is never a shortfall: of few images, each is more than a point.
+    The loss is a count of images, and a count of L is uncertain by about sqrt(L): it must be above what is allowed by
+    more than that. Of few images, each is a point, and two or three say nothing.
 
     Args:
         measured: as a box has it, accuracies on validation images and their number.
@@ -22,14 +23,19 @@ def shortfall(measured: Mapping[str, float], settings: WrapSettings) -> str:
     found = {name: measured[f"{name}_accuracy"] for name in ("keyless", "keyed") if f"{name}_accuracy" in measured}
     teacher, images = measured["teacher_accuracy"], round(measured["images"])
     losses = {name: teacher - value for name, value in found.items()}
-    low = [name for name, loss in losses.items() if loss > settings.allowed_loss and round(loss * images) > 1]
+    lost = {name: max(0, round(loss * images)) for name, loss in losses.items()}
+    low = [name for name, count in lost.items() if count - count**0.5 > settings.allowed_loss * images]
     if not low:
         return ""
     shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
     return (
-        f"the box is more than {100 * settings.allowed_loss:g} points below its teacher on {images} validation images "
+        f"the box is below its teacher by more than {_points(settings.allowed_loss)} on {images} validation images "
         f"(accuracy: teacher {100 * teacher:.1f} %, {shown}); it is kept. Try {_advice(settings, low, losses)}"
     )
+
+
+def _points(loss: float) -> str:
+    return "1 point" if loss == 0.01 else f"{100 * loss:g} points"
 
 
 def _advice(settings: WrapSettings, low: list[str], losses: Mapping[str, float]) -> str:
