@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdb import losses
@@ -107,6 +108,9 @@ def distill(
     )
     if history is not None:
         history.extend(records)
+    # A caller's module gets its weights back in the usual layout, as files of weights want them.
+    if student is not learner:
+        student.to(memory_format=torch.contiguous_format)  # ty: ignore[no-matching-overload]
     return student
 
 

@@ -27,11 +27,11 @@ def test_the_comments_of_a_template_are_the_defaults(command, tmp_path):
     text = template(command, values_for(command))
     (tmp_path / "params.toml").write_text(text)
     as_written = load(tmp_path, command)
-    bare = [line.removeprefix("#: ") for line in text.splitlines() if not line.endswith("is not set")]
+    bare = [line.removeprefix("#: ") for line in text.splitlines() if not line.endswith("sets it")]
     (tmp_path / "params.toml").write_text("\n".join(bare))
     assert load(tmp_path, command) == as_written == COMMANDS[command](**values_for(command))
     for name, value in defaults_of(command).items():
-        said = f"#: {name} is not set" if value is None else f"{name} = "
+        said = f"# {name} is not set: {name} = VALUE sets it" if value is None else f"{name} = "
         assert said in text or name == "teacher"
     assert "validation_fraction" in tomllib.loads("\n".join(bare))
 

@@ -6,6 +6,8 @@ from sdb.box.info import BoxInfo
 from sdb.models import Classifier
 
 COLUMNS = {"teacher": "teacher", "keyless": "without a key", "keyed": "with the key"}
+# Classes from which a perfect copy has a p-value below the trace's threshold of 1e-6, with two decoys per class.
+MARKED_FROM = 8
 ROWS = {"accuracy": "accuracy", "calibration_error": "calibration error"}
 
 
@@ -44,7 +46,7 @@ def _promised(info: BoxInfo, fixed: bool) -> str:
     promises = ["everyone gets the right class as often as the table says"]
     if fixed:
         promises.append("a copy made from answers learns no more than from top-1")
-    if info.method == "decoy":
+    if info.method == "decoy" and len(info.class_names) >= MARKED_FROM:
         promises.append("a copy made from soft answers carries the owner's decoys (sdb trace)")
     if info.key_ids:
         promises.append("who holds a key gets the teacher's knowledge")

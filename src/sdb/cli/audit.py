@@ -112,6 +112,8 @@ def audit(
         progress.close()
     found = read_claim(claim)
     verdict = judge(found)
+    if subject.teacher is None:
+        say("the teacher that it is compared with was trained by this audit; --teacher PATH names yours")
     say(f"{summary(found, verdict)}. {headline(found, verdict)}")
     for each in findings(found, verdict):
         say(f"{each.title}: {each.status}. {each.sentence}")

@@ -38,7 +38,7 @@ def export(
     opened = None if key is None else Key.load(key)
     metadata = write(Box.load(_box_in(box_path), network), out, to, key=opened, licence=text, overwrite=overwrite)
     if key is not None:
-        say(f"{out}: holds the unlocked network. Whoever has it can distil the model; hand it over on a safe way.")
+        say(f"{out}: holds the unlocked network. Whoever has it can distil the model; hand it over in a safe way.")
     print_json({"file": str(out), "bytes": out.stat().st_size, "metadata": metadata})
 
 

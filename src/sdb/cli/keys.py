@@ -79,7 +79,7 @@ def key_partner(
         Box.load(box_path, network).add_partner(key, owner).save(box_path, overwrite=True)
         say(f"{box_path}: opens for {name} too")
     key.save(path, passphrase=new_passphrase(encrypt))
-    say(f"{path}: {kind} key {key.id[:8]} for {name}. Hand it over on a safe way.")
+    say(f"{path}: {kind} key {key.id[:8]} for {name}. Hand it over in a safe way.")
 
 
 @owner_app.command("new")

@@ -52,7 +52,7 @@ def token_new(
         usual = LimitSet().partner if partner else LimitSet().named
         limits = replace(Limits() if no_limits else usual, **changes)
     token = TokenFile(tokens, create=True).add(name, partner, answers, limits, lasts)
-    say(f"{tokens}: token for {name}. It is shown this once; hand it over on a safe way.")
+    say(f"{tokens}: token for {name}. It is shown this once; hand it over in a safe way.")
     print_json({"name": name, "token": token})
 
 

@@ -39,7 +39,9 @@ class RunParams(Settings):
     stream: bool | None = None
     """folder, tiny_imagenet, hub: decode an image when a batch needs it, instead of all of them once into the
     cache. none: where the decoded images take more than 16 GiB."""
-    pictures: Annotated[Pictures, pydantic.PlainValidator(read_pictures)] = Field(default_factory=Pictures)
+    pictures: Annotated[Pictures, pydantic.PlainValidator(read_pictures), pydantic.PlainSerializer(asdict)] = (
+        Field(default_factory=Pictures)
+    )
     """How pictures become pixels, in training and where the model is served: `background` (#ffffff), `fit` (crop
     or stretch), `turn` (true), `filter` (bicubic or bilinear); docs/data.md."""
 

@@ -37,7 +37,7 @@ def template(command: str, values: Mapping[str, Any]) -> str:
         if each.name in given:
             lines.append(f"{each.name} = {_toml(given[each.name])}")
         elif usual[each.name] is None:
-            lines.append(f"#: {each.name} is not set")
+            lines.append(f"# {each.name} is not set: {each.name} = VALUE sets it")
         else:
             lines.append(f"#: {each.name} = {_toml(usual[each.name])}")
     return "\n".join(lines) + "\n"
