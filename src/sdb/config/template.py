@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdb.config.described import parameters
-from sdb.config.params import defaults_of
+from sdb.config.params import COMMANDS, defaults_of
 from sdb.runtime import json_text
 
 WIDTH = 100
@@ -23,6 +23,8 @@ def template(command: str, values: Mapping[str, Any]) -> str:
         values: what is set; everything else stands there as a comment, with its default.
     """
     usual = defaults_of(command)
+    # What is chosen by other parameters, as a wrap's length by its start, stands there as it would be chosen.
+    usual |= {n: v for n, v in COMMANDS[command](**values).model_dump(mode="json").items() if n in usual}
     given = {name: usual[name] for name in SHOWN[command]} | dict(values)
     lines = [
         f"# Parameters of `sdb {command}`. Lines that begin with #: are defaults; take the #: away to change one.",
