@@ -102,6 +102,6 @@ def test_params_are_listed_with_values_default_and_help(tmp_path, quick_sdb):
     assert one.startswith(
         "epochs  (train, distill)  whole number >= 1; default: 200\n    Passes over the training images."
     )
-    assert "\nepochs  (wrap)  whole number >= 1; default: 30\n" in one
+    assert "\nepochs  (wrap)  whole number >= 1; default: 50\n" in one
     wrong = quick_sdb("params", "epoch", cwd=tmp_path)
     assert wrong.returncode == 2 and "did you mean 'epochs'" in wrong.stderr
