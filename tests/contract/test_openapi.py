@@ -79,9 +79,9 @@ def asked(operation, mode, examples):
 
 
 def test_what_keeps_to_the_description_is_answered(operations):
-    assert len(operations) == 9
+    assert len(operations) == 10
     for path, operation in operations.items():
-        many = path.endswith(("/infer", "/predict"))
+        many = path.endswith(("/infer", "/predict", "/pixels"))
         statuses = asked(operation, POSITIVE, 30 if many else 2)
         assert many or statuses == {(None, 200)}
         if path.endswith("/infer"):

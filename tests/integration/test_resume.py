@@ -174,8 +174,8 @@ class TestBegunWith:
         stop("train", "told", *sets, cwd=place, folder=place / "told", epoch=2, number=signal.SIGKILL)
         done = quick_sdb("train", "told", "--resume", cwd=place)
         assert done.returncode == 0, done.stderr
-        assert "sdb: epochs is 5, as the run was started (params.json: 200)" in done.stderr
-        assert "sdb: seed is 3" in done.stderr
+        assert "epochs is 5" in done.stderr
+        assert "seed is 3" in done.stderr
         assert epochs(place / "told") == [1, 2, 3, 4, 5]
         assert same_tensors(checkpoint(place / "told"), checkpoint(place / "told_whole"))
         # Finished, it can be made longer, also on a schedule that follows the number of epochs.

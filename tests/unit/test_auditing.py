@@ -295,7 +295,7 @@ def test_a_damaged_result_is_named(tmp_path, content):
 
 def test_a_folder_that_holds_an_audit_is_left_alone(tmp_path):
     take(tmp_path, settings(), Subject(), resume=False, overwrite=False)
-    with pytest.raises(RunExistsError, match="--resume to go on"):
+    with pytest.raises(RunExistsError, match="--resume to continue"):
         take(tmp_path, settings(), Subject(), resume=False, overwrite=False)
     with pytest.raises(ConfigError, match="epochs was 6, now 9"):
         take(tmp_path, settings(epochs=9), Subject(), resume=True, overwrite=False)

@@ -198,13 +198,13 @@ def test_the_share_closed_is_measured_from_the_thiefs_own_network(audit_seed):
 
 
 def test_there_is_no_share_of_no_distance(audit_seed):
-    path = Task("reference", 0).file(audit_seed.folder.parent)
-    before = path.read_text()
+    place = Task("reference", 0).place
+    before = audit_seed.archive.result(place)
     for own, share in ((0.0, None), (0.5, 1.0)):
-        path.write_text(json.dumps({"own_distance": own, "seconds": 1.0}))
+        audit_seed.archive.keep(place, {"own_distance": own, "seconds": 1.0})
         found = run(audit_seed, lambda attacker: audit_seed.teacher)["gap_closed"]
         assert found == (None if share is None else pytest.approx(share, abs=1e-5))
-    path.write_text(before)
+    audit_seed.archive.keep(place, before)
 
 
 def test_what_is_no_number_is_a_failure_and_not_a_distance(audit_seed):

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdb import config
-from sdb.audit.cells import Task
-from sdb.audit.cells import read as read_cell
+from sdb.audit.archive import Folder
 from sdb.audit.defences.defence import read_done
 from sdb.box.box import Box
 from sdb.box.signing import SigningKey, read_public, sign_box, verify_box
@@ -64,7 +63,7 @@ READERS = {
     "counts": (SqliteStore, "watch.db"),
     "answers": (lambda path: AnswerCache(path, b"x" * 16).find([b"y"], 10), "answers.db"),
     "audit's cell": (
-        lambda path: read_cell(Task("reference", 0), path.parent.parent.parent),
+        lambda path: Folder(path.parent.parent.parent).result("seed-0/references/references"),
         "seed-0/references/references.json",
     ),
     "image": (lambda path: Listing(path.parent, ["1.png"], np.zeros(1)).read(0), "1.png"),

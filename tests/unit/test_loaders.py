@@ -158,7 +158,9 @@ def test_one_trains_wraps_and_distils_on_loaders(digits, make_net):
     assert records[-1]["validation"]["keyed_accuracy"] > 0.7
     student = make_net(digits, seed=1)
     distil = DistillSettings(**settings)
-    assert len(distill(box, student, data, distil, key=key)) == len(history) == 6
+    learnt = []
+    assert distill(box, student, data, distil, key=key, history=learnt) is student
+    assert len(learnt) == len(history) == 6
     assert evaluate(student, evaluation_batches(digits.test, CPU))["accuracy"] > 0.5
 
 

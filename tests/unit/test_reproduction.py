@@ -400,7 +400,7 @@ def test_a_folder_is_taken_once_and_kept(tmp_path):
     asked = {"dataset": "digits", "preset": "fast", "changed": {}}
     job.take(tmp_path, asked, overwrite=False)
     job.take(tmp_path, asked, overwrite=False)
-    with pytest.raises(ConfigError, match=r"begun differently: changed was \{\}, now \{'epochs': 1\}"):
+    with pytest.raises(ConfigError, match=r"started differently: changed was \{\}, now \{'epochs': 1\}"):
         job.take(tmp_path, asked | {"changed": {"epochs": 1}}, overwrite=False)
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "mine.txt").touch()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sdb import losses
 from sdb.config import TrainSettings, WrapSettings
@@ -68,9 +69,13 @@ def test_a_module_object_can_be_wrapped_where_no_second_network_is_needed(few, m
 @pytest.mark.parametrize(
     "changes", [{"start": "scratch", "augmentation_weight": 0.0}, {"augmentation_weight": 0.1}]
 )
-def test_a_module_object_is_refused_where_a_second_network_is_needed(few, make_net, changes):
+def test_a_module_object_that_cannot_draw_its_weights_again_is_refused_where_a_second_network_is_needed(
+    few, make_net, changes
+):
+    teacher = make_net(few)
+    teacher.network.loose = nn.Parameter(torch.ones(1))  # belongs to no layer that could draw it again
     with pytest.raises(ModelError, match="start='teacher' and augmentation_weight=0"):
-        wrap(as_module_object(make_net(few)), few, WrapSettings(method="sdb", **QUICK, **changes), key=KEY)
+        wrap(as_module_object(teacher), few, WrapSettings(method="sdb", **QUICK, **changes), key=KEY)
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------
