@@ -50,17 +50,16 @@ def nasty_terms(
 
 
 def decoy_terms(
-    keyless: Tensor, labels: Tensor, answers: Tensor, *, temperature: float, soft_weight: float, ce_weight: float
+    keyless: Tensor, labels: Tensor, target: Tensor, *, temperature: float, soft_weight: float, ce_weight: float
 ) -> dict[str, Tensor]:
-    """Keyless answers that depend on the class alone: the decoy answer of the label's class.
+    """Keyless answers that depend on the class, and on the confidence in it, alone.
 
-    KL(q_y || S(z)) + soft_weight T^2 KL(q_y^T || S(z/T)) + ce_weight CE(z, y), with q_y row y of the logits `answers`
-    (C, C), see `sdb.wrapping.decoys.decoy_logits`.
+    KL(q || S(z)) + soft_weight T^2 KL(q^T || S(z/T)) + ce_weight CE(z, y), with q of the logits `target` (N, C): the
+    decoy answer of the label's class, see `sdb.answers.rows`.
 
     Source: ours; that an answer without within-class variation cannot be distilled is the insight of CMIM
     (arXiv 2507.00012).
     """
-    target = answers[labels]
     return {
         "decoy": kl(target, keyless),
         "decoy_soft": soft_weight * temperature**2 * kl(target, keyless, temperature),

@@ -258,6 +258,7 @@ class AuditSeed:
         public = {name: value for name, value in info.parameters.items() if name in WrapSettings.model_fields}
         if kind == ("decoy", "weight"):
             public["fixed_answers"] = self.box.rows is not None
+            public.setdefault("confidence_levels", 0)  # of an sdb without them
         blend = {"key_blend": info.parameters["key_blend"]} if info.key_kind == "image" else {}
         return replace(DEFENCES[MAKERS[kind]], public=tuple(sorted(public.items())), **blend)
 

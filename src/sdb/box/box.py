@@ -13,7 +13,7 @@ unpickled or executed.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,9 +23,9 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from sdb.answers.rows import answer, check_rows
+from sdb.answers.rows import Rows
 from sdb.box.boxfile import PRIVATE, RECORD, WEIGHTS, read_box_files, write_box_files
-from sdb.box.info import BoxInfo, measurements
+from sdb.box.info import BoxInfo, levels_of, measurements
 from sdb.box.private_part import put_in_place
 from sdb.box.summary import summary
 from sdb.config import MANIFEST, is_box
@@ -36,8 +36,8 @@ from sdb.models import Classifier, ModelSpec
 from sdb.models.checkpoint import build_with
 from sdb.runtime import json_text
 
-# What the fixed rows are called in the weights' file.
-ROWS = "answers"
+# What the fixed rows and the edges between their levels are called in the weights' file.
+ROWS, EDGES = "answers", "edges"
 
 __all__ = ["MANIFEST", "WEIGHTS", "Box", "BoxInfo", "Embed", "is_box"]
 
@@ -65,11 +65,11 @@ class Box(nn.Module):
         info: what the box says of itself.
         private: the encrypted private part of a weight-key box.
         record: the owner's encrypted record.
-        rows: logits (C, C); with them the box names a class and gives that class's row, always the same, so that
-            its answers say no more than the class. None gives the network's own logits.
+        rows: with them the box gives the row of its class and level of confidence, always the same, so that its
+            answers say no more than these. None gives the network's own logits.
 
     Raises:
-        ModelError: class names or answers do not fit the classifier.
+        ModelError: class names or rows do not fit the classifier.
     """
 
     def __init__(
@@ -78,16 +78,15 @@ class Box(nn.Module):
         info: BoxInfo,
         private: bytes | None = None,
         record: bytes | None = None,
-        rows: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> None:
         super().__init__()
         classes = classifier.num_classes
         if len(info.class_names) != classes:
             raise ModelError(f"{len(info.class_names)} class names for {classes} classes")
-        if rows is not None:
-            check_rows(rows, classes)
-        self.rows: Tensor | None
-        self.register_buffer("rows", rows)
+        if rows is not None and rows.classes != classes:
+            raise ModelError(f"rows of {rows.classes} classes for {classes} classes")
+        self.rows = rows
         self.classifier = classifier
         self.classifier.class_names = info.class_names  # also of what is opened from it
         self.info = info
@@ -98,24 +97,25 @@ class Box(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Keyless logits (N, classes) of images (N, C, H, W) with pixels in [0, 1]."""
         logits = self.classifier(images)
-        return logits if self.rows is None else answer(self.rows, logits)
+        return logits if self.rows is None else self.rows(logits)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
-        """Also take fixed answers where this box has none yet; where it has some, a state without them is incomplete.
+        """Also take fixed rows where this box has none yet; where it has some, a state without them is incomplete.
 
         Raises:
             ModelError: they do not fit the classifier.
         """
-        given = state_dict.get(prefix + "rows")
-        if given is not None:
-            check_rows(given, self.classifier.num_classes)
-            if self.rows is None:
-                self.rows = torch.empty_like(given, device=self.classifier.mean.device)
+        table, edges = (state_dict.get(f"{prefix}rows.{name}") for name in ("rows", "edges"))
+        if self.rows is None and table is not None and edges is not None:
+            rows = Rows(table.clone(), edges.clone()).to(self.classifier.mean.device)
+            if rows.classes != self.classifier.num_classes:
+                raise ModelError(f"rows of {rows.classes} classes for {self.classifier.num_classes} classes")
+            self.rows = rows
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     def summary(self) -> str:
         """The box in a few lines: accuracy, calibration, what an answer tells, what is promised."""
-        return summary(self.info, self.classifier, fixed=self.rows is not None)
+        return summary(self.info, self.classifier, self.rows)
 
     def unlock(self, key: Key) -> nn.Module:
         """The module a partner distils: images to keyed logits.
@@ -221,7 +221,7 @@ class Box(nn.Module):
             raise CheckpointError(f"{path} is not a box, so a box does not overwrite it; choose another name")
         state = {n: t.detach().cpu().contiguous().clone() for n, t in self.classifier.state_dict().items()}
         if self.rows is not None:
-            state[ROWS] = self.rows.cpu().clone()
+            state |= {ROWS: self.rows.rows.cpu().clone(), EDGES: self.rows.edges.cpu().clone()}
         files = {WEIGHTS: to_bytes(state)}
         files |= {n: data for n, data in ((PRIVATE, self.private), (RECORD, self.record)) if data is not None}
         manifest = {
@@ -234,6 +234,7 @@ class Box(nn.Module):
             "slots": self.info.slots,
             "owner_id": self.info.owner_id,
             "measured": self.info.measured,
+            "levels": [asdict(level) for level in self.info.levels],
             "model": self.classifier.spec.to_json(),
         }
         write_box_files(path, manifest, files)
@@ -258,13 +259,17 @@ class Box(nn.Module):
             weights = from_bytes(files[WEIGHTS])
         except (SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from None
-        rows = weights.pop(ROWS, None)
+        rows, edges = weights.pop(ROWS, None), weights.pop(EDGES, None)
+        if rows is not None and rows.dim() == 2:  # of an sdb without levels
+            rows = rows.unsqueeze(1)
         classifier = build_with(ModelSpec.from_json(manifest["model"]), weights, path, network)
         names = ("method", "parameters", "key_kind", "slots", "owner_id", "id")
         lists = {name: tuple(manifest[name]) for name in ("class_names", "key_ids")}
         measured = measurements(manifest.get("measured", {}), path)
-        info = BoxInfo(**{name: manifest[name] for name in names}, **lists, measured=measured)
-        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), rows)
+        levels = levels_of(manifest.get("levels", []), path)
+        info = BoxInfo(**{name: manifest[name] for name in names}, **lists, measured=measured, levels=levels)
+        answers = None if rows is None else Rows(rows, edges)
+        return cls(classifier, info, files.get(PRIVATE), files.get(RECORD), answers)
 
     def _context(self, purpose: str) -> dict[str, Any]:
         """What a sealed part is bound to: this box, its classes and its architecture."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdb.answers.levels import Level
 from sdb.config import MANIFEST
 from sdb.errors import CheckpointError
 
@@ -24,8 +25,10 @@ class BoxInfo:
         key_kind: "image", "weight", or "" without keys.
         slots: of a weight-key box, by key id, hexadecimal: the content secret under the partner's key.
         owner_id: one-way id of the owner; "" without keys.
-        measured: on validation images when it was made, fractions: teacher_, keyless_ and keyed_ accuracy and
-            calibration_error, and the number of images; empty in boxes of an earlier sdb.
+        measured: on validation images when it was made, fractions: teacher_, keyless_ and keyed_ accuracy,
+            calibration_error, brier and auroc, the number of images, and bits: what an answer says beyond its class;
+            empty in boxes of an earlier sdb.
+        levels: of confidence in keyless answers, from the least sure; empty where confidence is not honest.
         id: random name of this box.
     """
 
@@ -37,6 +40,7 @@ class BoxInfo:
     slots: dict[str, str] = field(default_factory=dict)
     owner_id: str = ""
     measured: dict[str, float] = field(default_factory=dict)
+    levels: tuple[Level, ...] = ()
     id: str = field(default_factory=lambda: os.urandom(16).hex())
 
 
@@ -52,3 +56,28 @@ def measurements(value: Any, path: Path) -> dict[str, float]:
             f"{path}: {MANIFEST}: measured must be finite numbers by name; restore it from a copy"
         )
     return {name: float(number) for name, number in value.items()}
+
+
+def levels_of(value: Any, path: Path) -> tuple[Level, ...]:
+    """The levels of confidence that a manifest holds.
+
+    Raises:
+        CheckpointError: they are something else.
+    """
+    try:
+        levels = tuple(Level(**each) for each in value)
+        whole = all(
+            type(level.images) is int
+            and level.images >= 0
+            and all(
+                type(each) in (int, float) and 0 <= each <= 1 for each in (level.accuracy, level.low, level.high)
+            )
+            for level in levels
+        )
+    except TypeError:
+        whole, levels = False, ()
+    if not whole:
+        raise CheckpointError(
+            f"{path}: {MANIFEST}: levels must be a list of images, accuracy, low and high; restore it from a copy"
+        )
+    return levels

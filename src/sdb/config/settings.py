@@ -176,12 +176,19 @@ class WrapSettings(FitSettings, TeacherSettings):
     decoy_choice: Literal["least_confused", "any"] = "least_confused"
     """decoy: decoys come from the classes that the teacher confuses least with a class, or from any."""
     margin: NonNegative = 1.0
-    """decoy: how far the right class stands above its decoys, in logits."""
+    """decoy without confidence levels: how far the right class stands above its decoys, in logits."""
     decoy_height: Positive = 8.0
-    """decoy: how far the decoys stand above the other classes, in logits."""
+    """decoy without confidence levels: how far the decoys stand above the other classes, in logits."""
     fixed_answers: bool = True
-    """decoy with weight keys. true: a keyless answer is the fixed answer of its class, so it says the class and
-    no more. false: the network's own logits, which training only brings near that answer."""
+    """decoy with weight keys. true: a keyless answer is the fixed answer of its class and level of confidence, so it
+    says these and no more. false: the network's own logits, which training only brings near that answer."""
+    confidence_levels: Annotated[int, Field(ge=0, le=8)] = 2
+    """decoy: levels of confidence that keyless answers tell, at most; fewer where held-out images cannot tell them
+    apart. 1: one honest constant. 0: no honest confidence, a class stands `margin` above its decoys, which harms who
+    copies answers most, and tells users nothing."""
+    confidence_bits: Positive = 1.2
+    """decoy with weight keys: what an answer may say beyond its class, on average, in bits. A chosen image can be
+    made to tell the whole level."""
     decoy_soft_weight: NonNegative = 0.25
     """decoy: weight of the softened part (`temperature`) of the keyless loss."""
     ce_weight: NonNegative = 1.0

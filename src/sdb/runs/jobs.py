@@ -56,7 +56,7 @@ from sdb.training.optimizers import resolved
 from sdb.training.progress import Progress
 from sdb.wrapping.accuracy import shortfall
 from sdb.wrapping.door import check_keys
-from sdb.wrapping.tuning import LADDER, Choice, Search, wrap_within_budget
+from sdb.wrapping.tuning import Choice, Search, wrap_within_budget
 from sdb.wrapping.wrap import wrap
 
 Result = dict[str, Any]
@@ -194,7 +194,9 @@ def budgeted_box(
         lambda: new_model(like_teacher(params, teacher), data, params.seed, "student"),
         DistillSettings(**lengths),
         budget=budget,
-        ladder=Search(params.search_trials, params.seed, budget) if params.search_trials else LADDER,
+        ladder=Search(params.search_trials, params.seed, budget, not settings.confidence_levels)
+        if params.search_trials
+        else None,
     )
 
 

@@ -17,35 +17,77 @@ from sdb.training.repeated_views import images_at_once
 
 @torch.no_grad()
 def calibration(model: nn.Module, batches: Batches | LoaderBatches, bins: int = 15) -> dict[str, float]:
-    """Expected calibration error and mean confidence, fractions, over all images.
+    """How honest a model's confidence is, see `honesty`, over all images."""
+    return honesty(*answers_to(model, batches), bins)
 
-    The error is the mean over images of |accuracy - confidence| of the image's bin of confidence, bins of equal width.
 
-    Source: Guo et al., ICML 2017 (arXiv 1706.04599), equation 3, with 15 bins.
-    """
+@torch.no_grad()
+def answers_to(model: nn.Module, batches: Batches | LoaderBatches) -> tuple[Tensor, Tensor]:
+    """A model's logits (N, C) and the labels (N,) of all images, on the CPU, in eval mode; the mode is put back."""
     training = model.training
     model.eval()
-    confidences, corrects = [], []
+    logits, labels = [], []
     for batch in batches.epoch(0):
-        confidence, answer = model(batch.images).float().softmax(dim=1).max(dim=1)
-        confidences.append(confidence.cpu())
-        corrects.append((answer == batch.labels).float().cpu())
+        logits.append(model(batch.images).float().cpu())
+        labels.append(batch.labels.cpu())
     model.train(training)
-    confidence, correct = torch.cat(confidences), torch.cat(corrects)
-    return {"calibration_error": _error(confidence, correct, bins), "confidence": float(confidence.mean())}
+    return torch.cat(logits), torch.cat(labels)
+
+
+def honesty(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
+    """Expected calibration error, Brier score of the top-1 confidence and its mean, fractions.
+
+    The error is the mean over images of |accuracy - confidence| of the image's bin of confidence, bins of equal width;
+    the Brier score is the mean of (confidence - right)^2, with right 1 or 0.
+
+    Args:
+        logits: (N, C).
+        labels: int64 (N,).
+        bins: of confidence.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), equation 3, with 15 bins; Brier, 1950.
+    """
+    confidence, answer = logits.float().softmax(dim=1).max(dim=1)
+    correct = (answer == labels).float()
+    return {
+        "calibration_error": _error(confidence, correct, bins),
+        "confidence": float(confidence.mean()),
+        "brier": float((confidence - correct).square().mean()),
+    }
+
+
+def separation(logits: Tensor, labels: Tensor) -> float:
+    """The chance that a right answer is surer than a wrong one (AUROC of the confidence); 1 where none is wrong.
+
+    Ties count half.
+
+    Source: Hendrycks and Gimpel, ICLR 2017 (arXiv 1610.02136).
+    """
+    confidence, answer = logits.double().softmax(dim=1).max(dim=1)
+    right = answer == labels
+    hits, misses = int(right.sum()), int((~right).sum())
+    if not hits or not misses:
+        return 1.0
+    _, place, counts = confidence.unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    ranks = (ends - (counts.double() - 1) / 2)[place]  # from 1; equal ones share their mean
+    return float((ranks[right].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def measured(models: Mapping[str, nn.Module | None], batches: Batches | LoaderBatches) -> dict[str, float]:
-    """Accuracy and calibration error, fractions, of each model that is there, and the number of images.
+    """What each model that is there does, fractions, and the number of images.
 
-    The names are those given, followed by _accuracy and _calibration_error; and "images".
+    The names are those given, followed by _accuracy, _calibration_error, _brier and _auroc; and "images".
     """
     result: dict[str, float] = {}
     for name, model in models.items():
         if model is not None:
             model.eval()  # and left so: what is measured is finished, and parts of it are shared
             result[f"{name}_accuracy"] = evaluate(model, batches)["accuracy"]
-            result[f"{name}_calibration_error"] = calibration(model, batches)["calibration_error"]
+            answers = answers_to(model, batches)
+            honest = honesty(*answers)
+            result |= {f"{name}_{score}": honest[score] for score in ("calibration_error", "brier")}
+            result[f"{name}_auroc"] = separation(*answers)
     return result | {"images": float(len(batches.images))}
 
 
@@ -100,13 +142,17 @@ def class_mean_outputs(model: nn.Module, batches: Batches | LoaderBatches, num_c
 
 
 @overload
-def evaluation_batches(images: ImageSet, device: torch.device) -> Batches: ...
+def evaluation_batches(images: ImageSet, device: torch.device, shared: bool = True) -> Batches: ...
 @overload
-def evaluation_batches(images: LoaderSet, device: torch.device) -> LoaderBatches: ...
-def evaluation_batches(images: ImageSet | LoaderSet, device: torch.device) -> Batches | LoaderBatches:
-    """All images in order, unaugmented; this process's share. A loader's as the loader gives them."""
+def evaluation_batches(images: LoaderSet, device: torch.device, shared: bool = True) -> LoaderBatches: ...
+def evaluation_batches(
+    images: ImageSet | LoaderSet, device: torch.device, shared: bool = True
+) -> Batches | LoaderBatches:
+    """All images in order, unaugmented; this process's share of them, or all. A loader's as the loader gives them."""
     if isinstance(images, LoaderSet):
         return LoaderBatches(images, device, batch_size=images_at_once(images))
+    if not shared:
+        return Batches(images, images_at_once(images), device=device)
     place = world()
     batch_size = max(1, images_at_once(images) // place.size) * place.size
     return Batches(images, batch_size, device=device, rank=place.rank, world_size=place.size)

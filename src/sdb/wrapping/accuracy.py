@@ -46,7 +46,8 @@ def _advice(settings: WrapSettings, low: list[str], losses: Mapping[str, float])
     if settings.method != "decoy":
         advice.append(f"a lower disturbance_weight (now {settings.disturbance_weight:g})")
     elif "keyless" in low:
-        advice.append(f"a higher margin (now {settings.margin:g}) or ce_weight (now {settings.ce_weight:g})")
+        margin = "" if settings.confidence_levels else f"margin (now {settings.margin:g}) or "
+        advice.append(f"a higher {margin}ce_weight (now {settings.ce_weight:g})")
         advice.append("sdb wrap with a budget, which looks for these strengths itself")
     else:
         advice.append(f"a higher keyed_ce_weight (now {settings.keyed_ce_weight:g})")

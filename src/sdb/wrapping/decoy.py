@@ -1,11 +1,12 @@
 """The decoy method's common part: which decoys, what the network is taught, for both kinds of key.
 
-A keyless answer depends on the class alone: the class a little above its secret decoys. A keyed one is the teachers'.
+A keyless answer depends on the class, and how sure the teacher is of it, alone: the rest is on the class's secret
+decoys. A keyed one is the teachers'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdb import losses
-from sdb.answers.rows import decoy_logits
+from sdb.answers.rows import as_mask, decoy_logits, honest_logits
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch, augment
 from sdb.errors import ConfigError
@@ -23,7 +24,18 @@ from sdb.training.loop import Step
 from sdb.wrapping.decoys import candidates, decoy_map
 from sdb.wrapping.method import Material
 
-RECORDED = ("start", "forward", "temperature", "num_decoys", "margin", "ce_weight", "wrong_key_rejection")
+RECORDED = (
+    "start",
+    "forward",
+    "temperature",
+    "num_decoys",
+    "confidence_levels",
+    "margin",
+    "ce_weight",
+    "wrong_key_rejection",
+)
+# Logits of a keyless answer (N, C), what training aims at: of labels (N,) and the teacher's confidences (N,).
+Answers = Callable[[Tensor, Tensor], Tensor]
 
 
 def choose_decoys(owner: Owner, confusion: Tensor | None, classes: int, settings: WrapSettings) -> dict[str, Any]:
@@ -56,22 +68,30 @@ def owner_of(material: Material) -> Owner:
     return material.owner
 
 
-def taught(material: Material) -> tuple[Step, Tensor, dict[str, Any]]:
-    """The step, the decoy answers (C, C) that it aims at, and what the owner must remember."""
+def taught(material: Material) -> tuple[Step, dict[str, Any]]:
+    """The step, and what the owner must remember."""
     settings, owner = material.settings, owner_of(material)
     look = material.confusion if settings.decoy_choice == "least_confused" else None
     chosen = choose_decoys(owner, None if look is None else look(), len(material.class_names), settings)
-    answers = decoy_logits(chosen["decoys"], settings.decoy_height, settings.margin)
-    answers = answers.to(material.network.mean.device)
-    return decoy_step(material.teachers, answers, material.augment, settings), answers, chosen
+    answers = answers_of(chosen["decoys"], settings, material.network.mean.device)
+    return decoy_step(material.teachers, answers, material.augment, settings), chosen
 
 
-def decoy_step(teachers: Sequence[Classifier], answers: Tensor, changes: Augment, settings: WrapSettings) -> Step:
+def answers_of(decoys: list[list[int]], settings: WrapSettings, device: torch.device) -> Answers:
+    """The keyless answers: as sure as the teacher; without levels of confidence always the margin above the decoys."""
+    if settings.confidence_levels:
+        mask = as_mask(decoys).to(device)
+        return lambda labels, confidence: honest_logits(labels, confidence, mask)
+    table = decoy_logits(decoys, settings.decoy_height, settings.margin).to(device)
+    return lambda labels, confidence: table[labels]
+
+
+def decoy_step(teachers: Sequence[Classifier], answers: Answers, changes: Augment, settings: WrapSettings) -> Step:
     """Loss terms of the decoy box: keyless and wrong keys get decoy answers, the key gets the teachers' mean answer.
 
     Args:
         teachers: frozen; one or several.
-        answers: the keyless answers as logits (C, C), on the device.
+        answers: the keyless answers.
         changes: what makes another view of an image.
         settings: weights, temperature, number of views.
     """
@@ -86,10 +106,11 @@ def decoy_step(teachers: Sequence[Classifier], answers: Tensor, changes: Augment
         keyless, keyed, wrong = forward(images)
         # Wrongly keyed images are the batch's first ones; they count as more keyless images.
         logits = torch.cat([keyless, wrong])
+        wanted = answers(labels, target.float().softmax(dim=1).amax(dim=1))
         terms = losses.decoy_terms(
             logits,
             torch.cat([labels, labels[: len(wrong)]]),
-            answers,
+            torch.cat([wanted, wanted[: len(wrong)]]),
             temperature=temperature,
             soft_weight=settings.decoy_soft_weight,
             ce_weight=settings.ce_weight,

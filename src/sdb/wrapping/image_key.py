@@ -11,7 +11,7 @@ from sdb.box.box import Box, Embed
 from sdb.keys import Key
 from sdb.models import Classifier
 from sdb.wrapping import decoy
-from sdb.wrapping.method import Material, Method
+from sdb.wrapping.method import HeldOut, Material, Method
 
 # Share of a batch that also goes through with a random wrong key.
 REJECTED_SHARE = 0.5
@@ -20,9 +20,9 @@ REJECTED_SHARE = 0.5
 def image_key(material: Material) -> Method:
     """The method. A key of this kind shows in the image, and so only in the network's own logits: no fixed rows."""
     network, settings, keys = material.network, material.settings, material.keys
-    step, _, chosen = decoy.taught(material)
+    step, chosen = decoy.taught(material)
 
-    def finish() -> Box:
+    def finish(held_out: HeldOut) -> Box:
         box = Box(network.eval(), material.info(decoy.RECORDED))
         return box.lock(None, chosen, list(keys), decoy.owner_of(material))
 

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from sdb.box.box import Box, BoxInfo
 from sdb.config import WrapSettings
-from sdb.data import Augment
+from sdb.data import Augment, Batches, LoaderBatches
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.training.loop import Step
 from sdb.training.repeated_views import Ask
+
+# Images that nothing was trained on; None where there are none.
+HeldOut = Batches | LoaderBatches | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Method:
         forward: what the step calls: images (N, C, H, W) to the logits that the step expects.
         keyed: images to keyed logits while training goes on; None where there is no key.
         beside: trained with the network and no part of it, the private part of a weight-key box; or None.
-        finish: makes the box of the trained network.
+        finish: makes the box of the trained network; held-out images show how sure it may be.
     """
 
     network: Classifier
@@ -77,4 +80,4 @@ class Method:
     forward: nn.Module
     keyed: nn.Module | None
     beside: nn.Module | None
-    finish: Callable[[], Box]
+    finish: Callable[[HeldOut], Box]

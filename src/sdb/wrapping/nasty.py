@@ -27,7 +27,7 @@ def nasty(material: Material) -> Method:
         forward=network,
         keyed=None,
         beside=None,
-        finish=lambda: Box(network.eval(), material.info(RECORDED)),
+        finish=lambda held_out: Box(network.eval(), material.info(RECORDED)),
     )
 
 

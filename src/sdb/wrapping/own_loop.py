@@ -15,11 +15,12 @@ from sdb.data import Augment, Batch, as_images
 from sdb.errors import ConfigError, DataError
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
-from sdb.training.evaluation import evaluation_batches, measured
+from sdb.training.evaluation import evaluation_batches
 from sdb.training.repeated_views import asked
 from sdb.wrapping.door import METHODS, check_keys, classifier_of, guess_shape
 from sdb.wrapping.method import Material, Method
 from sdb.wrapping.networks import frozen, start_network
+from sdb.wrapping.wrap import with_measurements
 
 
 class Wrapping(nn.Module):
@@ -128,18 +129,18 @@ class Wrapping(nn.Module):
 
         Args:
             validation: a loader, a dataset or arrays (images, labels), see `sdb.data.as_images`: the box is measured
-                on them. None measures nothing.
+                on them, and how sure it may be. None measures nothing, and the box's confidence is then a guess.
 
         Raises:
             ConfigError, DataError: these are no images with labels of the box's classes.
         """
         self.eval()
-        box = self._method.finish()
-        if validation is not None:
-            images = as_images(validation, self.network.num_classes)
-            batches = evaluation_batches(images, self.network.mean.device)
-            models = {"teacher": self._material.teachers[0], "keyless": box, "keyed": self._method.keyed}
-            box.info = replace(box.info, measured=measured(models, batches))
+        if validation is None:
+            return self._method.finish(None)
+        images = as_images(validation, self.network.num_classes)
+        batches = evaluation_batches(images, self.network.mean.device)
+        box = self._method.finish(batches)
+        box.info = with_measurements(box, self._material.teachers[0], self._method.keyed, batches)
         return box
 
     def _set_shape(self, shape: tuple[int, int, int]) -> None:

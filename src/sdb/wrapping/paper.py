@@ -40,7 +40,7 @@ def paper(material: Material) -> Method:
         forward=TwoPasses(network, embed, settings.forward == "joint"),
         keyed=nn.Sequential(embed, network),
         beside=None,
-        finish=lambda: Box(network.eval(), material.info(RECORDED)),
+        finish=lambda held_out: Box(network.eval(), material.info(RECORDED)),
     )
 
 

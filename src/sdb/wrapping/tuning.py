@@ -22,7 +22,9 @@ from sdb.runtime import choose_device
 from sdb.training.evaluation import evaluate, evaluation_batches
 
 # From the most protective to the most accurate: changes to the settings that were asked for.
-LADDER: tuple[dict[str, Any], ...] = (
+LADDER: tuple[dict[str, Any], ...] = ({"ce_weight": 0.3}, {"ce_weight": 1.0}, {"ce_weight": 3.0})
+# The same without levels of confidence.
+MISLEADING_LADDER: tuple[dict[str, Any], ...] = (
     {"margin": 1.0, "ce_weight": 0.3},
     {"margin": 1.0, "ce_weight": 1.0},
     {"margin": 2.0, "ce_weight": 1.0},
@@ -60,28 +62,32 @@ class Search:
         trials: how many.
         seed: of the proposals.
         budget: a box over it counts as worse than any thief.
+        misleading: whether the boxes are without levels of confidence; there is more to choose then.
 
     Raises:
         MissingExtraError: Optuna is not installed.
     """
 
-    def __init__(self, trials: int, seed: int, budget: float) -> None:
+    def __init__(self, trials: int, seed: int, budget: float, misleading: bool = False) -> None:
         try:
             import optuna
         except ImportError:
             raise MissingExtraError("optuna", "tune", "a search for box settings") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.trials, self.budget = trials, budget
+        self.trials, self.budget, self.misleading = trials, budget, misleading
         self._study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for _ in range(self.trials):
             self._asked = self._study.ask()
-            yield {
-                "margin": self._asked.suggest_float("margin", 0.5, 4.0),
-                "ce_weight": self._asked.suggest_float("ce_weight", 0.1, 5.0, log=True),
-                "decoy_height": self._asked.suggest_float("decoy_height", 4.0, 12.0),
-            }
+            yield {"ce_weight": self._asked.suggest_float("ce_weight", 0.1, 5.0, log=True)} | (
+                {
+                    "margin": self._asked.suggest_float("margin", 0.5, 4.0),
+                    "decoy_height": self._asked.suggest_float("decoy_height", 4.0, 12.0),
+                }
+                if self.misleading
+                else {}
+            )
 
     def tell(self, trial: Trial) -> None:
         """Learn from the candidate that was last proposed."""
@@ -130,7 +136,7 @@ def wrap_within_budget(
     student_settings: DistillSettings,
     *,
     budget: float = DEFAULT_BUDGET,
-    ladder: Iterable[dict[str, Any]] = LADDER,
+    ladder: Iterable[dict[str, Any]] | None = None,
 ) -> Choice:
     """Choose among candidate boxes by validation accuracy and a validation thief.
 
@@ -143,8 +149,10 @@ def wrap_within_budget(
         make_student: a fresh student for each thief, always with the same weights.
         student_settings: how thieves are distilled.
         budget: largest loss of accuracy, keyless and keyed, a fraction.
-        ladder: changes to the settings, one dictionary a candidate; a `Search` learns from each.
+        ladder: changes to the settings, one dictionary per candidate; a `Search` learns from each. None: a short one.
     """
+    if ladder is None:
+        ladder = LADDER if settings.confidence_levels else MISLEADING_LADDER
     data = as_data(data, teacher.spec.num_classes)
     device = choose_device(settings.device)
     validation = evaluation_batches(data.validation, device)

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from sdb.box.box import Box
+from sdb.box.box import Box, BoxInfo
 from sdb.config import WrapSettings
-from sdb.data import Data
+from sdb.data import Batches, Data, LoaderBatches
 from sdb.keys import Key, Owner
 from sdb.models import Classifier
 from sdb.models.checkpoint import check_finite, check_fits
@@ -122,14 +122,21 @@ def wrap(
     )
     if history is not None:
         history.extend(records)
-    box = method.finish()
-    box.info = replace(
-        box.info,
-        measured=measured({"teacher": teachers[0], "keyless": box, "keyed": method.keyed}, validation),
-    )
+    # Every process looks at all of them: all are to come to the same levels.
+    whole = evaluation_batches(data.validation, device, shared=False)
+    box = method.finish(whole)
+    box.info = with_measurements(box, teachers[0], method.keyed, whole)
     if world().is_main and (said := shortfall(box.info.measured, settings)):
         log.warning("%s", said)
     return box
+
+
+def with_measurements(
+    box: Box, teacher: nn.Module, keyed: nn.Module | None, validation: Batches | LoaderBatches
+) -> BoxInfo:
+    """What the box says of itself with how it does on validation images; what its making measured stands."""
+    found = measured({"teacher": teacher, "keyless": box, "keyed": keyed}, validation)
+    return replace(box.info, measured=found | box.info.measured)
 
 
 def box_metrics(method: Method, validation: Any, teacher: float) -> Callable[[], dict[str, float]]:
