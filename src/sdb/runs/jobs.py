@@ -183,6 +183,9 @@ def budgeted_box(
                 teacher, data, quiet, key=keys, owner=owner, more_teachers=more, run=run, progress=progress
             )
 
+    search = None
+    if params.search_trials:
+        search = Search(params.search_trials, params.seed, budget, misleading=params.confidence_levels == 0)
     # The thief has the teacher's own architecture and length: a strong one.
     lengths = {name: getattr(params, name) for name in FitSettings.model_fields}
     return wrap_within_budget(
@@ -194,9 +197,7 @@ def budgeted_box(
         lambda: new_model(like_teacher(params, teacher), data, params.seed, "student"),
         DistillSettings(**lengths),
         budget=budget,
-        ladder=Search(params.search_trials, params.seed, budget, not settings.confidence_levels)
-        if params.search_trials
-        else None,
+        ladder=search,
     )
 
 
