@@ -16,7 +16,7 @@ from sdb.config import WrapSettings
 from sdb.data import Augment, Batch
 from sdb.data import augment as augmentation
 from sdb.keys import Key
-from sdb.wrapping.decoy import decoy_step, mean_answer, mix
+from sdb.wrapping.decoy import answers_of, decoy_step, mean_answer, mix
 from sdb.wrapping.image_key import ImageKeyPasses
 from sdb.wrapping.weight_key import WeightKeyPasses
 
@@ -24,7 +24,8 @@ SHAPE = (1, 8, 8)
 IMAGES = 7  # odd, so that shares of a batch are rounded
 KEYS = [Key(bytes([number]) * 32, blend=0.6) for number in range(1, 4)]
 T, SOFT, CE, KEYED_CE = 3.0, 0.4, 0.7, 0.2
-ANSWERS = decoy_logits([[(c + 1) % 10, (c + 4) % 10] for c in range(10)], 8.0, 1.0)
+DECOYS = [[(c + 1) % 10, (c + 4) % 10] for c in range(10)]
+ANSWERS = decoy_logits(DECOYS, 8.0, 1.0)
 CHANGES = Augment(crop_padding=2, flip=True)
 # The teachers' mean over views is taken in float32; everything else is float64.
 ONE_VIEW, MANY_VIEWS = 1e-10, 1e-5
@@ -129,6 +130,22 @@ def keyed_image(image, key, pattern=None):
     return key.blend * image + (1 - key.blend) * pattern
 
 
+def honest(label, accuracy):
+    """Shares of an answer: the accuracy at the class, a thousandth of what is left to all others but the decoys."""
+    accuracy = min(max(accuracy, 0.1001), 0.99)
+    decoy = min(0.999 * (1 - accuracy) / 2, accuracy / math.exp(0.001))
+    other = (1 - accuracy - 2 * decoy) / 7
+    return [accuracy if c == label else decoy if c in DECOYS[label] else other for c in range(10)]
+
+
+def answer_to(case, label, knows):
+    """The keyless answer, as logits."""
+    if not case.levels:
+        return ANSWERS[label].double()
+    sure = max(math.exp(value) for value in log_softmax(knows))
+    return torch.tensor([math.log(share) for share in honest(label, sure)], dtype=torch.float64)
+
+
 def slow_terms(case, images, labels, teachers, through):
     """All loss terms; `through` takes the images and gives keyless, keyed and wrong-key logits."""
     images, mixed = blended(images, case.mixed_share)
@@ -138,7 +155,7 @@ def slow_terms(case, images, labels, teachers, through):
         labels[place] = max(range(10), key=lambda c: float(target[place][c]))
     keyless, keyed, wrong = through(images)
     told, told_labels = [*keyless, *wrong], [*labels, *labels[: len(wrong)]]
-    wanted = [ANSWERS[label].double() for label in told_labels]
+    wanted = [answer_to(case, *each) for each in zip(told_labels, [*target, *target[: len(wrong)]], strict=True)]
     return {
         "decoy": divergence(wanted, told),
         "decoy_soft": SOFT * T * T * divergence(wanted, told, T),
@@ -182,10 +199,12 @@ class Case:
     mixed_share: float = 0.0
     teachers: int = 1
     views: int = 1
+    levels: bool = True
 
 
 CASES = [
     Case(),
+    Case(rejection=True, mixed_share=0.5, levels=False),
     Case(joint=False, rejection=True),
     Case(rejection=True, mixed_share=0.5),
     Case(keys=3, rejection=True, mixed_share=0.3, teachers=2),
@@ -202,10 +221,16 @@ def settings_of(case):
         ce_weight=CE,
         keyed_ce_weight=KEYED_CE,
         mixed_share=case.mixed_share,
+        confidence_levels=2 if case.levels else 0,
         teacher_views=case.views,
         wrong_key_rejection=case.rejection,
         forward="joint" if case.joint else "separate",
     )
+
+
+def answers(case):
+    made = answers_of(DECOYS, settings_of(case), torch.device("cpu"))
+    return lambda labels, sure: made(labels, sure).double()
 
 
 def compare(terms, slow, trained, copied, tolerance):
@@ -240,7 +265,7 @@ def test_a_step_with_image_keys_is_the_equation(network, teachers, case):
     torch.testing.assert_close(passes.offsets, torch.stack(exact).float(), rtol=0, atol=1e-7)
     assert "offsets" not in passes.state_dict()
     passes.offsets = torch.stack(exact)
-    step = decoy_step(teachers, ANSWERS.double(), CHANGES, settings_of(case))
+    step = decoy_step(teachers, answers(case), CHANGES, settings_of(case))
     torch.manual_seed(11)
     terms = step(passes, given)
     torch.manual_seed(11)
@@ -250,7 +275,7 @@ def test_a_step_with_image_keys_is_the_equation(network, teachers, case):
 
 
 @pytest.mark.parametrize(
-    "case", [Case(), Case(mixed_share=0.5), Case(mixed_share=0.3, teachers=2, views=2)], ids=str
+    "case", [Case(levels=False), Case(mixed_share=0.5), Case(mixed_share=0.3, teachers=2, views=2)], ids=str
 )
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_step_with_weight_keys_is_the_equation(network, teachers, case, whole):
@@ -260,7 +285,7 @@ def test_a_step_with_weight_keys_is_the_equation(network, teachers, case, whole)
         for parameter in private.parameters():  # other values than the public ones
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
     twin, twin_private = copy.deepcopy(network), copy.deepcopy(private)
-    step = decoy_step(teachers, ANSWERS.double(), CHANGES, settings_of(case))
+    step = decoy_step(teachers, answers(case), CHANGES, settings_of(case))
     torch.manual_seed(11)
     terms = step(WeightKeyPasses(network, private), given)
 

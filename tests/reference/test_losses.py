@@ -279,9 +279,9 @@ def test_each_term_goes_to_zero_with_its_weight(weight, term):
 
 
 def test_decoy_terms_are_the_equation():
-    z, y, answers = logits(0), labels(), logits(4, count=C)
+    z, y, answers = logits(0), labels(), logits(4)
     terms = losses.decoy_terms(z, y, answers, temperature=4.0, soft_weight=0.25, ce_weight=0.3)
-    told = [answers.tolist()[label] for label in y.tolist()]  # by the label alone, whatever the image
+    told = answers.tolist()
     assert terms.keys() == {"decoy", "decoy_soft", "cross_entropy"}
     close(terms["decoy"], slow_kl(told, z.tolist()))
     close(terms["decoy_soft"], 0.25 * 4.0**2 * slow_kl(told, z.tolist(), 4.0))
@@ -407,7 +407,7 @@ ALL_TERMS = {
     "kl_second": lambda a, b, y: losses.kl(b, a, 4.0),
     "nasty": lambda a, b, y: sum(losses.nasty_terms(a, y, b, temperature=4.0, disturbance_weight=1.0).values()),
     "decoy": lambda a, b, y: sum(
-        losses.decoy_terms(a, y, b[[0, 1, 1, 0, 1]], temperature=4.0, soft_weight=0.25, ce_weight=0.3).values()
+        losses.decoy_terms(a, y, b, temperature=4.0, soft_weight=0.25, ce_weight=0.3).values()
     ),
     "knowledge": lambda a, b, y: sum(losses.knowledge_terms(a, y, b, temperature=4.0, ce_weight=0.5).values()),
     "sdb_keyless": lambda a, b, y: sum(losses.sdb_terms(a, b.flip(0), y, b, b.flip(1), **WEIGHTS).values()),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.answers.rows import decoy_logits
 from sdb.box.private_part import PrivatePart, has_norms
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch
@@ -18,7 +17,7 @@ from sdb.errors import ModelError
 from sdb.keys import Key
 from sdb.models import ModelSpec, build, from_module
 from sdb.training.activation_checkpointing import checkpoint_activations, repeated_blocks
-from sdb.wrapping.decoy import decoy_step
+from sdb.wrapping.decoy import answers_of, decoy_step
 from sdb.wrapping.image_key import ImageKeyPasses
 from sdb.wrapping.weight_key import WeightKeyPasses
 
@@ -99,8 +98,9 @@ def steps(name, kind, checkpointed, autocast=False):
         forward = WeightKeyPasses(network, beside)
     elif kind == "image":
         forward = ImageKeyPasses(network, [Key(bytes(range(32)))], joint=False, rejection=True)
-    answers = decoy_logits([[(c + 1) % CLASSES, (c + 2) % CLASSES] for c in range(CLASSES)], 8.0, 1.0)
-    box_step = decoy_step([teacher], answers, Augment(), WrapSettings())
+    decoys = [[(c + 1) % CLASSES, (c + 2) % CLASSES] for c in range(CLASSES)]
+    settings = WrapSettings()
+    box_step = decoy_step([teacher], answers_of(decoys, settings, torch.device("cpu")), Augment(), settings)
     trained = [module for module in (network, beside) if module is not None]
     optimizer = torch.optim.SGD([p for module in trained for p in module.parameters()], lr=0.01, momentum=0.9)
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""A weight-key box's answers say no more than the class that it names."""
+"""A weight-key box's answers say no more than the class that it names, and the level of its confidence."""
 
 import copy
 import io
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdb.answers.rows import decoy_logits, named
+from sdb.answers.rows import Rows, decoy_logits
 from sdb.box.box import Box, BoxInfo
 from sdb.config import TrainSettings, WrapSettings
 from sdb.errors import CheckpointError, ModelError
@@ -38,22 +38,42 @@ def made(teacher, digits):
     return boxed(teacher, digits)
 
 
-def test_the_answer_is_a_function_of_the_named_class(made):
+@pytest.fixture(scope="module")
+def misled(teacher, digits):
+    return boxed(teacher, digits, confidence_levels=0)
+
+
+def test_the_answer_is_a_function_of_the_named_class_and_its_level(made):
     box, _ = made
     with torch.no_grad():
         answers, own = box(IMAGES), box.classifier(IMAGES)
     assert torch.equal(answers.argmax(dim=1), own.argmax(dim=1))
-    for label in answers.argmax(dim=1).unique():
-        rows = answers[answers.argmax(dim=1) == label]
-        assert (rows == rows[0]).all()
+    labels, levels = box.rows.level(own)
+    assert torch.equal(answers, box.rows.rows[labels, levels])
+    for label in labels.unique():
+        assert len(answers[labels == label].unique(dim=0)) <= box.rows.levels
 
 
-def test_the_rows_are_the_owners_decoys_and_nothing_of_the_teacher(made):
+def test_the_rows_are_the_owners_decoys_and_how_often_they_are_right(made):
     box, _ = made
     decoys = box.owner_record(OWNER)["decoys"]
-    assert torch.equal(box.rows, named(decoy_logits(decoys, 8.0, 1.0)))
+    for label, row in ((c, level) for c in range(10) for level in box.rows.rows[c]):
+        shares = row.softmax(dim=0)
+        others = [c for c in range(10) if c != label and c not in decoys[label]]
+        assert shares[decoys[label]].min() > shares[others].max()
+        assert shares[label] > shares[decoys[label]].max()
+        assert shares[decoys[label]].sum() >= 0.0099
+
+
+def test_without_levels_they_are_the_decoys_alone(misled):
+    box, _ = misled
+    decoys = box.owner_record(OWNER)["decoys"]
+    assert box.rows.levels == 1
+    assert box.info.levels == ()
+    assert box.info.parameters["confidence_levels"] == 0
     # A hair above what the decoys' answer is, which is what training aims at.
-    torch.testing.assert_close(box.rows, decoy_logits(decoys, 8.0, 1.0), rtol=0, atol=2e-3)
+    torch.testing.assert_close(box.rows.rows[:, 0], decoy_logits(decoys, 8.0, 1.0), rtol=0, atol=2e-3)
+    assert box.rows.rows[0, 0].argmax() == 0
 
 
 def test_the_key_opens_past_them(made):
@@ -72,7 +92,9 @@ def test_they_travel_with_the_box_and_with_a_new_partner(made, tmp_path, name):
     box, _ = made
     box.save(tmp_path / name)
     loaded = Box.load(tmp_path / name)
-    assert torch.equal(loaded.rows, box.rows)
+    assert torch.equal(loaded.rows.rows, box.rows.rows)
+    assert torch.equal(loaded.rows.edges, box.rows.edges)
+    assert loaded.info == box.info
     more = loaded.add_partner(OWNER.partner("b"), OWNER)
     with torch.no_grad():
         assert torch.equal(more(IMAGES), box(IMAGES))
@@ -98,26 +120,47 @@ def test_an_image_key_needs_the_networks_own_logits(teacher, digits):
 
 
 def test_a_margin_of_nothing_still_names_the_class(teacher, digits):
-    box, _ = boxed(teacher, digits, margin=0.0)
+    box, _ = boxed(teacher, digits, confidence_levels=0, margin=0.0)
     with torch.no_grad():
         assert torch.equal(box(IMAGES).argmax(dim=1), box.classifier(IMAGES).argmax(dim=1))
 
 
+def table(levels=2):
+    """Rows of ten classes that name their class."""
+    return torch.eye(10)[:, None].repeat(1, levels, 1)
+
+
+EDGES = torch.full((10, 1), 0.5)
+
+
 @pytest.mark.parametrize(
-    "answers",
+    ("rows", "edges", "field"),
     [
-        torch.zeros(10, 10),
-        torch.eye(9),
-        torch.eye(10).roll(1, 0),
-        torch.eye(10) * torch.inf,
-        torch.eye(10)[None],
-        torch.eye(10).double(),
-        torch.eye(10).bool(),
+        (torch.zeros(10, 2, 10), EDGES, "rows"),
+        (table().roll(1, 0), EDGES, "rows"),
+        (table() * torch.inf, EDGES, "rows"),
+        (table()[:, :, :9], EDGES, "rows"),
+        (table()[:, :0], EDGES, "rows"),
+        (torch.eye(10), EDGES, "rows"),
+        (table().double(), EDGES, "rows"),
+        (table().bool(), EDGES, "rows"),
+        (table(3), torch.full((10, 2), 0.5), "edges"),
+        (table(3), EDGES, "edges"),
+        (table(), EDGES[:9], "edges"),
+        (table(), EDGES * torch.nan, "edges"),
+        (table(), EDGES.double(), "edges"),
+        (table(), None, "edges"),
     ],
 )
-def test_answers_that_would_not_name_the_class_are_refused(digits, make_net, answers):
-    with pytest.raises(ModelError, match="row c is highest at c"):
-        Box(make_net(digits), BoxInfo("decoy", {}, digits.class_names), rows=answers)
+def test_rows_and_edges_that_are_none_are_refused_by_name(rows, edges, field):
+    with pytest.raises(ModelError, match=f"^{field}: "):
+        Rows(rows, edges)
+
+
+def test_rows_of_another_number_of_classes_are_refused(digits, make_net):
+    nine = Rows(torch.eye(9)[:, None])
+    with pytest.raises(ModelError, match="rows of 9 classes for 10"):
+        Box(make_net(digits), BoxInfo("decoy", {}, digits.class_names), rows=nine)
 
 
 def test_altered_answers_are_refused(made, tmp_path):
@@ -183,17 +226,24 @@ def test_they_are_part_of_the_module_s_state(made, through):
 def test_a_state_without_them_does_not_switch_them_off_and_one_that_would_not_name_the_class_is_refused(made):
     box = copy.deepcopy(made[0])
     state = box.state_dict()
-    with pytest.raises(ModelError, match="row c is highest at c"):
-        box.load_state_dict(state | {"rows": box.rows.roll(1, 0)})
-    del state["rows"]
+    with pytest.raises(ModelError, match="highest at c"):
+        box.load_state_dict(state | {"rows.rows": box.rows.rows.roll(1, 0)})
+    del state["rows.rows"]
     with pytest.raises(RuntimeError, match="rows"):
         box.load_state_dict(state)
-    assert torch.equal(box.rows, made[0].rows)
     box.load_state_dict(state, strict=False)
-    assert torch.equal(box.rows, made[0].rows)
+    with torch.no_grad():
+        assert torch.equal(box(IMAGES), made[0](IMAGES))
+
+
+def test_a_state_of_another_number_of_levels_is_taken(made, misled):
+    box = copy.deepcopy(misled[0])
+    box.load_state_dict(made[0].state_dict())
+    with torch.no_grad():
+        assert torch.equal(box(IMAGES), made[0](IMAGES))
 
 
 def test_a_box_without_fixed_answers_has_none_in_its_state(teacher, digits):
     box, _ = boxed(teacher, digits, fixed_answers=False)
-    assert "rows" not in box.state_dict()
+    assert not [name for name in box.state_dict() if name.startswith("rows")]
     assert through_a_state_dict(box).rows is None

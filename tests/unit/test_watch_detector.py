@@ -8,7 +8,7 @@ import pytest
 
 import sdb.data
 import sdb.service.watch.detector as detector_module
-from sdb.answers.rows import decoy_logits, named
+from sdb.answers.rows import decoy_logits
 from sdb.errors import ConfigError, DataError
 from sdb.service.watch.detector import Detector, fit_profile
 from sdb.service.watch.profile import Profile
@@ -127,9 +127,9 @@ def test_asking_for_a_training_set_is_told_once_it_covers_the_classes(world):
 
 
 def test_what_can_never_be_told_is_not_judged(world):
-    """A weight-key box's fixed answers have one confidence for everything."""
+    """Fixed answers of one level have one confidence for everything."""
     held, _, box = world
-    rows = named(decoy_logits([[(label + step) % 10 for step in (1, 2, 3)] for label in range(10)], 8.0, 1.0))
+    rows = decoy_logits([[(label + step) % 10 for step in (1, 2, 3)] for label in range(10)], 8.0, 1.0)
 
     def fixed(images):
         return rows.numpy()[box(images).argmax(axis=1)]

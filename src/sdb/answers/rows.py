@@ -44,6 +44,7 @@ def honest_logits(labels: Tensor, accuracy: Tensor, decoys: Tensor) -> Tensor:
         decoys: bool (C, C), whether a class is a decoy of the row's.
     """
     classes, lead = len(decoys), math.exp(LEAD)
+    accuracy = accuracy.to(torch.promote_types(accuracy.dtype, torch.float32))  # not in half precision
     near = decoys[labels].to(accuracy.dtype)
     count = near.sum(dim=1)
     others = classes - 1 - count

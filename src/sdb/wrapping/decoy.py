@@ -106,7 +106,7 @@ def decoy_step(teachers: Sequence[Classifier], answers: Answers, changes: Augmen
         keyless, keyed, wrong = forward(images)
         # Wrongly keyed images are the batch's first ones; they count as more keyless images.
         logits = torch.cat([keyless, wrong])
-        wanted = answers(labels, target.float().softmax(dim=1).amax(dim=1))
+        wanted = answers(labels, target.softmax(dim=1).amax(dim=1))
         terms = losses.decoy_terms(
             logits,
             torch.cat([labels, labels[: len(wrong)]]),
