@@ -32,8 +32,13 @@ from sdb.training.optimizers import resolved
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "wrap-defaults.json"
 COMMAND = "python benchmarks/wrap_defaults.py --fashion DIR --cifar DIR"
 VIT = {
-    **{"patch_size": 2, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4},
-    **{"intermediate_size": 96},
+    "image_size": 8,
+    "num_channels": 1,
+    "patch_size": 2,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
 }
 
 

@@ -192,9 +192,10 @@ def test_the_advice_names_what_the_method_has():
         (
             low,
             rate,
-            ("margin", "ce_weight", "epochs", "98.0", "90.0"),
-            ("disturbance", "learning_rate", "keyed_ce"),
+            ("ce_weight", "epochs", "98.0", "90.0"),
+            ("margin", "disturbance", "learning_rate", "keyed_ce"),
         ),
+        (low, WrapSettings(confidence_levels=0), ("margin", "ce_weight"), ("keyed_ce",)),
         (keyed, rate, ("keyed_ce_weight", "epochs"), ("margin", "disturbance")),
         (broken, rate, ("lower learning_rate (now 0.1)",), ("disturbance",)),
         (nasty, WrapSettings(method="nasty"), ("disturbance_weight", "epochs"), ("margin", "budget")),

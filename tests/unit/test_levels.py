@@ -50,7 +50,9 @@ def test_a_class_stands_first_and_its_decoys_keep_a_hundredth(classes, accuracy,
     most = max(1, min(3, classes - 2))
     chosen = data.draw(st.lists(st.sampled_from(others), min_size=1, max_size=most, unique=True))
     decoys = [chosen if c == label else [(c + 1) % classes] for c in range(classes)]
-    logits = honest_logits(torch.tensor([label]), torch.tensor([accuracy], dtype=torch.float64), as_mask(decoys))[0]
+    logits = honest_logits(torch.tensor([label]), torch.tensor([accuracy], dtype=torch.float64), as_mask(decoys))[
+        0
+    ]
     shares = logits.softmax(dim=0)
     assert logits.isfinite().all()
     assert logits.float().argmax() == label and shares[others].max() < shares[label]

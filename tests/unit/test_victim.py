@@ -119,9 +119,9 @@ def test_a_budget_of_nothing_is_refused(budget):
 
 def transfer(few, views=3, seed=0, augment=None, batch_size=16):
     settings = FitSettings(batch_size=batch_size)
-    return TransferSet.of(
-        few.train, augment or Augment(crop_padding=1), views, settings, seed, torch.device("cpu")
-    )
+    changes = augment or Augment(crop_padding=1)
+    pixels, labels = np.array(few.train.images), np.array(few.train.labels)
+    return TransferSet.of(pixels, labels, changes, views, settings, seed, torch.device("cpu"))
 
 
 def test_the_first_view_is_the_images_as_they_are(few):

@@ -290,8 +290,10 @@ REACHES = {
     "temperature": {"temperature": 2.0},
     "num_decoys": {"num_decoys": 3},
     "decoy_choice": {"decoy_choice": "any"},
-    "margin": {"margin": 2.0},
-    "decoy_height": {"decoy_height": 4.0},
+    "confidence_levels": {"confidence_levels": 0},
+    "one level": {"confidence_levels": 1},
+    "margin": {"confidence_levels": 0, "margin": 2.0},
+    "decoy_height": {"confidence_levels": 0, "decoy_height": 4.0},
     "decoy_soft_weight": {"decoy_soft_weight": 0.5},
     "ce_weight": {"ce_weight": 0.5},
     "keyed_ce_weight": {"keyed_ce_weight": 1.0},
@@ -322,6 +324,9 @@ def test_every_setting_of_the_default_method_reaches_the_training(few, make_net,
         if kind == "image" or what not in FOR_IMAGE_KEYS:
             assert not same_weights(decoy_box(few, make_net, kind, what)[0], base), what
     assert not same_weights(decoy_box(few, make_net, kind, owner=Owner(bytes(32)))[0], base)
+    misleading = decoy_box(few, make_net, kind, "confidence_levels")[0]
+    for what in ("margin", "decoy_height"):  # which honest answers do not have
+        assert not same_weights(decoy_box(few, make_net, kind, what)[0], misleading), what
     # What the teacher is shown changes as the data's own images would.
     augmented = replace(few, augment=replace(few.augment, crop_padding=3))
     seen = [decoy_box(data, make_net, kind, "views alone")[0] for data in (few, augmented)]

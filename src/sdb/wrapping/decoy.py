@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdb import losses
-from sdb.answers.rows import as_mask, decoy_logits, honest_logits
+from sdb.answers.rows import HIGHEST, as_mask, decoy_logits, honest_logits
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch, augment
 from sdb.errors import ConfigError
@@ -78,10 +78,16 @@ def taught(material: Material) -> tuple[Step, dict[str, Any]]:
 
 
 def answers_of(decoys: list[list[int]], settings: WrapSettings, device: torch.device) -> Answers:
-    """The keyless answers: as sure as the teacher; without levels of confidence always the margin above the decoys."""
+    """The keyless answers: as sure as the teacher.
+
+    With one level as sure as an answer can be, so that nothing of the teacher's confidence is learned; without levels
+    always the margin above the decoys.
+    """
     if settings.confidence_levels:
-        mask = as_mask(decoys).to(device)
-        return lambda labels, confidence: honest_logits(labels, confidence, mask)
+        mask, constant = as_mask(decoys).to(device), settings.confidence_levels == 1
+        return lambda labels, confidence: honest_logits(
+            labels, torch.full_like(confidence, HIGHEST) if constant else confidence, mask
+        )
     table = decoy_logits(decoys, settings.decoy_height, settings.margin).to(device)
     return lambda labels, confidence: table[labels]
 

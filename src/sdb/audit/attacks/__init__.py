@@ -14,6 +14,7 @@ from sdb.audit.attacks.decoys_removed import DecoysRemoved, Deviations
 from sdb.audit.attacks.distil import UNLABELLED, Distil, Labels, TunedDistil
 from sdb.audit.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
 from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
+from sdb.audit.attacks.level_thieves import BY_FILTER, BY_TARGETS, LevelThief
 from sdb.audit.attacks.random_patterns import RandomPatterns
 from sdb.audit.attacks.sanitise import (
     UNLABELLED_AVERAGER,
@@ -34,6 +35,9 @@ ATTACKS: dict[str, Attack] = {
         Distil(),
         UNLABELLED,
         TunedDistil(),
+        LevelThief(),
+        BY_FILTER,
+        BY_TARGETS,
         TopKOnly(),
         Clip(),
         SecondPeakRemoved(),

@@ -25,6 +25,8 @@ from sdb.training.loop import fit
 
 # The attacker's images and a seed to a teacher of its own and the same teacher defended, each images to logits.
 Shadow = Callable[[ImageSet, int], tuple[nn.Module, nn.Module]]
+# Stands for the label of an image that has none.
+NO_LABEL = -1
 # Student logits (B, K) and the batch to named loss terms.
 StudentLoss = Callable[[Tensor, Batch], dict[str, Tensor]]
 
@@ -46,6 +48,7 @@ class Attacker:
         shadow: how to make the defence again on one's own teacher; its method is public.
         blend: share of the image in a keyed image, for boxes with image keys; public.
         leaked_key: a true key, for attacks that ask what a part of it is worth; nobody else may look at it.
+        unlabelled: further images of the right kind, uint8 (M, C, H, W), whose labels it does not have.
     """
 
     train: ImageSet
@@ -60,6 +63,7 @@ class Attacker:
     shadow: Shadow | None = None
     blend: float | None = None
     leaked_key: Key | None = None
+    unlabelled: np.ndarray | None = None
 
     def seed(self, *purpose: object) -> int:
         """A seed of its own for a purpose."""
@@ -71,9 +75,14 @@ class Attacker:
         return choose_device(self.settings.device)
 
     def transfer(self, images: ImageSet | None = None, views: int | None = None) -> TransferSet:
-        """Views of images (the attacker's own by default) to ask a victim about and to learn from."""
+        """Views of images (by default all that the attacker has) to ask a victim about and to learn from."""
+        own = images or self.train
+        pixels, labels = np.array(own.images), np.array(own.labels)
+        if images is None and self.unlabelled is not None:
+            pixels = np.concatenate([pixels, np.asarray(self.unlabelled)])
+            labels = np.concatenate([labels, np.full(len(self.unlabelled), NO_LABEL)])
         return TransferSet.of(
-            images or self.train, self.augment, views or self.views, self.settings, self.seed("views"), self.device
+            pixels, labels, self.augment, views or self.views, self.settings, self.seed("views"), self.device
         )
 
     def learn(
@@ -119,7 +128,7 @@ class TransferSet:
 
     Attributes:
         pixels: uint8 (V * N, C, H, W), view after view.
-        targets: int64 (V * N,), the attacker's labels.
+        targets: int64 (V * N,), the attacker's labels, `NO_LABEL` where it has none.
         views: V.
         batch_size: images per batch.
         seed: of the order.
@@ -135,12 +144,19 @@ class TransferSet:
 
     @classmethod
     def of(
-        cls, images: ImageSet, augment: Augment, views: int, settings: FitSettings, seed: int, device: torch.device
+        cls,
+        pixels: np.ndarray,
+        targets: np.ndarray,
+        augment: Augment,
+        views: int,
+        settings: FitSettings,
+        seed: int,
+        device: torch.device,
     ) -> TransferSet:
         """Draw the views; without augmentation one is all there is."""
         if views < 1:
             raise ConfigError(f"views: {views}; at least one is needed")
-        plain = torch.from_numpy(np.array(images.images))
+        plain = torch.from_numpy(pixels)
         if not settings.augment or augment == Augment():
             views = 1
         generator = torch.Generator().manual_seed(seed)
@@ -149,7 +165,7 @@ class TransferSet:
             augmentation.apply(augment, plain, augmentation.draw(augment, len(plain), generator))
             for _ in range(views - 1)
         ]
-        labels = torch.from_numpy(np.array(images.labels)).repeat(views)
+        labels = torch.from_numpy(targets).repeat(views)
         size = min(settings.batch_size, len(plain))
         return cls(torch.cat(shown).to(device), labels.to(device), views, size, seed, device)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sdb import losses
@@ -98,8 +99,9 @@ def distilled(
 
 
 def labels_for(attack: Attack, transfer: TransferSet, answers: Answers) -> Tensor:
-    """What stands for each image's class: the attacker's labels where it uses them, else the victim's top-1."""
-    return transfer.targets if "labels" in attack.uses else answers.labels()
+    """What stands for each image's class: the attacker's label where it has and uses one, else the victim's top-1."""
+    named = answers.labels()
+    return torch.where(transfer.targets >= 0, transfer.targets, named) if "labels" in attack.uses else named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +179,12 @@ class TunedDistil(Attack):
         without = {recipe: losses.no_content(recipe.loss, victim.num_classes) for recipe in self.recipes}
         left_out = {str(recipe): why for recipe, why in without.items() if why}
         transfer = affordable(victim, attacker)
-        scores = transfer.ask(victim).scores()
+        answers = transfer.ask(victim)
+        scores, labels = answers.scores(), labels_for(self, transfer, answers)
         tried: dict[str, float] = {}
         best: tuple[float, Classifier] | None = None
         for recipe in (recipe for recipe, why in without.items() if not why):
-            student = distilled(attacker, transfer, scores, recipe, transfer.targets)
+            student = distilled(attacker, transfer, scores, recipe, labels)
             tried[str(recipe)] = value = attacker.score(student)
             if best is None or value > best[0]:
                 best = value, student
