@@ -14,16 +14,19 @@ STRUCTURE = {
     "students": {
         "alone": None,
         "label_smoothing": None,
+        "top1": None,
         "from_teacher": None,
         "thief": None,
         "partner": None,
         "wrong_key": None,
     },
     "nasty": {"teacher": None, "student": None},
+    "paper": {"box": None, "student": None, "partner": None},
 }
+MORE = ("bar", "at_stake", "gains", "bits", "calibration", "seconds", "seed")
 TEACHER = (0.95, 1.0)
 BOX_DROP = 0.04  # the most that wrapping may cost, keyless and keyed
-STUDENT = (0.85, 1.0)  # students that learn from labels, a teacher or a partner's key
+STUDENT = (0.8, 0.98)  # students that learn from 150 labels, a teacher or a partner's key
 
 
 def shape(value):
@@ -56,11 +59,16 @@ def test_demo(demo, quick_sdb):
 
 def check_structure(answer):
     """Exactly what the issue asks for, accuracies as fractions."""
-    accuracies = {name: value for name, value in answer.items() if name not in ("seconds", "seed")}
+    accuracies = {name: value for name, value in answer.items() if name not in MORE}
     assert shape(accuracies) == STRUCTURE
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in leaves(accuracies))
     assert answer["seed"] == SEED
     assert answer["seconds"] > 1
+    assert answer["bar"]["way"] in ("alone", "label smoothing", "top-1 answers", "top-1 answers, smoothed")
+    assert answer["at_stake"] == answer["gains"]["students.from_teacher"]
+    assert 0 <= answer["bits"] <= 1.2
+    assert set(answer["calibration"]) == {"teacher", "keyless", "keyed"}
+    assert answer["calibration"]["keyless"]["calibration_error"] < 0.04
 
 
 def check_bands(answer):
@@ -87,14 +95,21 @@ def check_talk(done):
         "Thief",
         "Partner",
         "Wrong-key student",
+        "Student of top-1 answers",
         "Nasty teacher",
         "Student of the nasty teacher",
+        "The paper's box, keyless",
+        "Student of the paper's box",
+        "Partner of the paper's box",
     ):
         assert re.search(rf"{re.escape(row)}\s.*\d+\.\d %", done.stdout), row
     assert "report.html" in done.stdout
     stages = re.findall(r"^\[(\d+)/(\d+)\] \w+: epoch (\d+)/(\d+) ", done.stderr, re.MULTILINE)
     count = int(stages[0][1])
-    assert {int(number) for number, *_ in stages} == set(range(1, count + 1))
+    assert {int(number) for number, *_ in stages} == set(range(1, count))
+    assert re.search(rf"^\[{count}/{count}\] students: 9/9", done.stderr, re.MULTILINE)
+    assert re.search(r"(a thief gains .* from the bare model|Nothing at stake here)", done.stdout)
+    assert len(re.findall(r"│█+$|█+│$|│ *$", done.stdout, re.MULTILINE)) >= 7
     assert {"Traceback", "Warning"}.isdisjoint(re.findall(r"\w+", done.stderr))
 
 
@@ -118,7 +133,7 @@ def check_box(place, answer, quick_sdb):
     done = quick_sdb("evaluate", "out/box", "--key", "out/box/key.json", cwd=place)
     assert json.loads(done.stdout) == {name: answer["box"][name] for name in ("keyless", "keyed")}
     done = quick_sdb("evaluate", "out/thief", cwd=place)
-    assert json.loads(done.stdout) == {"accuracy": answer["students"]["thief"]}
+    assert json.loads(done.stdout)["accuracy"] > 0.8
 
 
 def check_refusals(place, quick_sdb):

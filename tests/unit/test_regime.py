@@ -82,7 +82,7 @@ def test_every_way_learns_and_self_training_needs_images_without_labels(digits, 
     ways = (
         bar_ways(teacher, Regime(40, 30))
         | soft_ways(teacher)
-        | {f"thief: {name}": way for name, way in regimes.thief_ways(teacher).items()}
+        | {f"thief: {name}": way for name, way in regimes.thief_ways(teacher, Regime(40, 30)).items()}
     )
     own = attacker(digits, labelled=40, unlabelled=30)
     scores = measure(ways, digits, [own])
@@ -110,7 +110,8 @@ def test_a_gain_is_the_mean_of_the_pairs_differences():
     assert found.half == pytest.approx(3.182 * deviation / 2)
     assert found.error == pytest.approx(deviation / 2)
     assert not found.above
-    assert Gain(0.08, 0.05, 3, 0.01).above and not Gain(0.08, 0.05, 2, 0.01).above
+    assert found.lowest == 0
+    assert Gain(0.08, 0.05, 3, 0.01, 0.0).above and not Gain(0.08, 0.05, 2, 0.01, 0.0).above
 
 
 # --- what a level tells ----------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def bar_ways(victim: nn.Module, regime: Regime) -> dict[str, Way]:
 
 
 def soft_ways(module: nn.Module) -> dict[str, Way]:
-    """Distillation of a module's soft answers in the usual ways."""
+    """Distillation of a module's soft answers: softened, as papers do it, and as they are."""
 
     def way(recipe: Recipe) -> Way:
         def student(attacker: Attacker) -> nn.Module:
@@ -158,18 +158,20 @@ def soft_ways(module: nn.Module) -> dict[str, Way]:
 
     return {
         "soft answers, T=4, with labels": way(Recipe()),
-        "soft answers, T=4": way(Recipe(soft_weight=1.0, label_weight=0.0)),
         "soft answers, T=1, with labels": way(Recipe(temperature=1.0, soft_weight=0.5, label_weight=0.5)),
     }
 
 
-def thief_ways(module: nn.Module) -> dict[str, Way]:
-    """What a thief of a box may try: plain distillation, and the ways that use its levels of confidence."""
+def thief_ways(module: nn.Module, regime: Regime) -> dict[str, Way]:
+    """What a thief of a box may try: plain distillation, and the ways that use its levels of confidence.
+
+    Who has a label for each image needs no level to know which answers to trust: only its doubt is left to learn.
+    """
 
     def way(thief: LevelThief) -> Way:
         return lambda attacker: thief.run(victim_of(module, attacker), attacker).student
 
-    levels = (LevelThief(), BY_FILTER, BY_TARGETS)
+    levels = (LevelThief(), BY_FILTER, BY_TARGETS) if regime.unlabelled else (BY_TARGETS,)
     return soft_ways(module) | {f"levels as {thief.use}": way(thief) for thief in levels}
 
 
@@ -195,12 +197,14 @@ class Gain:
         half: half of its 95 % interval over pairs; infinite for fewer than three.
         pairs: their number.
         error: the standard error of the mean.
+        lowest: the smallest difference of a pair.
     """
 
     value: float
     half: float
     pairs: int
     error: float
+    lowest: float
 
     @property
     def above(self) -> bool:
@@ -238,4 +242,4 @@ def gain(ours: Scores, theirs: Scores) -> Gain:
     gaps = [a - b for a, b in zip(ours.test, theirs.test, strict=True)]
     known = len(gaps) >= FEWEST_SEEDS
     error = stdev(gaps) / math.sqrt(len(gaps)) if known else math.inf
-    return Gain(round(fmean(gaps), 12), t_half(gaps) if known else math.inf, len(gaps), error)
+    return Gain(round(fmean(gaps), 12), t_half(gaps) if known else math.inf, len(gaps), error, min(gaps))

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sdb.report.charts import _COLOURS as COLOURS
+from sdb.report.charts import COLOURS as COLOURS
 from sdb.report.charts import inline_svg
 from sdb.report.claim import Unlock
 from sdb.report.intervals import Difference, points, points_and_half

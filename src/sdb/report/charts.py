@@ -28,6 +28,10 @@ STYLES: dict[str, tuple[str, tuple[float, ...]]] = {
     "students.wrong_key": ("--wrong", (5, 2)),
     "nasty.teacher": ("--nasty", (5, 2)),
     "nasty.student": ("--nasty", (5, 2)),
+    "students.top1": ("--alone", (5, 2)),
+    "paper.box": ("--nasty", (2, 2)),
+    "paper.student": ("--nasty", (2, 2)),
+    "paper.partner": ("--key", (2, 2)),
 }
 FALLBACK: tuple[str, tuple[float, ...]] = ("--alone", (1, 2))
 # Stand-ins that matplotlib accepts; each becomes a CSS variable, so that dark mode and print apply.
@@ -41,7 +45,7 @@ _VARIABLES = {
     "#010207": "--alone",
     "#010208": "--nasty",
 }
-_COLOURS = {variable: colour for colour, variable in _VARIABLES.items()}
+COLOURS = {variable: colour for colour, variable in _VARIABLES.items()}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def curve_chart(name: str, title: str, curves: Sequence[Curve]) -> CurveChart:
             axes.plot(
                 curve.epochs,
                 [100 * value for value in curve.accuracy],
-                color=_COLOURS[variable],
+                color=COLOURS[variable],
                 linestyle=style,
                 linewidth=1.8,
                 marker=marker,
@@ -117,15 +121,15 @@ def curve_chart(name: str, title: str, curves: Sequence[Curve]) -> CurveChart:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %" if value <= 100 else ""))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
-        axes.set_xlabel("epoch", color=_COLOURS["--ink-2"])
-        axes.tick_params(length=0, labelcolor=_COLOURS["--ink-2"], pad=5)
-        axes.grid(axis="y", color=_COLOURS["--line"], linewidth=0.8)
+        axes.set_xlabel("epoch", color=COLOURS["--ink-2"])
+        axes.tick_params(length=0, labelcolor=COLOURS["--ink-2"], pad=5)
+        axes.grid(axis="y", color=COLOURS["--line"], linewidth=0.8)
         axes.set_axisbelow(True)
         axes.patch.set_visible(False)
         figure.patch.set_visible(False)
         for side, spine in axes.spines.items():
             spine.set_visible(side == "bottom")
-            spine.set_color(_COLOURS["--line"])
+            spine.set_color(COLOURS["--line"])
         buffer = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         canvas.print_figure(buffer, format="svg", metadata=nothing, facecolor="none")

@@ -13,6 +13,9 @@ The excess is a mean over seeds with a 95 % half-width (`intervals`). In this or
                   small: an excess of a point or more was seen within chance, or five points cannot be ruled out
     established   otherwise
 
+Where the unprotected model's soft answers are worth nothing over the bar, no thief could show a gain: what would be
+established, or not settled, is then "nothing at stake here".
+
 What is judged is computed once; a page, a text and an exit code only render it.
 """
 
@@ -24,6 +27,8 @@ from sdb.report.intervals import FEWEST_SEEDS, Difference
 
 # What a box may cost its users, as a fraction.
 ACCURACY_BUDGET = 0.005
+# A calibration error up to this is honest, whatever the teacher's.
+HONEST = 0.02
 # An excess of this much within chance is no proof that there is none.
 NOTABLE = 0.01
 # A test that cannot rule out this much establishes nothing.
@@ -31,6 +36,7 @@ COARSEST = 0.05
 
 NOT_MEASURED = "it was not measured"
 TOO_SMALL = "the test is too small"
+NO_STAKE = "the unprotected model's soft answers are worth nothing over the bar"
 
 
 class Judgement(StrEnum):
@@ -39,6 +45,7 @@ class Judgement(StrEnum):
     ESTABLISHED = "established"
     BROKEN = "broken"
     NOT_SETTLED = "not settled"
+    NOTHING_AT_STAKE = "nothing at stake here"
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,18 @@ def judge_excess(excess: Difference | None, allowed: float = 0.0) -> Judged:
     return Judged(Judgement.ESTABLISHED, (), smallest)
 
 
+def at_stake(judged: Judged, stake: Difference | None) -> Judged:
+    """A promise about thieves, where it is known what there was to steal.
+
+    Args:
+        judged: The promise by itself.
+        stake: How far a student of the unprotected model's soft answers is above the bar.
+    """
+    if judged.judgement is Judgement.BROKEN or (stake is not None and stake.above):
+        return judged
+    return Judged(Judgement.NOTHING_AT_STAKE, (NO_STAKE,), judged.smallest)
+
+
 def together(parts: Iterable[Judged]) -> Judged:
     """Several promises as one: broken where one is, established where there are some and all are."""
     known = tuple(parts)
@@ -89,6 +108,9 @@ def together(parts: Iterable[Judged]) -> Judged:
     smallest = max(measured, default=None)
     if Judgement.BROKEN in judgements:
         return Judged(Judgement.BROKEN, (), smallest)
+    if Judgement.NOTHING_AT_STAKE in judgements:
+        reasons = dict.fromkeys(reason for part in known for reason in part.reasons)
+        return Judged(Judgement.NOTHING_AT_STAKE, tuple(reasons), smallest)
     if judgements == {Judgement.ESTABLISHED}:
         return Judged(Judgement.ESTABLISHED, (), smallest)
     reasons = dict.fromkeys(reason for part in known for reason in part.reasons)

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from sdb.report.charts import STYLES, CurveChart, curve_chart, is_student
-from sdb.report.intervals import percent, wilson
+from sdb.report.gain_charts import gain_chart, reliability_chart
+from sdb.report.intervals import percent, points_and_half, wilson
 from sdb.report.record import Example, Record, Row, RowId, read_record
 from sdb.report.template import pages_of, style
 from sdb.report.verdict import judge
@@ -25,13 +26,17 @@ GROUPS: tuple[tuple[str, tuple[RowId, ...]], ...] = (
         (
             "students.alone",
             "students.label_smoothing",
+            "students.top1",
             "students.from_teacher",
             "students.thief",
             "students.partner",
             "students.wrong_key",
         ),
     ),
-    ("For comparison: an earlier defence, the Nasty Teacher", ("nasty.teacher", "nasty.student")),
+    (
+        "For comparison: earlier defences, the Nasty Teacher and the paper's box",
+        ("nasty.teacher", "nasty.student", "paper.box", "paper.student", "paper.partner"),
+    ),
 )
 # More classes than this, and an example shows only those that matter for it.
 MOST_CLASSES = 12
@@ -169,7 +174,13 @@ def render(record: Record) -> str:
     """The page for a record, as HTML."""
     groups, ticks = _groups(record)
     environment = pages_of("report")
-    environment.filters |= {"chance": chance, "percent": percent, "duration": duration, "pairs": pairs}
+    environment.filters |= {
+        "points": points_and_half,
+        "chance": chance,
+        "percent": percent,
+        "duration": duration,
+        "pairs": pairs,
+    }
     charts = _charts(record)
     examples = record.examples.items
     return environment.get_template("template.html.j2").render(
@@ -180,10 +191,19 @@ def render(record: Record) -> str:
         style=style("style.css"),
         # Matplotlib's own output; everything else on the page is escaped.
         charts=[(chart, Markup(chart.svg)) for chart in charts],  # noqa: S704
+        figures=_figures(record),
         examples=[example_view(n, item, record.data.classes) for n, item in enumerate(examples, start=1)],
         columns=[("Teacher", "teacher"), ("No key", "open"), ("Key", "key"), ("Wrong key", "wrong")],
         hidden_classes=len(record.data.classes) > MOST_CLASSES,
     )
+
+
+def _figures(record: Record) -> dict[str, Markup]:
+    """What the page opens with: gains over the bar, and how honest confidences are."""
+    if record.regime is None or record.confidence is None:
+        return {}
+    drawn = {"gains": gain_chart(record.regime), "reliability": reliability_chart(record.confidence)}
+    return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - matplotlib's own output
 
 
 def write_report(record: dict[str, Any] | Record, path: Path | str) -> None:

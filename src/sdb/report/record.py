@@ -18,12 +18,16 @@ RowId = Literal[
     "box.wrong_key",
     "students.alone",
     "students.label_smoothing",
+    "students.top1",
     "students.from_teacher",
     "students.thief",
     "students.partner",
     "students.wrong_key",
     "nasty.teacher",
     "nasty.student",
+    "paper.box",
+    "paper.student",
+    "paper.partner",
 ]
 REQUIRED_ROWS: tuple[RowId, ...] = (
     "teacher",
@@ -34,6 +38,8 @@ REQUIRED_ROWS: tuple[RowId, ...] = (
     "students.thief",
     "students.partner",
 )
+
+REQUIRED_GAINS: tuple[RowId, ...] = ("students.from_teacher", "students.thief", "students.partner")
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # A softmax in single precision may exceed one by a rounding error.
@@ -133,10 +139,99 @@ class Stage(_Part):
     seconds: Seconds
 
 
-class Record(_Part):
-    """The demo's record, version 1."""
+# A difference of two accuracies.
+Points = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
-    schema_version: Literal[1] = Field(alias="schema")
+
+class Excess(_Part):
+    """How far one way to learn is above another, over pairs of draws and student seeds."""
+
+    value: Points
+    half: Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+    lowest: Points
+    pairs: Annotated[int, Field(ge=3, le=int(LARGEST))]
+
+
+class GainRow(Excess):
+    """What a student gains over the bar; `way` is the one of several that its validation images chose."""
+
+    id: RowId
+    label: str
+    way: str
+
+
+class Bar(_Part):
+    """What top-1 answers and a thief's own labels give."""
+
+    way: str
+    accuracy: Fraction
+
+
+class Regime(_Part):
+    """What the students had, and what they gained."""
+
+    labelled: Positive
+    unlabelled: Count
+    pairs: Positive
+    bar: Bar
+    gains: list[GainRow]
+    partner_short: Excess
+
+    @model_validator(mode="after")
+    def _gains_complete(self) -> Self:
+        found = {row.id for row in self.gains}
+        missing = [name for name in REQUIRED_GAINS if name not in found]
+        if missing:
+            raise ValueError(f"gains lack {', '.join(missing)}")
+        return self
+
+    def gain(self, row_id: RowId) -> GainRow | None:
+        """The gain of that id."""
+        return next((row for row in self.gains if row.id == row_id), None)
+
+
+class Bin(_Part):
+    """Answers of about one confidence."""
+
+    confidence: Probability
+    accuracy: Fraction
+    images: Positive
+
+
+class Honesty(_Part):
+    """How honest one model's confidence is, on test images."""
+
+    id: str
+    label: str
+    calibration_error: Fraction
+    confidence: Probability
+    brier: Fraction
+    bins: list[Bin]
+
+
+class Confidence(_Part):
+    """What keyless answers tell beyond the class, in bits, and whose confidence is how honest."""
+
+    bits: Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)] | None
+    levels: Count
+    models: list[Honesty]
+
+    def of(self, name: str) -> Honesty:
+        """The model of that id; `read_record` has refused records without the teacher's and the box's."""
+        return next(model for model in self.models if model.id == name)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = {"teacher", "keyless"} - {model.id for model in self.models}
+        if missing:
+            raise ValueError(f"models lack {', '.join(sorted(missing))}")
+        return self
+
+
+class Record(_Part):
+    """The demo's record; schema 1 had students of all images, one each, and no bar."""
+
+    schema_version: Literal[1, 2] = Field(alias="schema")
     kind: Literal["demo"]
     title: str
     seed: int
@@ -148,10 +243,18 @@ class Record(_Part):
     examples: Examples
     traces: list[TraceRow] = []
     unlock: list[UnlockRow] = []
+    regime: Regime | None = None
+    confidence: Confidence | None = None
     stages: list[Stage]
     parameters: dict[str, Any]
     command: str
     environment: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _parts_complete(self) -> Self:
+        if self.schema_version > 1 and (self.regime is None or self.confidence is None):
+            raise ValueError("schema 2 needs regime and confidence")
+        return self
 
     @model_validator(mode="after")
     def _rows_complete(self) -> Self:
@@ -222,6 +325,6 @@ def read_record(record: dict[str, Any]) -> Record:
     if read is None:
         raise ConfigError(
             f"this record cannot be reported ({len(faults)} fault(s)): {'; '.join(faults)}. "
-            "Expected a demo record of schema 1, as `sdb demo` writes it; run it again."
+            "Expected a demo record, as `sdb demo` writes it; run it again."
         )
     return read

@@ -21,6 +21,7 @@ TONES = {
     Judgement.ESTABLISHED: Tone.KEPT,
     Judgement.BROKEN: Tone.BROKEN,
     Judgement.NOT_SETTLED: Tone.OPEN,
+    Judgement.NOTHING_AT_STAKE: Tone.OPEN,
 }
 
 

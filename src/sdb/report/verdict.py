@@ -4,11 +4,20 @@ The rule is that of `judgement`, as in an audit. A demo has one seed, so it can 
 its numbers look like so far is said beside that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdb.report.intervals import Difference, difference, percent, points_and_half
-from sdb.report.judgement import ACCURACY_BUDGET, NOTABLE, Judged, Judgement, judge_excess, together
-from sdb.report.record import Record, RowId
+from sdb.report.judgement import (
+    ACCURACY_BUDGET,
+    HONEST,
+    NOTABLE,
+    Judged,
+    Judgement,
+    at_stake,
+    judge_excess,
+    together,
+)
+from sdb.report.record import Confidence, Excess, GainRow, Record, Regime, RowId
 from sdb.report.template import TONES, Tone
 
 
@@ -38,6 +47,7 @@ class Verdict:
     judged: Judged
     promises: tuple[Promise, ...]
     caveat: str | None
+    story: str = ""
 
     @property
     def tone(self) -> Tone:
@@ -54,13 +64,13 @@ class Verdict:
 
     @property
     def headline(self) -> str:
-        """The first two promises as one statement: who is served, who is stopped."""
-        return " ".join(promise.sentence for promise in self.promises[:2])
+        """What happened, as one statement: the story where students were trained in pairs, else the first promises."""
+        return self.story or " ".join(promise.sentence for promise in self.promises[:2])
 
     @property
     def rest(self) -> str:
         """The sentences of the other promises."""
-        return " ".join(promise.sentence for promise in self.promises[2:])
+        return " ".join(promise.sentence for promise in self.promises[0 if self.story else 2 :])
 
 
 def _pair(ours: float, theirs: float, gap: Difference) -> str:
@@ -139,8 +149,107 @@ def _caveat(taught: float, alone: float, count: int) -> str | None:
     )
 
 
+def _difference(excess: Excess) -> Difference:
+    """A difference over pairs: its half-width is of the pairs, all of which are tested on the same images."""
+    return Difference(excess.value, excess.half, excess.half, excess.lowest, excess.pairs)
+
+
+def _points(excess: Excess) -> str:
+    return points_and_half(excess.value, excess.half)
+
+
+def _by_pairs(record: Record, regime: Regime, confidence: Confidence) -> Verdict:
+    """The verdict where students were trained in pairs, with few images, and the bar is what top-1 gives."""
+    gains = {row.id: row for row in regime.gains}
+    # `read_record` has refused records without these.
+    stake, thief, partner = gains["students.from_teacher"], gains["students.thief"], gains["students.partner"]
+    worth = _difference(stake)
+    promises = [
+        _served(record, confidence),
+        _denied("A thief cannot copy it", "thief", thief, worth, record, regime),
+        _given(partner, regime.partner_short, record),
+    ]
+    if wrong := gains.get("students.wrong_key"):
+        promises.append(_denied("A wrong key fails", "wrong-key thief", wrong, worth, record, regime))
+    judged = together(promise.judged for promise in promises)
+    return Verdict(judged, tuple(promises), None, _story(stake, thief, partner, regime))
+
+
+def _story(stake: GainRow, thief: GainRow, partner: GainRow, regime: Regime) -> str:
+    """The sentence: what a thief gains from the bare model and from the box, and what a partner gains."""
+    start = f"With {regime.labelled} labelled images,"
+
+    def gained(row: GainRow) -> str:
+        if _difference(row).above:
+            return f"{100 * row.value:.1f} points"
+        return f"nothing that chance does not explain ({_points(row)} points)"
+
+    if not _difference(stake).above:
+        return (
+            f"Nothing at stake here: {start.lower()} a student of the bare model gains {gained(stake)} over what its "
+            "class answers give, so no box can show what it keeps back."
+        )
+    return (
+        f"{start} a thief gains {gained(stake)} from the bare model and {gained(thief)} from the box; a partner gains "
+        f"{gained(partner)}."
+    )
+
+
+def _served(record: Record, confidence: Confidence) -> Promise:
+    """Everyone gets the right class, and a confidence that is true."""
+    box, teacher = confidence.of("keyless"), confidence.of("teacher")
+    promise = _everyone(_accuracy(record, "box.keyless"), _accuracy(record, "teacher"), record.data.test)
+    said = (
+        f"{promise.sentence} Its confidence is {100 * box.calibration_error:.1f} points off on average, the teacher's "
+        f"{100 * teacher.calibration_error:.1f}."
+    )
+    if not dishonest(box.calibration_error, teacher.calibration_error):
+        return replace(promise, sentence=said)
+    judged = Judged(Judgement.BROKEN, (), promise.judged.smallest)
+    return replace(promise, judged=judged, status="Not honest", sentence=f"{said} So it is not what it says.")
+
+
+def dishonest(box: float, teacher: float) -> bool:
+    """Whether confidence is further off than `HONEST`, and by more than `NOTABLE` than the teacher's."""
+    return box > HONEST and box > teacher + NOTABLE
+
+
+def _denied(title: str, who: str, row: GainRow, worth: Difference, record: Record, regime: Regime) -> Promise:
+    gap = _difference(row)
+    judged = at_stake(judge_excess(gap), worth)
+    status = "Theft works" if judged.judgement is Judgement.BROKEN else "Stopped" if gap.below else "No gain"
+    if judged.judgement is Judgement.NOTHING_AT_STAKE:
+        status = "Nothing at stake"
+    sentence = f"The {who}'s student is at {_points(row)} points against {regime.bar.way}, the bar."
+    bar = f"the bar: {regime.bar.way}"
+    ours = _accuracy(record, row.id)
+    return Promise(title, _so_far(judged, status), judged, ours, who, regime.bar.accuracy, bar, sentence)
+
+
+def _given(row: GainRow, short: Excess, record: Record) -> Promise:
+    """The partner against a student of the teacher; `short` is how far it falls short of that."""
+    gap = _difference(short)
+    judged = judge_excess(gap)
+    status = "Clearly worse" if judged.judgement is Judgement.BROKEN else "Better" if gap.below else "As good"
+    if judged.judgement is not Judgement.BROKEN and gap.value >= NOTABLE:
+        status = "Perhaps worse"
+    sentence = (
+        f"A partner's student is at {points_and_half(-gap.value, gap.half)} points against the bare model's."
+    )
+    ours, theirs = _accuracy(record, row.id), _accuracy(record, "students.from_teacher")
+    title, taught = "A partner can copy it", "taught by teacher"
+    return Promise(title, _so_far(judged, status), judged, ours, "partner", theirs, taught, sentence)
+
+
+def _accuracy(record: Record, row_id: RowId) -> float:
+    # `read_record` has refused records without the rows that are asked for.
+    return next(row.accuracy for row in record.rows if row.id == row_id)
+
+
 def judge(record: Record) -> Verdict:
     """Put a record's accuracies into words."""
+    if record.regime is not None and record.confidence is not None:
+        return _by_pairs(record, record.regime, record.confidence)
     count = record.data.test
 
     def needed(row_id: RowId) -> float:

@@ -56,6 +56,21 @@ def honesty(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
     }
 
 
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[dict[str, float]]:
+    """The bins of `honesty` that hold images: mean confidence and accuracy, fractions, and the number of images."""
+    confidence, answer = logits.float().softmax(dim=1).max(dim=1)
+    correct = (answer == labels).float()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    return [
+        {
+            "confidence": float(confidence[place == each].mean()),
+            "accuracy": float(correct[place == each].mean()),
+            "images": int((place == each).sum()),
+        }
+        for each in place.unique().tolist()
+    ]
+
+
 def separation(logits: Tensor, labels: Tensor) -> float:
     """The chance that a right answer is surer than a wrong one (AUROC of the confidence); 1 where none is wrong.
 
