@@ -27,7 +27,7 @@ fast; then every figure, with its command and machine.
 
 - **One forward** for plain and keyed images (`forward=joint`): fewer and larger kernels for a GPU, and batch norm sees
   one world; on a CPU two forwards are as fast.
-- **Channels-last weights.** Every network lies so; kernels then need no transposed copies, and pooling runs in vectors.
+- **Channels-last weights** in all networks: kernels need no transposed copies, and pooling runs in vectors.
 - **Images stay bytes on the device**; a batch is cropped, mirrored and scaled there at once, with no loader processes.
 - **Fused optimizers**, one kernel for all parameters.
 - **No waiting for the device** within 50 steps: losses are summed there, random numbers are drawn there.

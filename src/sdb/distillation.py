@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ def distill(
         ModelError: the teacher's classes are not the data's, or it does not give logits for such images.
         CheckpointError: the teacher's weights are not finite.
     """
+    if isinstance(run, str | Path):
+        raise ConfigError(
+            f"run: {str(run)!r} is a path; what sdb.runs.folder.open_run gives is expected, or nothing: leave it out"
+        )
     settings = (settings or DistillSettings()).resolved()
     known = student.num_classes if isinstance(student, Classifier) else None
     data = as_data(data, known, mean=mean, std=std)

@@ -54,6 +54,13 @@ def test_init_writes_a_file_that_is_good_for_its_command(tmp_path, quick_sdb):
         assert f"sdb check {command}" in done.stderr and done.stdout == ""
         checked = sdb("check", command)
         assert checked.returncode == 0 and f"good for sdb {command}" in checked.stderr, checked.stderr
+    assert "teacher: some.box is not there yet" in checked.stderr
+    assert "teacher: teacher is" not in sdb("check", "wrap").stderr
+    before = (tmp_path / "wrap" / "params.toml").read_bytes()
+    own = sdb("init", "wrap", "--overwrite")
+    assert own.returncode == 0 and "dataset is digits: set dataset and data_root to your own data" in own.stderr
+    assert (tmp_path / "wrap" / "params.toml").read_bytes() != before
+    (tmp_path / "wrap" / "params.toml").write_bytes(before)
     wrap = load(tmp_path / "wrap", "wrap")
     assert (wrap.model_args, wrap.dataset) == ({"num_channels": 4}, "cifar10")
     assert load(tmp_path / "train", "train").dataset == "cifar100"

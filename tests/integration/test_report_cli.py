@@ -44,6 +44,15 @@ def test_show_writes_a_page_and_says_the_verdict(quick_sdb, place):
     assert (place / "sub" / "again.html").read_bytes() == first
 
 
+def test_a_folder_is_shown_by_what_it_holds(quick_sdb, place, tmp_path):
+    (tmp_path / "record.json").write_bytes((place / "record.json").read_bytes())
+    done = quick_sdb("report", "show", ".", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "report.html").exists(), done.stderr
+    (tmp_path / "empty").mkdir()
+    refused = quick_sdb("report", "show", "empty", cwd=tmp_path)
+    assert refused.returncode == 2 and "a folder without claim.json and record.json" in refused.stderr
+
+
 def test_text_and_page_say_the_same_where_nothing_is_settled(quick_sdb, place):
     done = quick_sdb("report", "show", "open.json", cwd=place)
     assert done.stderr.startswith("Not settled: ")

@@ -202,3 +202,8 @@ def test_a_student_comes_nearer_to_its_teacher(digits, make_net, loss):
     test = evaluation_batches(digits.test, torch.device("cpu"))
     assert evaluate(student, test)["accuracy"] > 0.55
     assert history[-1]["terms"]["distillation"] < 0.5 * history[0]["terms"]["distillation"]
+
+
+def test_a_path_in_place_of_a_run_folder_is_refused(few, make_net):
+    with pytest.raises(ConfigError, match="run: 'runs/student' is a path"):
+        distill(make_net(few), make_net(few, seed=1), few, run="runs/student")

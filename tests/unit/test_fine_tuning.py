@@ -239,3 +239,11 @@ def test_with_nothing_set_a_box_keeps_its_teacher_s_accuracy(make_net):
     # A point, and what chance does to 500 images of another processor's arithmetic.
     assert keyless > plain - 0.025
     assert keyed > plain - 0.02
+
+
+def test_a_rate_that_the_run_filled_in_is_no_difference_from_the_file(tmp_path):
+    (tmp_path / "params.json").write_text('{"dataset": "digits", "model_name": "net", "teacher": "t"}')
+    open_rate = config.load(tmp_path, "wrap")
+    filled = open_rate.model_copy(update={"learning_rate": 0.003})
+    assert config.differing(tmp_path, filled, "wrap") == {}
+    assert config.differing(tmp_path, filled.model_copy(update={"seed": 3}), "wrap") == {"seed": (3, 0)}

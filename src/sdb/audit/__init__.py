@@ -3,6 +3,7 @@
 `sdb.audit` is this package and, called, the audit itself: importing any part of it binds the package to the name.
 """
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,13 @@ class _Audit(ModuleType):
         from sdb.audit.job import audit
 
         return audit(*arguments, **named)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """As `help` and editors show it."""
+        from sdb.audit.job import audit
+
+        return inspect.signature(audit)
 
 
 sys.modules[__name__].__class__ = _Audit

@@ -23,6 +23,7 @@ def init(
     teacher: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Wrap and distill: run folder, checkpoint or box.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR/params.toml.")] = False,
 ) -> None:
     """Write DIR/params.toml, with every parameter explained.
 
@@ -36,8 +37,9 @@ def init(
         raise ConfigError(f"--command {command!r}: expected {', '.join(config.COMMANDS)}")
     if command == "train" and teacher is not None:
         raise ConfigError("--teacher: a training has none; leave it out, or say --command wrap or distill")
-    if there := [name for name in config.PARAMS if (folder / name).exists()]:
-        raise ConfigError(f"{folder / there[0]} exists; edit it, or choose another folder")
+    there = [name for name in config.PARAMS if (folder / name).exists()]
+    if there and (not overwrite or there != ["params.toml"]):
+        raise ConfigError(f"{folder / there[0]} exists; edit it, add --overwrite, or choose another folder")
     of_teacher: dict[str, Any] = {}
     if teacher is not None and (teacher / config.RESOLVED).is_file():
         of_teacher = config.read_json(teacher / config.RESOLVED)
@@ -52,6 +54,8 @@ def init(
         values |= {"teacher": str(teacher or "runs/teacher")}
     file = folder / "params.toml"
     write_atomic(file, template(command, values).encode())
+    if "dataset" not in of_teacher and dataset is None:
+        say("dataset is digits: set dataset and data_root to your own data (docs/data.md), or give --dataset")
     say(f"{file}: look through it, then: sdb check {folder}; sdb {command} {folder}")
 
 

@@ -12,16 +12,18 @@ from sdb.cli.shell import say
 report_app = typer.Typer(help="Read what `sdb audit` and `sdb demo` wrote.", no_args_is_help=True)
 
 ClaimFile = Annotated[Path, typer.Argument(metavar="CLAIM", help="An audit's claim, a JSON file.")]
-Shown = Annotated[Path, typer.Argument(metavar="FILE", help="An audit's claim or a demo's record, a JSON file.")]
-
-
-# What `sdb audit` and `sdb demo` write beside their report.html.
-OURS = ("claim.json", "record.json")
+Shown = Annotated[
+    Path, typer.Argument(metavar="FILE", help="An audit's claim or a demo's record, a JSON file, or its folder.")
+]
 
 
 def page_of(file: Path) -> Path:
     """The page of a claim or record: as the command that wrote it names it, else after the file."""
-    return file.with_name("report.html") if file.name in OURS else file.with_suffix(".html")
+    from sdb.report.files import SHOWN
+
+    if file.is_dir():
+        return file / "report.html"
+    return file.with_name("report.html") if file.name in SHOWN else file.with_suffix(".html")
 
 
 @report_app.command()

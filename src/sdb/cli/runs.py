@@ -93,14 +93,14 @@ def check(
     Says what was inferred, and why.
     """
     from sdb import config
-    from sdb.runs.jobs import check_job
+    from sdb.runs.jobs import check_job, missing_paths
 
     place = run_folder(folder, save_path)
     found = check_job(place, command, sets or [])
     say(f"{place}: good for sdb {found}")
     if command is None:
         say(f"  {found}: {config.guess(config.read_params(config.params_file(place)))[1]}")
-    for line in config.inferred(place, found, sets or []):
+    for line in (*config.inferred(place, found, sets or []), *missing_paths(place, found, sets or [])):
         say(f"  {line}")
 
 

@@ -62,7 +62,9 @@ def differing(
     except ConfigError:
         return {}
     taken = params.model_dump(mode="json")
-    return {name: (value, now[name]) for name, value in taken.items() if value != now[name]}
+    # A rate that the file leaves open was filled in by the run: that is no difference.
+    left_open = {"learning_rate"} if now.get("learning_rate") is None else set()
+    return {n: (value, now[n]) for n, value in taken.items() if value != now[n] and n not in left_open}
 
 
 def _read(folder: Path, overrides: Sequence[str], resume: bool) -> tuple[Path, dict[str, Any], dict[str, Any]]:

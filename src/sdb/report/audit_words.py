@@ -227,7 +227,7 @@ def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
         found.append(
             (
                 "Few attacks.",
-                f"Only {_attacks(count)} of the declared threat model belong to this audit. What was not tried is not "
+                f"This audit has only {_attacks(count)} of the declared threat model. What was not tried is not "
                 "shown.",
             )
         )

@@ -10,6 +10,8 @@ from sdb.runtime import parse_json, read_bytes
 
 # A file larger than this is something else: a full audit takes about a megabyte.
 LARGEST = 64 * 2**20
+# What `sdb audit` and `sdb demo` write beside their report.html.
+SHOWN = ("claim.json", "record.json")
 ADVICE = "give the claim.json that `sdb audit` wrote"
 
 
@@ -36,6 +38,12 @@ def load_shown(path: Path | str) -> Claim | Record:
     Raises:
         ConfigError: It holds neither, or one that cannot be reported.
     """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in SHOWN if (path / name).is_file()]
+        if not found:
+            raise ConfigError(f"{path}: a folder without {' and '.join(SHOWN)}; {ADVICE}")
+        path = found[0]
     value = load(path)
     try:
         return read_record(value) if value.get("kind") == "demo" else read_claim(value)

@@ -321,6 +321,16 @@ def check_job(folder: Path, command: str | None, overrides: list[str]) -> str:
     return command
 
 
+def missing_paths(folder: Path, command: str, overrides: list[str]) -> list[str]:
+    """A line per parameter that names a file or folder which is not there yet; an earlier run may still make it."""
+    given = config.load(folder, command, overrides).model_dump()
+    return [
+        f"{name}: {value} is not there yet; it must be before sdb {command} runs"
+        for name, value in given.items()
+        if isinstance(value, Path) and name != "save_path" and not value.exists()
+    ]
+
+
 def check_blocks(model: nn.Module, params: FitSettings) -> None:
     """Refuse activation checkpointing of a network that has nothing to recompute.
 

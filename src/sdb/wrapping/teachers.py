@@ -98,6 +98,7 @@ def _normalisation_fault(teacher: Classifier, data: Splits | LoaderSplits, accur
     mean, std = (", ".join(f"{value:.4g}" for value in part) for part in choices[best])
     return (
         f"is right about {100 * accuracy:.1f} % of the validation images; normalised by mean ({mean}), std ({std}) "
-        f"({best}), it would be about {100 * found[best]:.1f} %: it was probably trained that way. Build it with that "
-        "mean and std, or put a preprocessor_config.json with image_mean and image_std beside its weights"
+        f"({best}), it would be about {100 * found[best]:.1f} %: it was probably trained that way. Give these "
+        "to sdb.wrap as mean= and std=, or put a preprocessor_config.json with image_mean and image_std beside its "
+        "weights"
     )
