@@ -39,4 +39,4 @@ def test_a_certain_and_always_wrong_model_has_error_one(digits):
             return torch.nn.functional.one_hot(torch.full((len(images),), 11), 12).float() * 1e4
 
     found = calibration(Wrong(), evaluation_batches(digits.test, "cpu"))
-    assert found == {"calibration_error": pytest.approx(1.0), "confidence": pytest.approx(1.0)}
+    assert found == {name: pytest.approx(1.0) for name in ("calibration_error", "confidence", "brier")}

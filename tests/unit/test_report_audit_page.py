@@ -111,7 +111,7 @@ def test_a_short_audit_is_said_to_be_short():
     for name, key in (("attacks", "name"), ("cells", "attack")):
         claim[name] = [row for row in claim[name] if row[key] in kept]
     claim["controls"] = {name: claim["controls"][name] for name in kept}
-    assert "Only 2 attacks of the declared threat model" in read(render(read_claim(claim))).text
+    assert "only 2 attacks of the declared threat model" in read(render(read_claim(claim))).text
 
 
 def test_the_verdict_comes_first(page):
