@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 import sdb
-from sdb.audit.regime import Regime, Scores, attacker_of, bar_ways, best, gain, measure, soft_ways, thief_ways
+from sdb.audit.regime import Regime, attacker_of, bar_ways, measure, soft_ways, thief_ways
 from sdb.config import FitSettings, TrainSettings, WrapSettings
 from sdb.keys import Key
 from sdb.models import Classifier, ModelSpec
+from sdb.report.pairs import Scores, best, gain
 from sdb.runtime import choose_device, derive_seed, environment, write_atomic
 from sdb.training.evaluation import answers_to, evaluate, evaluation_batches, honesty
 from sdb.training.loop import train

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 import sdb
 from sdb.answers.levels import fit
 from sdb.answers.rows import Rows
-from sdb.audit.regime import Regime, Scores, attacker_of, bar_ways, best, gain, measure, soft_ways, thief_ways
+from sdb.audit.regime import Regime, attacker_of, bar_ways, measure, soft_ways, thief_ways
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Splits
 from sdb.keys import Owner
 from sdb.models import Classifier, ModelSpec
+from sdb.report.pairs import Scores, best, gain
 from sdb.runtime import choose_device, derive_seed, environment, write_atomic
 from sdb.training.evaluation import answers_to, class_mean_outputs, evaluation_batches, honesty
 from sdb.training.loop import train

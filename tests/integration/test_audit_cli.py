@@ -13,6 +13,7 @@ TINY = [
     *("--set", "subset_percent=0.3", "--set", "epochs=4", "--set", "maker_epochs=4", "--set", "views=2"),
     *("--set", 'model_args={"num_channels": 6}', "--set", 'student_args={"num_channels": 4}'),
     *("--attack", "labels", "--attack", "distil", "--defence", "stingy", "--workers", "1"),
+    *("--labelled", "all", "--set", "pairs=3"),
 ]
 
 
@@ -49,9 +50,11 @@ def test_an_audit_writes_a_claim_and_a_report_and_says_its_verdict(audited):
     assert report.startswith("<!doctype html>")
     assert "report.html" in done.stderr
     assert done.stdout == ""
-    # One judgement: exit code, text and page. One seed establishes nothing.
-    verdict = re.search("^(Broken|Not settled): ", done.stderr, re.MULTILINE)[1]
-    assert done.returncode == 1
+    # One judgement: exit code, text and page.
+    verdict = re.search(f"^({'|'.join(LEADS)}): ", done.stderr, re.MULTILINE)[1]
+    assert done.returncode == (0 if verdict == "Established" else 1)
+    assert claim["pairs"]["number"] == 3
+    assert {"bar/alone", "attack/labels", "top1/labels", "attack/distil"} <= claim["pairs"]["ways"].keys()
     assert f'<span class="summary">{verdict}: ' in report
 
 
@@ -64,7 +67,15 @@ DONE = {
     "gap_closed": None,
     "details": {},
 }
-GOOD = {"teacher": 0.98, "alone": 0.93, "label_smoothing": 0.94, "from_teacher": 0.96, "own_distance": 0.05}
+HONEST = {"honesty": {"calibration_error": 0.01, "brier": 0.01, "confidence": 0.97}}
+GOOD = {
+    "teacher": 0.98,
+    "bar": {"label smoothing": 0.94, "alone": 0.93},
+    "from_teacher": 0.96,
+    "own_distance": 0.05,
+    **HONEST,
+}
+LEADS = ("Established", "Broken", "Not settled", "Nothing at stake here")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +83,15 @@ GOOD = {"teacher": 0.98, "alone": 0.93, "label_smoothing": 0.94, "from_teacher":
     [
         ({}, 0, "Established: the box holds behind an API"),
         ({"keyless": 0.966}, 1, "Not settled: this audit cannot say whether the box keeps its promises"),
-        ({"box": 0.98}, 1, "Broken: the box does not keep its promises behind an API"),
+        ({"thief": 0.96}, 1, "Broken: the box does not keep its promises behind an API"),
+        ({"bare": 0.94}, 1, "Nothing at stake here: no attack could show what the box keeps back behind an API"),
+        ({"honesty": {"calibration_error": 0.4, "brier": 0.2}}, 1, "Broken: the box does not keep its promises"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_the_exit_code_is_the_verdict(quick_sdb, boxed, tmp_path, monkeypatch, found, code, said):
     """All results are there already, so that resuming only puts them together; 0 is for what is established."""
+    from sdb.audit.cells import Task
     from sdb.audit.job import find_subject
     from sdb.audit.plan import AuditSettings
     from sdb.audit.runner import plan, take
@@ -85,23 +99,36 @@ def test_the_exit_code_is_the_verdict(quick_sdb, boxed, tmp_path, monkeypatch, f
 
     monkeypatch.chdir(boxed)
     sets = parse_overrides([value for flag, value in itertools.pairwise(TINY) if flag == "--set"])
-    chosen = {"seeds": 3, "attacks": ("labels", "distil"), "defences": ("stingy",)}
+    chosen = {"seeds": 3, "labelled": "all", "attacks": ("labels", "distil"), "defences": ("stingy",)}
     subject, settings = find_subject(Path("wrapped"), None, None, None, False, AuditSettings(**sets | chosen))
     settings = settings.filled()
     archive = take(tmp_path / "made", settings, subject, resume=False, overwrite=False)
     for task in (task for stage in plan(settings, subject) for task in stage):
         results = {
             "reference": GOOD,
-            "defence": {"keyless": 0.978, "keyed": 0.98, "partner": 0.96, "distance": 3.0} | found,
-            "cell": {"accuracy": {"none": 0.96, "box": found.get("box", 0.9)}.get(task.defence, 0.9)} | DONE,
+            "defence": {"keyless": 0.978, "keyed": 0.98, "partner": 0.96, "distance": 3.0, "bits": 0.2}
+            | HONEST
+            | found,
+            "cell": {"accuracy": {"none": 0.96}.get(task.defence, 0.9)} | DONE,
             "negative": {"accuracy": 0.1} | DONE,
         }
         result = results[task.kind] | {"seconds": 1.0}
         archive.keep(task.place, result)
+    ways = {
+        "bar/label smoothing": 0.94,
+        "bar/alone": 0.93,
+        "bare/T=4": found.get("bare", 0.96),
+        "partner/T=4": found.get("bare", 0.96),
+        "attack/labels": found.get("thief", 0.935),
+    }
+    for pair in range(1, 4):
+        # Some luck, the same for all ways.
+        scores = {name: [value + 0.002 * pair, 0.9 + value / 100] for name, value in ways.items()}
+        archive.keep(Task("pair", 0, pair=pair).place, {"ways": scores, "seconds": 1.0})
     out = str(tmp_path / "made")
     done = quick_sdb("audit", "wrapped", "--out", out, "--seeds", "3", *TINY, "--resume", cwd=boxed)
     assert done.returncode == code, done.stderr
-    verdict = re.search("^(Established|Broken|Not settled): .*", done.stderr, re.MULTILINE)[0]
+    verdict = re.search(f"^({'|'.join(LEADS)}): .*", done.stderr, re.MULTILINE)[0]
     assert verdict.startswith(said)
     assert "smallest gain that could have been seen: " in verdict
     page = (tmp_path / "made" / "report.html").read_text()

@@ -11,12 +11,13 @@ from sdb.audit import runner
 from sdb.audit.archive import Folder, Memory
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.victim import Interface
-from sdb.audit.audit_seed import AuditSeed, Shuffled, Subject
+from sdb.audit.audit_seed import AuditSeed, Shuffled
 from sdb.audit.cells import Task, cell, control_column, do, references, stages
 from sdb.audit.collect import make_claim, negative_control, positive_control
 from sdb.audit.plan import AuditSettings, attacks_of, chosen, defences_of, threat_of
 from sdb.audit.proxy import letters
 from sdb.audit.runner import plan, run_tasks, take
+from sdb.audit.subject import Subject
 from sdb.errors import CheckpointError, ConfigError, RunExistsError
 from sdb.report.claim import read_claim
 from sdb.runs.tasks import Where
@@ -30,6 +31,8 @@ TINY = {
     "maker_epochs": 16,
     "views": 2,
     "seeds": 1,
+    "labelled": "all",
+    "pairs": 3,
     "model_args": {"num_channels": 6},
     "student_args": {"num_channels": 4},
     "device": "cpu",
@@ -172,9 +175,31 @@ def test_an_attacker_holds_no_test_images(audit_seed):
     assert not held & {image.tobytes() for image in np.array(audit_seed.data.test.images)}
 
 
-def test_a_share_of_the_data_is_a_share(audit_seed):
-    less = AuditSeed(settings(data_share=0.5), Subject(), 0, audit_seed.archive)
-    assert len(less.attacker().train) == round(0.5 * len(audit_seed.attacker().train))
+def test_a_thief_has_what_the_regime_says(audit_seed):
+    def means(**changes):
+        return AuditSeed(settings(**changes), Subject(), 0, audit_seed.archive).attacker()
+
+    few, some = means(labelled=None), means(labelled=100, unlabelled=50)
+    assert (len(few.train), len(few.validation), few.unlabelled) == (120, 30, None)
+    assert (len(some.train), len(some.validation), len(some.unlabelled)) == (80, 20, 50)
+    everything = audit_seed.attacker()
+    assert len(everything.train) + len(everything.validation) == len(audit_seed.data.train)
+    with pytest.raises(ConfigError, match="labelled and unlabelled: 100 and 5000; there are"):
+        means(labelled=100, unlabelled=5000)
+    with pytest.raises(ConfigError, match="labelled"):
+        settings(labelled="many")
+    # Pairs have other images and other students; the same pair the same.
+    first, again, other = (audit_seed.means(pair) for pair in (1, 1, 2))
+    assert np.array_equal(first.train.images, again.train.images)
+    assert not np.array_equal(first.train.labels, other.train.labels)
+    assert first.settings.seed != other.settings.seed
+
+
+def test_students_of_few_images_take_as_many_steps_as_those_of_many():
+    few, many = (AuditSettings().of_students(0, images) for images in (120, 800))
+    assert few.epochs * (120 // few.batch_size) == many.epochs * (800 // many.batch_size) == 240
+    assert (few.batch_size, many.batch_size) == (30, 64)
+    assert AuditSettings(epochs=7).of_students(0, 120).epochs == 7
 
 
 # --- controls --------------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import pytest
 from sdb.audit.archive import Memory
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.victim import Interface
-from sdb.audit.audit_seed import AuditSeed, Subject
+from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.cells import Task, agreement, applies, cell, distance
 from sdb.audit.collect import cells_of, negative_control, positive_control
 from sdb.audit.plan import AuditSettings, defences_of
+from sdb.audit.subject import Subject
 from sdb.errors import TrainingError
 from sdb.keys import Key
 from sdb.training.evaluation import evaluation_batches

@@ -14,10 +14,11 @@ from sdb.audit import regime as regimes
 from sdb.audit.attacks.attacker import NO_LABEL
 from sdb.audit.attacks.level_thieves import BY_FILTER, BY_TARGETS, LevelThief
 from sdb.audit.attacks.victim import Interface, Victim
-from sdb.audit.regime import Gain, Regime, Scores, attacker_of, bar_ways, best, gain, measure, soft_ways
+from sdb.audit.regime import Regime, attacker_of, bar_ways, measure, soft_ways
 from sdb.config import FitSettings
 from sdb.errors import ConfigError
 from sdb.models import ModelSpec
+from sdb.report.pairs import Gain, Scores, best, gain
 from sdb.runtime import derive_seed
 
 SETTINGS = FitSettings(epochs=3, batch_size=16, learning_rate=0.01, optimizer="adam")
@@ -111,7 +112,7 @@ def test_a_gain_is_the_mean_of_the_pairs_differences():
     assert found.error == pytest.approx(deviation / 2)
     assert not found.above
     assert found.lowest == 0
-    assert Gain(0.08, 0.05, 3, 0.01, 0.0).above and not Gain(0.08, 0.05, 2, 0.01, 0.0).above
+    assert Gain(0.08, 0.05, 3, 0.01, 0.0, 0.1).above and not Gain(0.08, 0.05, 2, 0.01, 0.0, 0.1).above
 
 
 # --- what a level tells ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ make_claim = runpy.run_path(str(Path(__file__).with_name("audit_claims.py")))["m
 
 @pytest.fixture(scope="module")
 def whole():
-    return make_claim()
+    return make_claim(pairs={"labels": 0.1, "distil": -0.2})
 
 
 @pytest.fixture
@@ -99,7 +99,8 @@ NAN, INF = float("nan"), float("inf")
         ("traces.0.log10_p", -INF),
         ("data.test", 10**400),
         ("data.test", 0),
-        ("data_share", NAN),
+        ("box.bits", NAN),
+        ("pairs.ways.attack/labels.test.3", NAN),
         ("seconds", NAN),
     ],
 )
@@ -119,15 +120,42 @@ def test_numbers_that_are_none_are_refused_by_name(claim, tmp_path, place, value
     assert (f"(1 fault(s)): {place}: " if value != 10**400 else "is beyond 64 bits") in str(error.value)
 
 
+def as_schema_2(claim):
+    """As `sdb audit` wrote claims before there were pairs."""
+    older = copy.deepcopy(claim) | {"schema": 2, "data_share": 0.5}
+    for name in ("regime", "given", "pairs"):
+        del older[name]
+    bar = older["references"].pop("bar")
+    older["references"] |= {"alone": bar["alone"], "label_smoothing": bar["label smoothing"]}
+    for part in (older["references"], *older["defences"]):
+        for name in ("calibration_error", "brier", "bits"):
+            part.pop(name, None)
+    for name in ("levels", "bits"):
+        del older["box"][name]
+    return older
+
+
+def test_a_claim_of_schema_2_is_read(claim):
+    older = as_schema_2(claim)
+    found = read_claim(older)
+    assert found.references.bar == claim["references"]["bar"]
+    assert (found.pairs, found.given, found.regime.labelled) == (None, False, claim["data"]["train"])
+    older["data_share"] = 1.5
+    with pytest.raises(ConfigError, match="data_share"):
+        read_claim(older)
+
+
 def test_a_claim_of_schema_1_is_read(claim):
-    older = copy.deepcopy(claim) | {"schema": 1}
+    claim |= {"pairs": None}
+    older = as_schema_2(claim) | {"schema": 1}
     for control in older["controls"].values():
         del control["positive"]["closed"], control["positive"]["closed_needed"]
     before = copy.deepcopy(older)
     found = read_claim(older)
     assert older == before
     assert found.controls["pruning"].positive.closed is None
-    assert found == read_claim(claim | {"controls": found.model_dump()["controls"]})
+    same = read_claim(as_schema_2(claim))
+    assert found.model_dump(exclude={"controls"}) == same.model_dump(exclude={"controls"})
     assert claim["controls"]["pruning"]["positive"]["closed"] is not None
     older["controls"]["labels"]["positive"] = 3
     with pytest.raises(ConfigError, match=r"controls\.labels\.positive: "):
@@ -148,7 +176,10 @@ def lose_a_seed(claim):
 SPOILT = {
     "cells lack box under distil": drop_cell,
     "of [0, 1, 2]": lose_a_seed,
-    "references.alone holds 2 values for 3 seeds": lambda claim: claim["references"]["alone"].pop(),
+    "references.bar.alone holds 2 values for 3 seeds": lambda claim: claim["references"]["bar"]["alone"].pop(),
+    "references.bar lacks 'alone', which the pairs have": lambda claim: claim["references"]["bar"].pop("alone"),
+    "bar/alone holds 23 values for 24 pairs": lambda claim: claim["pairs"]["ways"]["bar/alone"]["test"].pop(),
+    "no way of bare/": lambda claim: claim["pairs"]["ways"].pop("bare/T=4"),
     "defences.0.partner holds 4 values": lambda claim: claim["defences"][0]["partner"].append(None),
     "attacks hold 'labels' twice": lambda claim: claim["attacks"].append(claim["attacks"][0]),
     "there twice": lambda claim: claim["cells"].append(claim["cells"][0]),
@@ -184,10 +215,10 @@ def test_a_cell_that_failed_may_have_some_of_its_seeds(claim):
         (b"[1, 2]", "a JSON list"),
         (b"{}", "not an audit's claim"),
         (b'{"kind": "audit"}', "schema: no number"),
-        (b'{"kind": "audit", "schema": 3}', "read it with the version of sdb that wrote it"),
+        (b'{"kind": "audit", "schema": 4}', "read it with the version of sdb that wrote it"),
         (b'{"kind": "audit", "schema": true}', "schema: no number"),
-        (b'{"kind": "audit", "schema": 0}', "reads 1, 2"),
-        (b'{"kind": "audit", "schema": 2}', "fault(s)"),
+        (b'{"kind": "audit", "schema": 0}', "reads 1, 2, 3"),
+        (b'{"kind": "audit", "schema": 3}', "fault(s)"),
         (b'{"schema": 1, "kind": "demo"}', "a demo's record, not an audit's claim: `sdb report show "),
     ],
 )

@@ -87,7 +87,7 @@ def test_seeds_parameters_and_environment_are_named():
         (("settings", "epochs"), 3),
         (("interface",), "labels"),
         (("query_budget",), None),
-        (("data_share",), 0.5),
+        (("regime", "labelled"), 300),
         (("views",), 1),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",

@@ -240,7 +240,7 @@ def test_the_table_has_a_row_per_attack_and_a_column_per_defence(claim):
     assert [name for name in names if name in {a["name"] for a in claim["attacks"]}] == [
         a["name"] for a in claim["attacks"]
     ]
-    assert "The bar, the same student trained alone with label smoothing" in lines[-1]
+    assert "The bar, the same small network trained alone on smoothed labels" in lines[-1]
 
 
 def test_the_table_marks_gains_distrust_and_recovery():

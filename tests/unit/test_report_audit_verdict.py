@@ -43,7 +43,7 @@ def test_a_box_that_holds_passes():
     assert words.summary(claim, verdict).startswith("Established: the box holds behind an API (smallest gain")
     assert {c.outcome for c in verdict.api.cells} == {Outcome.STOPPED, Outcome.NO_GAIN}
     assert words.headline(claim, verdict).startswith(
-        "Nobody who tried to copy the box by asking it gained anything."
+        "Nobody who tried to copy the box by asking it gained anything beyond its classes."
     )
 
 
@@ -241,7 +241,7 @@ def test_the_strongest_is_the_one_farthest_above_the_bar():
 
 def test_what_the_teacher_teaches_is_held_against_the_bar():
     raw = make_claim()
-    raw["references"] |= {"from_teacher": [0.98] * 3, "label_smoothing": [0.94] * 3}
+    raw["references"] |= {"from_teacher": [0.98] * 3, "bar": {"label smoothing": [0.94] * 3}}
     assert judge(read_claim(raw)).teaches.value == pytest.approx(0.04)
 
 
@@ -351,8 +351,11 @@ def test_one_seed_and_dull_data_are_said():
     claim, verdict = verdict_of(seeds=1)
     assert "One seed." in [lead for lead, _ in words.caveats(claim, verdict)]
     dull = make_claim(seeds=3)
-    dull["references"]["from_teacher"] = dull["references"]["label_smoothing"]
+    dull["references"]["from_teacher"] = dull["references"]["bar"]["label smoothing"]
     found = read_claim(dull)
+    assert judge(found).judged.judgement is Judgement.NOTHING_AT_STAKE
+    assert words.summary(found, judge(found)).startswith("Nothing at stake here: ")
+    assert words.findings(found, judge(found))[0].status == "Nothing at stake"
     assert "Little to steal." in [lead for lead, _ in words.caveats(found, judge(found))]
     claim, verdict = verdict_of(seeds=3)
     assert [lead for lead, _ in words.caveats(claim, verdict)] == ["Not for shipped files."]
@@ -365,14 +368,118 @@ def test_an_attack_that_learns_from_shuffled_answers_is_said():
     assert any("skeptical" in text for _, text in words.caveats(claim, judge(claim)))
 
 
-def test_the_rule_states_resolution_and_false_alarms():
+def test_the_rule_states_resolution_and_the_bar():
     _, verdict = verdict_of()
     halves = [cell.gap.half for cell in verdict.declared.cells]
     assert (
         words.resolution(verdict.declared)
         == f"{100 * min(halves):.1f} to {100 * max(halves):.1f} points, by attack"
     )
-    assert "With 12 comparisons, about 0.3" in words.rule(verdict)
+    assert "the bar is the same small network trained alone on smoothed labels" in words.rule(verdict)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def with_pairs(gains, **changes):
+    return verdict_of(seeds=1, pairs=gains, **changes)
+
+
+def test_pairs_decide_where_there_are_some_and_one_seed_of_the_grid_is_enough():
+    _, verdict = with_pairs({"labels": 0.1, "tuned_distil": -0.4})
+    assert verdict.declared.judged.judgement is ESTABLISHED
+    assert verdict.partner.judged.judgement is ESTABLISHED
+    assert verdict.teaches.value == pytest.approx(0.024)
+    assert {cell.attack.name for cell in verdict.api.cells if cell.judged is not None} == {
+        "labels",
+        "tuned_distil",
+    }
+    assert cell_of(verdict, "labels").gap.value == pytest.approx(0.001)
+    assert verdict.declared.strongest.attack.name == "labels"
+    # What was trained once leaves the users' side open, unless box and teacher are what they are.
+    assert verdict.everyone.judged.judgement is OPEN
+    raw = make_claim(seeds=1, pairs={"labels": 0.1}) | {"given": True}
+    given = read_claim(raw)
+    assert judge(given).judged.judgement is ESTABLISHED
+    assert words.headline(given, judge(given)).startswith(
+        "With 150 labelled images, a thief gains 2.4 points from the bare model and nothing that chance does not"
+    )
+    assert "; a partner gains 2.5 points. " in words.headline(given, judge(given))
+    assert "measured again on 24 fresh students each" in words.rule(judge(given))
+
+
+def test_an_attack_above_the_bar_on_fresh_students_breaks_the_box():
+    claim, verdict = with_pairs({"labels": 1.5, "distil": -3.0})
+    assert verdict.judged.judgement is BROKEN
+    assert cell_of(verdict, "labels").outcome is Outcome.GAIN
+    assert "a thief gains 2.4 points from the bare model and 1.5 points from the box" in words.headline(
+        claim, verdict
+    )
+
+
+def test_an_attack_is_held_against_itself_on_classes_alone_where_that_beats_the_bar():
+    """A better way to learn from top-1 answers is no leak."""
+    raw = make_claim(seeds=1, pairs={"labels": 1.5})
+    assert judge(read_claim(raw)).judged.judgement is BROKEN
+    ways = raw["pairs"]["ways"]
+    ways["top1/labels"] = {
+        **ways["attack/labels"],
+        "test": [each + 0.001 for each in ways["attack/labels"]["test"]],
+    }
+    verdict = judge(read_claim(raw))
+    assert cell_of(verdict, "labels").gap.value == pytest.approx(-0.001)
+    assert verdict.declared.judged.judgement is ESTABLISHED
+    ways["top1/labels"]["test"] = [each - 0.2 for each in ways["attack/labels"]["test"]]
+    assert cell_of(judge(read_claim(raw)), "labels").gap.value == pytest.approx(0.015)
+
+
+def test_several_measured_attacks_need_more_than_one():
+    """The best of five equal ones is often above; what is clear for one alone need not be clear for it."""
+    halves = [with_pairs(dict.fromkeys(names, 0.4))[1] for names in (["labels"], ["labels", "distil", "clip"])]
+    one, three = (cell_of(verdict, "labels").gap for verdict in halves)
+    assert three.half / three.clear == one.half / one.clear == 1
+    assert three.half > 1.15 * one.half
+
+
+def test_where_the_bare_model_gives_nothing_no_attack_decides_and_a_gain_still_breaks():
+    claim, verdict = with_pairs({"labels": -0.2, "bare": 0.1})
+    assert verdict.declared.judged.judgement is Judgement.NOTHING_AT_STAKE
+    assert words.story(claim, verdict) == ""
+    assert with_pairs({"labels": 2.0, "bare": 0.1})[1].declared.judged.judgement is BROKEN
+
+
+def test_one_cell_of_the_grid_that_is_above_by_luck_breaks_nothing():
+    """An attack that was not measured again counts only beyond what the best of many equal ones would be."""
+    quiet, loud = with_pairs({"labels": 0.0}, broken="averager")[1], with_pairs({"labels": 0.0})[1]
+    assert cell_of(quiet, "averager").gap.value == pytest.approx(0.03, abs=0.006)
+    assert cell_of(quiet, "averager").judged is None
+    assert cell_of(loud, "averager").gap.half > verdict_of(seeds=1)[1].api.cells[0].gap.half
+    raw = make_claim(seeds=1, pairs={"labels": 0.0}, teacher=80.0)
+    for trial in cell_in(raw, "averager")["seeds"]:
+        trial["accuracy"] = 0.99
+    assert judge(read_claim(raw)).api.judged.judgement is BROKEN
+
+
+def test_a_partner_clearly_below_the_teachers_student_breaks_a_promise():
+    assert with_pairs({"labels": 0.0, "partner": 0.4})[1].partner.judged.judgement is BROKEN
+    none = with_pairs({"labels": 0.0, "partner": None})[1].partner
+    assert (none.gap, none.judged.reasons) == (None, ("no key was given, so no partner was trained",))
+
+
+@pytest.mark.parametrize(
+    ("box", "teacher", "lies"), [(0.015, 0.001, False), (0.4, 0.012, True), (0.05, 0.045, False)]
+)
+def test_confidence_that_is_not_what_it_says_breaks_the_users_promise(box, teacher, lies):
+    raw = make_claim()
+    raw["defences"][-1]["calibration_error"] = [box] * 3
+    raw["references"]["calibration_error"] = [teacher] * 3
+    claim = read_claim(raw)
+    verdict = judge(claim)
+    assert (verdict.everyone.judged.judgement is BROKEN) is lies
+    found = words.findings(claim, verdict)[2]
+    assert (found.status == "Not honest") is lies
+    assert f"{100 * box:.1f} points off on average, the teacher's {100 * teacher:.1f}" in found.sentence
+    assert ("Its confidence is not what it says." in words.headline(claim, verdict)) is lies
 
 
 @settings(max_examples=25, deadline=None)

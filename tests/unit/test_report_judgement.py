@@ -188,3 +188,10 @@ def test_numbers_as_text():
     assert [points(v) for v in (0.0123, -0.0123, 0.0, -0.0002)] == ["+1.2", "−1.2", "0.0", "0.0"]
     assert points(0.01234, 2) == "+1.23"
     assert points_and_half(-0.0123, 0.5) == "−1.2\u00a0±\u00a050.0"
+
+
+def test_two_that_are_the_same_are_neither_above_nor_below():
+    """Students of equal answers agree in every pair, so their difference has no spread."""
+    same = Difference(0.0, 0.0, 0.0, 0.0, 24)
+    assert not same.above and not same.below
+    assert judge_excess(same).judgement is Judgement.ESTABLISHED

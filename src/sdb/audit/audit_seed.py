@@ -9,8 +9,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Generator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +18,19 @@ from sdb import data as datasets
 from sdb.audit.archive import Archive
 from sdb.audit.attacks.attack import Attack
 from sdb.audit.attacks.attacker import Attacker, Shadow
-from sdb.audit.attacks.retrain import share_of
 from sdb.audit.attacks.victim import Interface, Victim
 from sdb.audit.defences import DEFENCES, boxed
 from sdb.audit.defences.defence import Defence, Defended
 from sdb.audit.plan import BOX, NONE, AuditSettings
 from sdb.audit.proxy import letters
+from sdb.audit.regime import Regime, attacker_of
+from sdb.audit.subject import Subject, original
 from sdb.box.box import Box
-from sdb.config import DEFAULT_PICTURES, Pictures, WrapSettings
+from sdb.config import WrapSettings
 from sdb.data import ImageSet, Splits
 from sdb.errors import ConfigError, ModelError
-from sdb.keys import Key, Owner
 from sdb.models import MODULE, Classifier, ModelSpec
-from sdb.models.checkpoint import check_fits, load_classifier
+from sdb.models.checkpoint import check_fits
 from sdb.runtime import choose_device, derive_seed
 from sdb.training.loop import train
 from sdb.wrapping.networks import made_again
@@ -41,6 +40,8 @@ COLLUDER = 1_000_000
 SHADOW = 2_000_000
 # Images of another kind for each of the attacker's own.
 PROXY_SHARE = 4
+# The grid's attackers are one pair; those that measure count from 1.
+GRID = 0
 # Which defence makes boxes of a method and kind of key.
 MAKERS = {
     ("nasty", ""): "nasty",
@@ -48,71 +49,6 @@ MAKERS = {
     ("decoy", "weight"): "decoy",
     ("decoy", "image"): "decoy_image",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SubjectFiles:
-    """Where what is audited lies; see `Subject`.
-
-    Attributes:
-        box: a box's folder or file.
-        key: a partner's key file.
-        teacher: a run folder or checkpoint.
-        owner: the owner's file.
-        split_seed, validation_fraction: see `Subject`.
-        network: the factory that makes the network of box and teacher, where their files may not say it alone.
-    """
-
-    box: Path | None = None
-    key: Path | None = None
-    teacher: Path | None = None
-    owner: Path | None = None
-    split_seed: int | None = None
-    validation_fraction: float = 0.1
-    network: str | None = None
-
-    def read(self) -> Subject:
-        """What is there.
-
-        Raises:
-            CheckpointError, KeyFileError, ModelError: something is damaged or missing.
-        """
-        box = None if self.box is None else Box.load(self.box, self.network)
-        return Subject(
-            box,
-            None if self.key is None else Key.load(self.key),
-            None if self.teacher is None else load_classifier(self.teacher, network=self.network),
-            None if self.owner is None else Owner.load(self.owner),
-            self.split_seed,
-            self.validation_fraction,
-            DEFAULT_PICTURES if box is None else box.classifier.pictures,
-            self,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """What is audited: a box with its key and its teacher, or nothing, and then the audit makes all.
-
-    Attributes:
-        box: not changed.
-        key: a partner's; None where only thieves are looked at.
-        teacher: the unprotected model; not changed.
-        owner: the box's, for its mark.
-        split_seed: of the box's data split; None where each seed splits anew.
-        validation_fraction: of the box's data split.
-        pictures: how pictures become pixels for the box.
-        files: where all this was read from, so that other processes can; None where it is in this process alone.
-    """
-
-    box: Box | None = None
-    key: Key | None = None
-    teacher: Classifier | None = None
-    owner: Owner | None = None
-    split_seed: int | None = None
-    validation_fraction: float = 0.1
-    pictures: Pictures = DEFAULT_PICTURES
-    files: SubjectFiles | None = SubjectFiles()
 
 
 class AuditSeed:
@@ -184,8 +120,10 @@ class AuditSeed:
 
         Raises:
             CheckpointError, ModelError, KeyFileError: box, key or teacher is damaged, or not of this data or this box.
+            ConfigError: there are not so many images as a thief is to have.
         """
         self.student()
+        self.means()
         if self.box is not None:
             self.maker(BOX, {})
             self.defended(BOX, {})
@@ -196,7 +134,7 @@ class AuditSeed:
         """Train the unprotected model where none was given; goes on where it was stopped."""
         if self.subject.teacher is None:
             # A shadow's teacher is trained in the same way: what the audit makes is made with one recipe.
-            fitted = self.settings.fit(self.seed, self.settings.maker_epochs)
+            fitted = self.settings.of_makers(self.seed, len(self.data.train))
             self.archive.train(self._place("teacher"), self.network("teacher"), self.data, fitted)
 
     def network(self, purpose: object) -> Classifier:
@@ -266,7 +204,7 @@ class AuditSeed:
         """Build a defence around the teacher, or another customer's copy of it."""
         if name == BOX and not colluder:
             return
-        fitted = self.settings.fit(self.seed + COLLUDER * colluder, self.settings.maker_epochs)
+        fitted = self.settings.of_makers(self.seed + COLLUDER * colluder, len(self.data.train))
         place = self._place_of(name, colluder)
         self.archive.build(place, self.maker(name, defences), self.teacher, self.data, fitted)
 
@@ -295,29 +233,44 @@ class AuditSeed:
             network=defended.network if shipped else None,
         )
 
-    def attacker(
-        self, name: str = NONE, defences: dict[str, Defence] | None = None, attack: Attack | None = None
-    ) -> Attacker:
-        """The means of an attacker of one defence."""
-        fitted = self.settings.fit(self.seed, self.settings.epochs)
-        own = share_of(self.data, self.settings.data_share, self.seed)
-        uses = attack.uses if attack is not None else frozenset()
-        known = defences or {}
-        attacker = Attacker(
-            train=own.train,
-            validation=own.validation,
-            proxy=self.proxy(PROXY_SHARE * len(own.train) if "proxy" in uses else 1),
-            augment=self.data.augment,
-            new_student=self.student,
-            new_network=lambda purpose="attacker": self.network(("attacker", purpose)),
-            settings=fitted,
+    @property
+    def regime(self) -> Regime:
+        """What an attacker has of the data."""
+        return self.settings.regime(self.data)
+
+    def means(self, pair: int = GRID) -> Attacker:
+        """What every attacker has: images, networks, time; of the grid, or of a pair, which has others.
+
+        Raises:
+            ConfigError: there are not so many images.
+        """
+        regime = self.regime
+        fitted = self.settings.of_students(self.seed, regime.learners(self.data.num_classes))
+        attacker = attacker_of(self.data, regime, self.student, fitted, pair)
+        return replace(
+            attacker,
+            new_network=lambda purpose="attacker": self.network(("attacker", purpose, pair)),
             views=self.settings.views or 1,
         )
+
+    def attacker(
+        self,
+        name: str = NONE,
+        defences: dict[str, Defence] | None = None,
+        attack: Attack | None = None,
+        pair: int = GRID,
+    ) -> Attacker:
+        """The means of an attacker of one defence."""
+        attacker = self.means(pair)
+        uses = attack.uses if attack is not None else frozenset()
+        known = defences or {}
+        if "proxy" in uses:
+            attacker = replace(attacker, proxy=self.proxy(PROXY_SHARE * len(attacker.train)))
         if "colluder" in uses:
             other = self.defended(name, known, colluder=True)
             attacker = replace(attacker, colluder=self.victim(other, attack))  # ty: ignore[invalid-argument-type]
         if "shadow" in uses:
-            attacker = replace(attacker, shadow=self.shadow(name, known))
+            attacker = replace(attacker, shadow=self.shadow(name, known, attacker.validation))
         if uses & {"image_key", "leaked_key"}:
             defended = self.defended(name, known)
             leaked = defended.key if "leaked_key" in uses else None
@@ -329,46 +282,19 @@ class AuditSeed:
         """Images of another kind; they are easier to come by than the right ones."""
         return letters(count, self.data.image_shape, derive_seed(self.seed, "proxy"))
 
-    def shadow(self, name: str, defences: dict[str, Defence]) -> Shadow:
+    def shadow(self, name: str, defences: dict[str, Defence], own: ImageSet) -> Shadow:
         """How an attacker makes the defence again: own teacher, own data, the public recipe, keys of its own."""
         maker = self.maker(name, defences)
 
         def make(images: ImageSet, seed: int) -> tuple[nn.Module, nn.Module]:
-            fitted = self.settings.fit(SHADOW + seed % SHADOW, self.settings.maker_epochs)
-            mine = replace(self.data, train=images, test=self.data.validation)
+            fitted = self.settings.of_makers(SHADOW + seed % SHADOW, len(images))
+            mine = replace(self.data, train=images, validation=own, test=own)
             teacher = self.network(("shadow", seed))
             train(teacher, mine, fitted, progress=False)
             built = maker.built(teacher, mine, fitted)
             return teacher, maker.open(teacher, built.parts, built.record).keyless
 
         return make
-
-
-def original(subject: Subject) -> Classifier | None:
-    """The network whose architecture the victim has; None where the settings say it."""
-    return subject.box.classifier if subject.box is not None else subject.teacher
-
-
-def no_copy(subject: Subject) -> str:
-    """Why nobody here can make a network of the victim's architecture; empty where it can be made."""
-    known = original(subject)
-    if known is None or known.spec.name != MODULE:
-        return ""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            made_again(known)
-    except ModelError as error:
-        return str(error)
-    return ""
-
-
-def with_students(settings: AuditSettings, subject: Subject) -> AuditSettings:
-    """The settings; where they say nothing of students and the victim is a module object, students are as it is."""
-    known = original(subject)
-    said = "student_model" in settings.model_fields_set or known is None or known.spec.name != MODULE
-    if said or no_copy(subject):
-        return settings
-    return settings.model_copy(update={"student_model": MODULE, "student_args": {}})
 
 
 class Shuffled(nn.Module):

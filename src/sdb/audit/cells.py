@@ -16,22 +16,26 @@ from torch import Tensor, nn
 from sdb import losses
 from sdb.audit.attacks.attack import Attack
 from sdb.audit.attacks.attacker import Attacker
-from sdb.audit.attacks.distil import Distil, Recipe, distilled
-from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError, Victim
-from sdb.audit.audit_seed import AuditSeed, Shuffled, shuffled_labels
+from sdb.audit.attacks.decoys_removed import ByClass
+from sdb.audit.attacks.distil import Distil
+from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
+from sdb.audit.audit_seed import GRID, AuditSeed, Shuffled, shuffled_labels
 from sdb.audit.defences.defence import Defence, Defended
+from sdb.audit.pairs import students_of_pair
 from sdb.audit.plan import BOX, NONE
-from sdb.data import Batch, Batches
+from sdb.audit.regime import USUAL, alone, bar_ways, soft_ways
+from sdb.data import Batches
 from sdb.errors import ConfigError, ModelError, TrainingError
-from sdb.models import Classifier
 from sdb.runtime import derive_seed
-from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.evaluation import answers_to, evaluate, evaluation_batches, honesty
 
 TEMPERATURE = 4.0
 # Boxes whose keys are known to be found, and the box that the audit is about where none was given.
 EASY_KEY, WEIGHT_KEY, OURS = "sdb", "decoy", "decoy"
 # Negative controls need not be good, only honest: they get this share of the epochs.
 NEGATIVE_SHARE = 3
+# A class has at most so many answers where answers are fixed rows.
+MOST_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +43,31 @@ class Task:
     """One piece of work.
 
     Attributes:
-        kind: references, defence, cell or negative.
+        kind: reference, defence, cell or negative; or pair, see `pairs`.
         seed: of its ground.
         defence, attack: names, where they apply.
+        pair: its number.
+        measured: the attacks of a pair.
     """
 
     kind: str
     seed: int
     defence: str = ""
     attack: str = ""
+    pair: int = GRID
+    measured: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
         """Where its result goes in an archive."""
+        if self.kind == "pair":
+            return f"seed-{self.seed}/pairs/pair-{self.pair}"
         name = "--".join(part for part in (self.defence, self.attack) if part) or "references"
         return f"seed-{self.seed}/{self.kind}s/{name.replace(':', '.')}"
 
     def __str__(self) -> str:
+        if self.kind == "pair":
+            return f"pair {self.pair}"
         return " ".join(part for part in (self.kind, self.attack, self.defence, f"seed {self.seed}") if part)
 
 
@@ -64,7 +76,10 @@ def do(task: Task, audit_seed: AuditSeed, attacks: dict[str, Attack], defences: 
     if audit_seed.archive.has(task.place):
         return
     started = time.perf_counter()
-    if task.kind == "reference":
+    if task.kind == "pair":
+        chosen = {name: attacks[name] for name in task.measured}
+        result = students_of_pair(audit_seed, task.pair, task.defence, chosen, defences)
+    elif task.kind == "reference":
         audit_seed.make_teacher()
         result = references(audit_seed)
     elif task.kind == "defence":
@@ -82,40 +97,42 @@ def score(model: nn.Module, batches: Batches) -> float:
 
 def references(audit_seed: AuditSeed) -> dict[str, Any]:
     """Teacher, and the students that never saw a defended model; all learn from the same views of the same images."""
-    attacker = audit_seed.attacker()
+    attacker, teacher = audit_seed.means(), audit_seed.teacher
     test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    students = {name: way(attacker) for name, way in bar_ways(teacher, audit_seed.regime).items()}
     return {
-        "teacher": score(audit_seed.teacher, test),
-        "alone": score(trained_alone(attacker, attacker.new_student(), 0.0), test),
-        "label_smoothing": score(trained_alone(attacker, attacker.new_student(), 0.1), test),
-        "from_teacher": score(partner(audit_seed.teacher, attacker), test),
-        "own_distance": distance(audit_seed.teacher, trained_alone(attacker, attacker.new_network(), 0.0), test),
+        "teacher": score(teacher, test),
+        "honesty": honesty(*answers_to(teacher, test)),
+        "bar": {name: score(student, test) for name, student in students.items()},
+        "from_teacher": score(soft_ways(teacher)[USUAL](attacker), test),
+        "own_distance": own_distance(teacher, attacker, test),
     }
 
 
-def trained_alone(attacker: Attacker, network: Classifier, smoothing: float) -> Classifier:
-    """A network trained on the attacker's labels; a student with smoothing 0.1 is the bar.
+def own_distance(teacher: nn.Module, attacker: Attacker, batches: Batches) -> float:
+    """How near the teacher's soft answers a thief comes without any: the better of two ways, nats.
 
-    Source: the bar is CMIM's (arXiv 2507.00012).
+    A network of its own, trained on its labels; or the victim's classes, each with what that network says of it on
+    average.
     """
-
-    def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": losses.cross_entropy(logits, batch.labels, smoothing)}
-
-    return attacker.learn(network, attacker.transfer(), loss)
-
-
-def partner(module: nn.Module, attacker: Attacker) -> nn.Module:
-    """A student of a module by plain distillation, with labels: what a key holder does."""
-    transfer = attacker.transfer()
-    scores = open_victim(module, attacker).ask(transfer.images()).scores()
-    return distilled(attacker, transfer, scores, Recipe(), transfer.targets)
+    own = alone(attacker, network=attacker.new_network()).eval()
+    images = attacker.transfer(attacker.train).images()
+    with torch.no_grad():
+        named = teacher(images).argmax(dim=1)
+        said = ByClass(own(images).log_softmax(dim=1), named).mean
+    return min(distance(teacher, model, batches) for model in (own, Said(teacher, said)))
 
 
-def open_victim(module: nn.Module, attacker: Attacker) -> Victim:
-    """A module that answers with logits without limit."""
-    student = attacker.new_student()
-    return Victim(module, Interface.LOGITS, num_classes=student.num_classes, image_shape=student.image_shape)
+class Said(nn.Module):
+    """What is said of a class on average, for the class that a victim names."""
+
+    def __init__(self, victim: nn.Module, table: Tensor) -> None:
+        super().__init__()
+        self.victim, self.table = victim, table
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Rows of the table, (N, C)."""
+        return self.table[self.victim(images).argmax(dim=1)]
 
 
 def defence_row(
@@ -140,7 +157,9 @@ def defence_row(
     return {
         "keyless": score(defended.keyless, test),
         "keyed": None if keyed is None else score(keyed, test),
-        "partner": None if keyed is None else score(partner(keyed, audit_seed.attacker()), test),
+        "honesty": honesty(*answers_to(defended.keyless, test)),
+        "bits": told(answers_to(defended.keyless, test)[0]),
+        "partner": None if keyed is None else score(soft_ways(keyed)[USUAL](audit_seed.means()), test),
         "distance": distance(audit_seed.teacher, defended.keyless, test),
     }
 
@@ -241,6 +260,17 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def told(logits: Tensor) -> float | None:
+    """What an answer says beyond its class, H(answer | class) in bits; None where answers are not a few rows."""
+    rows, which = torch.unique(logits, dim=0, return_inverse=True)
+    if len(rows) > MOST_ROWS * logits.shape[1]:
+        return None
+    counts = torch.bincount(which).double()
+    share, classes = counts / counts.sum(), rows.argmax(dim=1)
+    total = torch.zeros(logits.shape[1], dtype=torch.float64).index_add_(0, classes, share)
+    return max(0.0, float(-(share * (share / total[classes]).log2()).sum()))
 
 
 @torch.no_grad()

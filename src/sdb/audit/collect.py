@@ -7,12 +7,15 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
+from sdb.audit.archive import Archive
 from sdb.audit.attacks.attack import Attack
-from sdb.audit.audit_seed import AuditSeed, Subject, no_copy
+from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.cells import Task, control_column
+from sdb.audit.pairs import together
 from sdb.audit.plan import BOX, NONE, AuditSettings, defences_of, threat_of
 from sdb.audit.proxy import NAME as PROXY
-from sdb.audit.runner import columns_of, plan, rows_of
+from sdb.audit.runner import columns_of, pairs_of, plan, rows_of
+from sdb.audit.subject import Subject, no_copy
 from sdb.box.box import Box
 from sdb.models import Classifier
 from sdb.report.schemas import SCHEMA
@@ -46,7 +49,8 @@ def make_claim(
     attacks, defences, columns = rows_of(settings, subject), defences_of(settings), columns_of(settings, subject)
     archive = audit_seed.archive
     results = {task: archive.result(task.place) for stage in plan(settings, subject) for task in stage}
-    seeds, data = settings.seed_list(), audit_seed.data
+    seeds, data, regime = settings.seed_list(), audit_seed.data, audit_seed.regime
+    attacker = audit_seed.means()
     rows = {name: [results[Task("defence", seed, name)] for seed in seeds] for name in columns}
     skipped = {name: row["skipped"] for name in columns for row in rows[name] if "skipped" in row}
     columns = [name for name in columns if name not in skipped]
@@ -60,12 +64,17 @@ def make_claim(
             key: getattr(settings, key)
             for key in ("preset", "threat", "interface", "top_k", "query_budget", "views")
         },
-        "data_share": settings.data_share,
+        "regime": {
+            "labelled": regime.labelled,
+            "unlabelled": regime.unlabelled,
+            "validation": regime.held(data.num_classes),
+        },
         "seeds": seeds,
+        "given": subject.box is not None and subject.teacher is not None,
         "data": {
             "name": data.name,
-            "train": len(audit_seed.attacker().train),
-            "validation": len(data.validation),
+            "train": len(attacker.train) + regime.unlabelled,
+            "validation": len(attacker.validation),
             "test": len(data.test),
             "classes": list(data.class_names),
             "image_shape": list(data.image_shape),
@@ -75,11 +84,9 @@ def make_claim(
         "box": None if box is None else _box(box, subject),
         "student": _network(audit_seed.student()) | {"note": no_copy(subject)},
         "victim": _network(audit_seed.teacher),
-        "settings": settings.fit(seeds[0], settings.epochs).model_dump(mode="json"),
-        "references": {
-            key: [results[Task("reference", seed)][key] for seed in seeds]
-            for key in ("teacher", "alone", "label_smoothing", "from_teacher", "own_distance")
-        },
+        "settings": attacker.settings.model_dump(mode="json") | {"seed": seeds[0]},
+        "references": _references([results[Task("reference", seed)] for seed in seeds]),
+        "pairs": _pairs(settings, archive),
         "defences": [_defence(column, audit_seed, defences, rows[column]) for column in columns],
         "skipped": skipped,
         "attacks": [_attack(attack) for attack in attacks.values()],
@@ -100,7 +107,39 @@ def make_claim(
 def _box(box: Box, subject: Subject) -> dict[str, Any]:
     info = box.info
     path = subject.files.box if subject.files is not None else ""
-    return {"path": str(path), "id": info.id, "method": info.method, "key_kind": info.key_kind}
+    return {
+        "path": str(path),
+        "id": info.id,
+        "method": info.method,
+        "key_kind": info.key_kind,
+        "levels": None if box.rows is None else box.rows.levels,
+        "bits": (info.measured or {}).get("bits"),
+    }
+
+
+def _references(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What needs no attack, a value per seed."""
+    lists = {key: [each[key] for each in found] for key in ("teacher", "from_teacher", "own_distance")}
+    bar = {name: [each["bar"][name] for each in found] for name in found[0]["bar"]}
+    return lists | {"bar": bar} | _honesty(found)
+
+
+def _honesty(found: list[dict[str, Any]]) -> dict[str, list[float]]:
+    return {key: [each["honesty"][key] for each in found] for key in ("calibration_error", "brier")}
+
+
+def _pairs(settings: AuditSettings, archive: Archive) -> dict[str, Any]:
+    """Accuracies by way, pair by pair; ways that not every pair has are left out, with the reason."""
+    found = pairs_of(settings, archive)
+    reasons = {name: value for pair in found for name, value in pair["ways"].items() if isinstance(value, str)}
+    scores = together(found)
+    return {
+        "number": len(found),
+        "ways": {
+            name: {"test": list(each.test), "validation": list(each.validation)} for name, each in scores.items()
+        },
+        "left_out": reasons,
+    }
 
 
 def _network(model: Classifier) -> dict[str, Any]:
@@ -115,7 +154,8 @@ def _defence(
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     maker = audit_seed.maker(column, defences)
-    measured = {key: [row[key] for row in rows] for key in ("keyless", "keyed", "partner", "distance", "seconds")}
+    names = ("keyless", "keyed", "partner", "distance", "bits", "seconds")
+    measured = {key: [row[key] for row in rows] for key in names} | _honesty(rows)
     title = "the audited box" if column == BOX else maker.title
     return {
         "name": column,

@@ -8,8 +8,9 @@ from sdb.audit.attacks.distil import Distil, Labels
 from sdb.audit.attacks.similar_keys import SimilarKeys
 from sdb.audit.attacks.victim import InterfaceError, QueryBudgetError
 from sdb.audit.audit_seed import AuditSeed
-from sdb.audit.cells import distance, partner, trained_alone
+from sdb.audit.cells import distance
 from sdb.audit.plan import BOX
+from sdb.audit.regime import SMOOTHING, USUAL, alone, soft_ways
 from sdb.errors import TrainingError
 from sdb.keys import Key
 from sdb.tracing.decoys import trace
@@ -56,9 +57,9 @@ def traces(audit_seed: AuditSeed) -> list[dict[str, Any]]:
             Distil().run(audit_seed.victim(defended, Distil()), attacker).student
         ),
         "thief by top-1 answers": lambda: Labels().run(audit_seed.victim(defended, Labels()), attacker).student,
-        "innocent: trained alone": lambda: trained_alone(attacker, attacker.new_student(), 0.0),
-        "innocent: label smoothing": lambda: trained_alone(attacker, attacker.new_student(), 0.1),
-        "innocent: student of the teacher": lambda: partner(audit_seed.teacher, attacker),
+        "innocent: trained alone": lambda: alone(attacker),
+        "innocent: label smoothing": lambda: alone(attacker, SMOOTHING),
+        "innocent: student of the teacher": lambda: soft_ways(audit_seed.teacher)[USUAL](attacker),
     }
     rows = []
     for label, make in students.items():

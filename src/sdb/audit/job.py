@@ -12,11 +12,12 @@ from torch import nn
 
 from sdb import config
 from sdb.audit.archive import Archive, Folder, Memory
-from sdb.audit.audit_seed import AuditSeed, Subject, SubjectFiles, with_students
+from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.collect import make_claim
 from sdb.audit.evidence import traces, unlock_curve
 from sdb.audit.plan import AuditSettings, attacks_of, defences_of
 from sdb.audit.runner import CLAIM, REPORT, WORK, run_tasks, take
+from sdb.audit.subject import Subject, SubjectFiles, with_students
 from sdb.box.box import Box
 from sdb.config import box_of
 from sdb.data import Data, Splits, as_splits

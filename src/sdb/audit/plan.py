@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,9 @@ from sdb.audit.attacks.attack import Attack
 from sdb.audit.attacks.victim import Interface
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import Defence
-from sdb.config import Settings, TrainSettings
+from sdb.audit.regime import Regime, few_images
+from sdb.config import Settings, TrainSettings, optimizer_for
+from sdb.data import Splits
 from sdb.errors import ConfigError
 from sdb.runtime import import_named
 
@@ -25,6 +28,11 @@ CORE = ("labels", "distil", "tuned_distil", "averager")
 # Defences of a quick audit: one of each kind; the dearest to build, and the box's own kin, are left to longer ones.
 QUICK = ("labels_only", "reverse_sigmoid", "stingy", "gradient_redirection", "cmi", "nasty", "sdb", "key_switch")
 
+# Chosen on the validation images of students of digits and Fashion-MNIST, see benchmarks/few_images.py.
+STUDENT_RATES = {"adam": 0.01, "sgd": 0.1}
+# Steps of an epoch where images are few.
+FEWEST_STEPS = 4
+
 Positive = Annotated[float, Field(gt=0)]
 Whole = Annotated[int, Field(ge=1)]
 
@@ -34,8 +42,10 @@ class Preset:
     """Sizes of an audit.
 
     Attributes:
-        seeds: how many.
-        epochs: of students.
+        seeds: of the grid.
+        pairs: students by which the best thieves are measured against the bar, see `pairs` of the settings.
+        confirmed: how many of the grid's attacks these are, at most.
+        epochs, steps: of students: so many epochs, and more where images are few, until there are so many steps.
         maker_epochs: of teachers and boxes that the audit makes.
         views: augmented views of each image that a thief asks about.
         everywhere: whether every attack runs against every defence.
@@ -43,7 +53,10 @@ class Preset:
     """
 
     seeds: int
+    pairs: int
+    confirmed: int
     epochs: int
+    steps: int
     maker_epochs: int
     views: int
     everywhere: bool
@@ -51,9 +64,9 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(1, 20, 20, 8, False, "brief"),
-    "standard": Preset(3, 60, 40, 16, True, "usual"),
-    "full": Preset(5, 100, 60, 32, True, "extended"),
+    "quick": Preset(1, 24, 2, 20, 240, 20, 8, False, "brief"),
+    "standard": Preset(3, 60, 3, 40, 480, 40, 16, True, "usual"),
+    "full": Preset(5, 120, 5, 60, 720, 60, 32, True, "extended"),
 }
 
 
@@ -70,10 +83,16 @@ class AuditSettings(Settings):
     """Classes in a top-k answer."""
     query_budget: Whole | None = None
     """Images that the service answers for one thief; none for no limit."""
-    data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training images, with labels, that the thief has."""
+    labelled: Annotated[int, Field(ge=4)] | Literal["all"] | None = None
+    """Images with labels that a thief has; a fifth of them is for choosing settings. None: fifteen per class, since
+    soft answers are worth most to who has few."""
+    unlabelled: Annotated[int, Field(ge=0)] = 0
+    """Further images that a thief can only ask about."""
+    pairs: Annotated[int, Field(ge=3)] | None = None
+    """Students for each of the bar, the unprotected teacher, the best attacks and the partner, with images and a seed
+    of their own. They decide; fewer where the standard error of a difference is known to a quarter of a point."""
     seeds: Whole | None = None
-    """Number of seeds; the first is `seed`."""
+    """Number of seeds of the grid of attacks and defences; the first is `seed`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of everything but the audited box and its key."""
     attacks: tuple[str, ...] = ()
@@ -89,15 +108,17 @@ class AuditSettings(Settings):
     student_args: dict[str, Any] = Field(default_factory=lambda: {"num_channels": 8})
     """Its arguments."""
     epochs: Whole | None = None
-    """Of students."""
+    """Of students; by default more where images are few."""
     maker_epochs: Whole | None = None
     """Of teachers and boxes that the audit makes."""
     views: Whole | None = None
     """Augmented views of each image that a thief asks about; each is a query."""
     batch_size: Whole = 64
-    """Images per step."""
+    """Images per step; of students at most a quarter of theirs."""
     learning_rate: Positive = 0.003
-    """Of students and of what the audit makes."""
+    """Of what the audit makes."""
+    student_learning_rate: Positive | None = None
+    """Of students. None: 0.01 with Adam, 0.1 with SGD; they have few images and few steps."""
     optimizer: Literal["auto", "sgd", "adam"] = "auto"
     """As in training."""
     dataset: str = "digits"
@@ -118,13 +139,35 @@ class AuditSettings(Settings):
     def filled(self) -> AuditSettings:
         """The same with the preset's values in place of None."""
         preset = PRESETS[self.preset]
-        values = {name: getattr(preset, name) for name in ("seeds", "epochs", "maker_epochs", "views")}
+        values = {name: getattr(preset, name) for name in ("seeds", "pairs", "maker_epochs", "views")}
         return self.model_copy(update={n: v for n, v in values.items() if getattr(self, n) is None})
 
-    def fit(self, seed: int, epochs: int | None) -> TrainSettings:
-        """Training settings of one seed."""
-        names = ("batch_size", "learning_rate", "optimizer", "device")
-        return TrainSettings(epochs=epochs or 1, seed=seed, **{name: getattr(self, name) for name in names})
+    def regime(self, data: Splits) -> Regime:
+        """What a thief has of these data."""
+        if self.labelled is None:
+            return replace(few_images(data), unlabelled=self.unlabelled)
+        return Regime(len(data.train) if self.labelled == "all" else self.labelled, self.unlabelled)
+
+    def of_makers(self, seed: int, images: int) -> TrainSettings:
+        """How teachers and boxes that the audit makes of so many images are trained."""
+        return self._fit(seed, images, self.maker_epochs or PRESETS[self.preset].maker_epochs, self.learning_rate)
+
+    def of_students(self, seed: int, images: int) -> TrainSettings:
+        """How students of so many images are trained."""
+        rate = self.student_learning_rate or STUDENT_RATES[optimizer_for(self.optimizer, self.student_model)]
+        return self._fit(seed, images, self.epochs or PRESETS[self.preset].epochs, rate)
+
+    def _fit(self, seed: int, images: int, epochs: int, rate: float) -> TrainSettings:
+        batch = max(1, min(self.batch_size, images // FEWEST_STEPS))
+        more = self.epochs is None and ceil(PRESETS[self.preset].steps / max(1, images // batch))
+        return TrainSettings(
+            epochs=max(epochs, more),
+            seed=seed,
+            batch_size=batch,
+            learning_rate=rate,
+            optimizer=self.optimizer,
+            device=self.device,
+        )
 
     def seed_list(self) -> list[int]:
         """The seeds."""

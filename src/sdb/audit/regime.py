@@ -9,10 +9,8 @@ on the thief's own validation images; test images only measure.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -27,13 +25,17 @@ from sdb.config import FitSettings
 from sdb.data import Batch, Splits
 from sdb.errors import ConfigError
 from sdb.models import Classifier
-from sdb.report.intervals import FEWEST_SEEDS, t_half
+from sdb.report.pairs import Scores
 from sdb.runtime import derive_seed
 from sdb.training.evaluation import evaluate, evaluation_batches
 
 # Of a thief's labelled images those that it keeps to choose its settings.
 VALIDATION_SHARE = 0.2
 FEW_PER_CLASS = 15
+# Of smoothed labels.
+SMOOTHING = 0.1
+# Distillation as papers do it.
+USUAL = "soft answers, T=4, with labels"
 # A way to learn: a student of the attacker's.
 Way = Callable[[Attacker], nn.Module]
 
@@ -49,6 +51,14 @@ class Regime:
 
     labelled: int
     unlabelled: int = 0
+
+    def held(self, classes: int) -> int:
+        """How many of the labelled images are for choosing settings."""
+        return max(classes, round(VALIDATION_SHARE * self.labelled))
+
+    def learners(self, classes: int) -> int:
+        """From how many images a student learns."""
+        return self.labelled + self.unlabelled - self.held(classes)
 
 
 def few_images(data: Splits) -> Regime:
@@ -78,7 +88,7 @@ def attacker_of(
             f"labelled and unlabelled: {regime.labelled} and {regime.unlabelled}; there are {len(images)} training "
             "images: ask for fewer"
         )
-    held = max(classes, round(VALIDATION_SHARE * regime.labelled))
+    held = regime.held(classes)
     if regime.labelled < 2 * classes:
         raise ConfigError(f"labelled: {regime.labelled}; at least {2 * classes} are needed for {classes} classes")
     rng = np.random.default_rng(derive_seed(settings.seed, "pair", pair))
@@ -101,13 +111,13 @@ def attacker_of(
     )
 
 
-def alone(attacker: Attacker, smoothing: float = 0.0) -> Classifier:
-    """A student of the thief's labels."""
+def alone(attacker: Attacker, smoothing: float = 0.0, network: Classifier | None = None) -> Classifier:
+    """A student, or another network, of the thief's labels."""
 
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"cross_entropy": losses.cross_entropy(logits, batch.labels, smoothing)}
 
-    return attacker.learn(attacker.new_student(), attacker.transfer(attacker.train), loss)
+    return attacker.learn(network or attacker.new_student(), attacker.transfer(attacker.train), loss)
 
 
 def self_trained(attacker: Attacker) -> Classifier:
@@ -115,14 +125,14 @@ def self_trained(attacker: Attacker) -> Classifier:
 
     Source: Lee, ICML workshop 2013 (pseudo-labels).
     """
-    first = alone(attacker, 0.1)
+    first = alone(attacker, SMOOTHING)
     transfer = attacker.transfer()
     with torch.no_grad():
         guesses = first(transfer.images()).argmax(dim=1)
     targets = torch.where(transfer.targets >= 0, transfer.targets, guesses)
 
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": losses.cross_entropy(logits, targets[batch.index], 0.1)}
+        return {"cross_entropy": losses.cross_entropy(logits, targets[batch.index], SMOOTHING)}
 
     return attacker.learn(attacker.new_student("second"), transfer, loss)
 
@@ -137,7 +147,7 @@ def bar_ways(victim: nn.Module, regime: Regime) -> dict[str, Way]:
     """What makes a student without any soft answer: the bar is the best of them."""
     ways: dict[str, Way] = {
         "alone": alone,
-        "label smoothing": lambda attacker: alone(attacker, 0.1),
+        "label smoothing": lambda attacker: alone(attacker, SMOOTHING),
         "top-1 answers": lambda attacker: Labels(smoothing=0.0).run(victim_of(victim, attacker), attacker).student,
         "top-1 answers, smoothed": lambda attacker: Labels().run(victim_of(victim, attacker), attacker).student,
     }
@@ -157,7 +167,7 @@ def soft_ways(module: nn.Module) -> dict[str, Way]:
         return student
 
     return {
-        "soft answers, T=4, with labels": way(Recipe()),
+        USUAL: way(Recipe()),
         "soft answers, T=1, with labels": way(Recipe(temperature=1.0, soft_weight=0.5, label_weight=0.5)),
     }
 
@@ -173,43 +183,6 @@ def thief_ways(module: nn.Module, regime: Regime) -> dict[str, Way]:
 
     levels = (LevelThief(), BY_FILTER, BY_TARGETS) if regime.unlabelled else (BY_TARGETS,)
     return soft_ways(module) | {f"levels as {thief.use}": way(thief) for thief in levels}
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Accuracies of one way over the pairs, fractions.
-
-    Attributes:
-        test: on test images, pair by pair.
-        validation: on the thief's own.
-    """
-
-    test: tuple[float, ...]
-    validation: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """How much better one way is than another, pair by pair; fractions.
-
-    Attributes:
-        value: mean of the differences.
-        half: half of its 95 % interval over pairs; infinite for fewer than three.
-        pairs: their number.
-        error: the standard error of the mean.
-        lowest: the smallest difference of a pair.
-    """
-
-    value: float
-    half: float
-    pairs: int
-    error: float
-    lowest: float
-
-    @property
-    def above(self) -> bool:
-        """Whether it is above 0 beyond chance."""
-        return self.pairs >= FEWEST_SEEDS and self.value > self.half
 
 
 def measure(
@@ -230,16 +203,3 @@ def measure(
         name: Scores(tuple(test for test, _ in pairs), tuple(own for _, own in pairs))
         for name, pairs in found.items()
     }
-
-
-def best(scores: Mapping[str, Scores], names: Sequence[str]) -> str:
-    """The way that is best on the thieves' own validation images; the first of equal ones."""
-    return max(names, key=lambda name: (round(fmean(scores[name].validation), 12), -list(names).index(name)))
-
-
-def gain(ours: Scores, theirs: Scores) -> Gain:
-    """How much better `ours` is on test images."""
-    gaps = [a - b for a, b in zip(ours.test, theirs.test, strict=True)]
-    known = len(gaps) >= FEWEST_SEEDS
-    error = stdev(gaps) / math.sqrt(len(gaps)) if known else math.inf
-    return Gain(round(fmean(gaps), 12), t_half(gaps) if known else math.inf, len(gaps), error, min(gaps))

@@ -11,11 +11,13 @@ from typing import Any
 
 from sdb.audit.archive import Archive, Folder
 from sdb.audit.attacks.attack import Attack
-from sdb.audit.audit_seed import AuditSeed, Subject, SubjectFiles
-from sdb.audit.cells import OURS, Task, do, needs_of, stages
+from sdb.audit.audit_seed import AuditSeed
+from sdb.audit.cells import OURS, Task, do, needs_of, stages, subject_of
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import digest_of
-from sdb.audit.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere
+from sdb.audit.pairs import BATCH, COSTLY, enough, strongest
+from sdb.audit.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere, threat_of
+from sdb.audit.subject import Subject, SubjectFiles
 from sdb.config import read_json
 from sdb.data import Splits
 from sdb.errors import ConfigError, RunExistsError
@@ -145,15 +147,57 @@ def run_tasks(
         raise ConfigError("other processes cannot share data that has no name: use workers=1 and no cluster")
     else:
         ground = partial(_ground, settings.model_dump_json(), subject.files, archive)
-    tasks = [task for stage in plan(settings, subject) for task in stage]
-    done = {task for task in tasks if archive.has(task.place)}
-    works = [
-        Work(str(task), _do, (task, ground), tuple(str(need) for need in needs_of(task)))
-        for task in tasks
-        if task not in done
-    ]
-    folders = [archive.folder] if isinstance(archive, Folder) else []
-    return run(works, where, on_progress, folders=folders, before=len(done))
+    grid = [task for stage in plan(settings, subject) for task in stage]
+    target, most = subject_of(columns_of(settings, subject)), settings.pairs or PRESETS[settings.preset].pairs
+
+    def all_of(tasks: list[Task], before: int) -> int:
+        done = {task for task in tasks if archive.has(task.place)}
+        works = [
+            Work(str(task), _do, (task, ground), tuple(str(need) for need in needs_of(task)))
+            for task in tasks
+            if task not in done
+        ]
+        folders = [archive.folder] if isinstance(archive, Folder) else []
+
+        def told(finished: int, total: int, name: str) -> None:
+            del total
+            on_progress(before + finished, len(grid) + most, name)
+
+        return run(works, where, told, folders=folders, before=len(done))
+
+    places = all_of(grid, 0)
+    measured = tuple(to_measure(settings, subject, archive))
+    tasks: list[Task] = []
+    while len(tasks) < most and not (tasks and enough([archive.result(task.place) for task in tasks])):
+        more = [
+            Task("pair", settings.seed, target, pair=number, measured=measured)
+            for number in range(len(tasks) + 1, min(most, len(tasks) + BATCH) + 1)
+        ]
+        all_of(more, len(grid) + len(tasks))
+        tasks += more
+    return places
+
+
+def to_measure(settings: AuditSettings, subject: Subject, archive: Archive) -> list[str]:
+    """The attacks that pairs measure: the best of those that a client can run, and of those that need the files."""
+    target, count = subject_of(columns_of(settings, subject)), PRESETS[settings.preset].confirmed
+    kinds = ("api", "shipped") if settings.threat == "shipped" else ("api",)
+    chosen = []
+    for kind in kinds:
+        cells = {
+            name: [archive.result(Task("cell", seed, target, name).place) for seed in settings.seed_list()]
+            for name, attack in rows_of(settings, subject).items()
+            if threat_of(attack) == kind and not (settings.preset == "quick" and COSTLY in attack.uses)
+        }
+        chosen += strongest(cells, count)
+    return chosen
+
+
+def pairs_of(settings: AuditSettings, archive: Archive) -> list[dict[str, Any]]:
+    """What the pairs found, in their order."""
+    most = settings.pairs or PRESETS[settings.preset].pairs
+    places = [Task("pair", settings.seed, pair=number).place for number in range(1, most + 1)]
+    return [archive.result(place) for place in places if archive.has(place)]
 
 
 @cache

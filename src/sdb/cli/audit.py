@@ -36,6 +36,11 @@ def audit(
         str, typer.Option(help="What the service gives away: labels, top_k, probabilities or logits.")
     ] = "logits",
     query_budget: Annotated[int | None, typer.Option(help="Images it answers for one thief.")] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(help="Labelled images of a thief, a number or all; by default 15 per class."),
+    ] = None,
+    unlabelled: Annotated[int | None, typer.Option(help="Further images that a thief can only ask about.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
     attack: Annotated[
         list[str] | None, typer.Option(help="Run this attack only (more than once for several), or module:name.")
@@ -82,6 +87,8 @@ def audit(
         "threat": threat,
         "interface": interface,
         "query_budget": query_budget,
+        "labelled": int(labelled) if labelled is not None and labelled.isdecimal() else labelled,
+        "unlabelled": unlabelled,
         "seeds": seeds,
         "attacks": tuple(attack or ()),
         "defences": tuple(defence or ()),

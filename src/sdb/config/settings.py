@@ -202,7 +202,7 @@ class WrapSettings(FitSettings, TeacherSettings):
     """decoy with image keys: train on random wrong keys too; each gets the keyless answer."""
     mixed_share: Fraction = 0.5
     """decoy: share of each batch that is blended with other images of the batch and labelled by the teacher."""
-    teacher_views: Annotated[int, Field(ge=1)] = 1
+    teacher_views: Annotated[int, Field(ge=1)] = 4
     """decoy: views of an image over which the teacher's answer is averaged for partners: the image and augmented
     copies."""
     allowed_loss: Fraction = 0.01

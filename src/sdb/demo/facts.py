@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sdb.audit.attacks.similar_keys import SimilarKeys
-from sdb.audit.regime import Gain, Scores, best, gain
 from sdb.box.box import Box
 from sdb.config import BOX, box_of
 from sdb.data import Splits
@@ -21,6 +20,7 @@ from sdb.demo.plan import PAIRS, ROWS, Row, Stage, key_of, wrong_key
 from sdb.keys import Key, Owner
 from sdb.losses import kl
 from sdb.models.checkpoint import load_classifier
+from sdb.report.pairs import Gain, Scores, best, gain
 from sdb.runs.resolve import OWNER
 from sdb.runtime import choose_device, command_line, environment
 from sdb.tracing.decoys import trace

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sdb import config
-from sdb.audit.regime import Regime, Scores, Way, attacker_of, bar_ways, few_images, measure, soft_ways, thief_ways
+from sdb.audit.regime import USUAL, Regime, Way, attacker_of, bar_ways, few_images, measure, soft_ways, thief_ways
 from sdb.box.box import Box
 from sdb.config import BOX, FitSettings
 from sdb.data import Splits
@@ -19,13 +19,12 @@ from sdb.demo.plan import LABELLED, PAIRS, key_of, wrong_key
 from sdb.keys import Key
 from sdb.models import Classifier, ModelSpec
 from sdb.models.checkpoint import load_classifier
+from sdb.report.pairs import Scores
 from sdb.runs.resolve import load_data
 from sdb.runs.tasks import OnProgress, Where, Work, run
 from sdb.runtime import derive_seed, json_text, write_atomic
 
 FOLDER = "students"
-# What comparisons get: the usual distillation.
-USUAL = "soft answers, T=4, with labels"
 PROCESSES = 2
 
 

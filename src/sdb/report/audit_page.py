@@ -8,8 +8,10 @@ from markupsafe import Markup
 
 from sdb.report import audit_words as words
 from sdb.report.audit_charts import Standing, frontier, pareto_chart, partner_chart, unlock_chart
+from sdb.report.audit_pairs import Measured
 from sdb.report.audit_verdict import COMPARED, AuditVerdict, CellVerdict, Outcome, judge, strongest
 from sdb.report.claim import AttackRow, Claim, DefenceRow, read_claim
+from sdb.report.gain_charts import Bar, gains_chart
 from sdb.report.intervals import difference, half_width, percent, points, points_and_half
 from sdb.report.page import chance, duration, pairs
 from sdb.report.template import TONES, pages_of, style
@@ -107,7 +109,10 @@ def standings_of(claim: Claim, verdict: AuditVerdict) -> list[Standing]:
             cell for cell in verdict.of(row.name) if cell.attack.threat in kinds and cell.outcome in COMPARED
         )
         best = strongest(cells)
-        known = [(a, b) for a, b in zip(row.partner, references.label_smoothing, strict=True) if a is not None]
+        known = [(a, b) for a, b in zip(row.partner, verdict.bars, strict=True) if a is not None]
+        partner = difference([a for a, _ in known], [b for _, b in known], images) if known else None
+        if number == 1 and verdict.measured is not None and verdict.measured.partner is not None:
+            partner = verdict.measured.partner.difference()
         rows.append(
             Standing(
                 number=number,
@@ -116,7 +121,7 @@ def standings_of(claim: Claim, verdict: AuditVerdict) -> list[Standing]:
                 cost=difference(row.keyless, references.teacher, images),
                 thief=best.gap if best else None,
                 attack=best.attack.name if best else "",
-                partner=difference([a for a, _ in known], [b for _, b in known], images) if known else None,
+                partner=partner,
                 attacks=len(cells),
                 fewer=bool(rows) and len(cells) < rows[0].attacks,
                 recovered=tuple(cell.attack.name for cell in cells if cell.outcome is Outcome.RECOVERED),
@@ -126,6 +131,27 @@ def standings_of(claim: Claim, verdict: AuditVerdict) -> list[Standing]:
     edge = frontier([(row.cost.value, -row.thief.value) for row in shown if row.thief])
     ahead = {row.name for row, first in zip(shown, edge, strict=True) if first}
     return [replace(row, frontier=row.name in ahead) for row in rows]
+
+
+def gains_of(found: Measured) -> list[Bar]:
+    """What pairs measured, as bars: the unprotected teacher, the attacks, the partner."""
+    attacks = [
+        Bar(f"thief: {name.replace('_', ' ')}", "--open", each.value, each.half)
+        for name, each in found.attacks.items()
+    ]
+    rows = [Bar("the bare model", "--teacher", found.stake.value, found.stake.half), *attacks]
+    if found.partner is not None:
+        rows.append(Bar("a partner, with the key", "--key", found.partner.value, found.partner.half))
+    return rows
+
+
+def told(claim: Claim) -> float | None:
+    """What the audited box's answers were found to say beyond their class, in bits; None where it states no levels."""
+    found = claim.defence(claim.target).bits
+    if claim.box is None or claim.box.levels is None or found is None:
+        return None
+    known = [value for value in found if value is not None]
+    return mean(known) if known else None
 
 
 def render(claim: Claim) -> str:
@@ -150,6 +176,7 @@ def render(claim: Claim) -> str:
     # Matplotlib's own output; everything else on the page is escaped.
     charts = {
         "pareto": Markup(pareto_chart(standings)) if seen else None,  # noqa: S704
+        "gains": Markup(gains_chart(gains_of(verdict.measured))) if verdict.measured else None,  # noqa: S704
         "partner": Markup(partner_chart(standings, verdict.teaches)),  # noqa: S704
         "unlock": Markup(unlock_chart(claim.unlock)) if keys >= FEWEST_KEYS else None,  # noqa: S704
     }
@@ -164,6 +191,8 @@ def render(claim: Claim) -> str:
         rule=words.rule(verdict),
         interfaces=words.INTERFACES,
         subject=words.subject(claim),
+        bar=words.bar_words(verdict.bar),
+        told=told(claim),
         columns=columns_of(claim),
         groups=groups_of(claim, verdict),
         standings=standings,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from sdb.report.audit_verdict import (
     BREAKS,
     COMPARED,
-    FALSE_ALARM,
     UNKNOWN,
     AuditVerdict,
     CellVerdict,
@@ -62,7 +61,7 @@ def among(cells: tuple[CellVerdict, ...]) -> str:
 
 def against(gap: Difference) -> str:
     """A difference to the bar in words."""
-    return f"{points_and_half(gap.value, gap.half)} points against training alone"
+    return f"{points_and_half(gap.value, gap.half)} points against the bar"
 
 
 def _attacks(count: int) -> str:
@@ -75,6 +74,12 @@ def threat_finding(threat: ThreatVerdict, declared: bool) -> Finding:
     best, span = threat.strongest, resolution(threat)
     bar = f" The best copy: {best.attack.name}, {against(best.gap)}." if best and best.gap else ""
     seen = f" The smallest gain that could have been seen: {span}." if span else ""
+    if judged.judgement is Judgement.NOTHING_AT_STAKE:
+        sentence = (
+            "The unprotected teacher's soft answers are worth nothing here over what its classes give, so no attack "
+            f"could show a gain.{bar}{seen}"
+        )
+        return Finding(title, "Nothing at stake", judged, sentence, declared)
     if judged.judgement is Judgement.BROKEN:
         breaks = threat.having(BREAKS)
         sentence = f"{len(breaks)} of {_attacks(count)} got through: {_breaks(breaks)}.{seen}"
@@ -84,8 +89,8 @@ def threat_finding(threat: ThreatVerdict, declared: bool) -> Finding:
         return Finding(title, "Not settled", judged, sentence, declared)
     stopped = len(threat.having({Outcome.STOPPED}))
     sentence = (
-        f"None of {_attacks(count)} made a copy clearly better than the same small network trained alone; "
-        f"{stopped} did clearly worse.{bar}{seen}"
+        f"None of {_attacks(count)} made a copy clearly better than top-1 answers give; {stopped} did clearly "
+        f"worse.{bar}{seen}"
     )
     return Finding(title, "Gains nothing", judged, sentence, declared)
 
@@ -140,6 +145,11 @@ def _held(promise: Promise, title: str, kept: str, lost: str) -> Finding:
     measured = points_and_half(gap.value, gap.half)
     pair = f"{percent(promise.ours[0])} against {percent(promise.theirs[0])}, {measured} points"
     seen = f" The smallest loss that could have been seen: {100 * (judged.smallest or 0):.1f} points."
+    if promise.calibration is not None:
+        box, teacher = (f"{100 * error:.1f}" for error in promise.calibration)
+        seen = f" Its confidence is {box} points off on average, the teacher's {teacher}.{seen}"
+    if promise.lies:
+        return Finding(title, "Not honest", judged, f"Its confidence is not what it says ({pair}).{seen}")
     if judged.judgement is Judgement.BROKEN:
         return Finding(title, "Clearly worse", judged, f"{lost} ({pair}).{seen}")
     if judged.judgement is Judgement.NOT_SETTLED:
@@ -183,6 +193,7 @@ def summary(claim: Claim, verdict: AuditVerdict) -> str:
     text = {
         Judgement.ESTABLISHED: f"Established: {name} holds {model}",
         Judgement.BROKEN: f"Broken: {name} does not keep its promises {model}",
+        Judgement.NOTHING_AT_STAKE: f"Nothing at stake here: no attack could show what {name} keeps back {model}",
         Judgement.NOT_SETTLED: f"Not settled: this audit cannot say whether {name} keeps its promises {model}: "
         f"{'; '.join(verdict.judged.reasons)}",
     }[verdict.judged.judgement]
@@ -199,14 +210,38 @@ def headline(claim: Claim, verdict: AuditVerdict) -> str:
     name = subject(claim)
     lead = {
         broken: f"{name} can be copied {who}.",
-        established: f"Nobody who tried to copy {name.lower()} {who} gained anything.",
+        established: f"Nobody who tried to copy {name.lower()} {who} gained anything beyond its classes.",
+        Judgement.NOTHING_AT_STAKE: "Here a thief gains nothing from the unprotected teacher either.",
     }.get(copied, f"Whether {name.lower()} can be copied {who} is not settled.")
+    lead = f"{story(claim, verdict)}{lead}"
     cost = {
-        broken: "Its users pay: it answers clearly worse than the teacher.",
+        broken: "Its confidence is not what it says."
+        if verdict.everyone.lies
+        else "Its users pay: it answers clearly worse than the teacher.",
         established: "Everyone can use it as before.",
     }.get(verdict.everyone.judged.judgement, "Whether its users pay for that is not settled.")
     partner = verdict.partner is not None and verdict.partner.judged.judgement is broken
     return f"{lead} {cost}{' Its partners are not served either.' if partner else ''}"
+
+
+def story(claim: Claim, verdict: AuditVerdict) -> str:
+    """What thieves and partners gain, as a sentence and a space; empty where pairs did not measure it."""
+    found = verdict.measured
+    if found is None or not found.stake.above or not found.attacks:
+        return ""
+
+    def gained(gap: Difference) -> str:
+        if gap.above:
+            return f"{100 * gap.value:.1f} points"
+        return f"nothing that chance does not explain ({points_and_half(gap.value, gap.half)} points)"
+
+    # The first was chosen as the best, on validation images.
+    thief = found.attack(next(iter(found.attacks)))
+    partner = f"; a partner gains {gained(found.partner.difference())}" if found.partner else ""
+    return (
+        f"With {claim.regime.labelled:,} labelled images, a thief gains {gained(found.stake.difference())} from the "
+        f"bare model and {gained(thief) if thief else 'nothing'} from {subject(claim).lower()}{partner}. "
+    )
 
 
 def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
@@ -217,8 +252,8 @@ def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
         found.append(
             (
                 "Little to steal.",
-                "On this data even the unprotected teacher’s student is no better than one trained alone "
-                f"({gain} points), as far as {claim.data.test:,} test images can tell. So this audit shows thieves "
+                "On this data even the unprotected teacher’s student is no better than the bar "
+                f"({gain} points), as far as this test can tell. So this audit shows thieves "
                 "being harmed, not thieves being denied a gain. The share of the teacher’s soft answers "
                 "that an attack recovers says more here than accuracy.",
             )
@@ -231,7 +266,7 @@ def caveats(claim: Claim, verdict: AuditVerdict) -> list[tuple[str, str]]:
                 "shown.",
             )
         )
-    if len(claim.seeds) == 1:
+    if claim.pairs is None and len(claim.seeds) == 1:
         found.append(
             (
                 "One seed.",
@@ -273,13 +308,36 @@ def resolution(threat: ThreatVerdict) -> str:
 
 def rule(verdict: AuditVerdict) -> str:
     """How the verdict is decided, and how often it errs by chance."""
-    count = len(verdict.declared.having(COMPARED))
-    return (
-        "How this is decided: “trained alone” is the same small network trained on smoothed labels, without any "
-        "teacher, on the same images and seeds. A copy counts as better when its accuracy is above that by the 95 % "
-        f"interval of the difference; users may lose {100 * ACCURACY_BUDGET:.1f} points. A promise is established by "
-        f"at least {FEWEST_SEEDS} seeds, where less than {100 * NOTABLE:.0f} point was lost to chance and "
-        f"{100 * COARSEST:.0f} points can be ruled out; otherwise, unless it is broken, it is not settled. "
-        f"With {count} comparisons, about {FALSE_ALARM * count:.1f} would look like a gain by chance if every copy "
-        "were exactly as good as one trained alone; they share one bar, so such errors come together."
+    count, found = len(verdict.declared.having(COMPARED)), verdict.measured
+    start = f"How this is decided: the bar is {bar_words(verdict.bar)}. "
+    end = (
+        f"Users may lose {100 * ACCURACY_BUDGET:.1f} points, and confidence must be what it says. A promise is "
+        f"established where less than {100 * NOTABLE:.0f} point was lost to chance and {100 * COARSEST:.0f} points can "
+        "be ruled out; otherwise, unless it is broken, it is not settled. Where the unprotected teacher's soft answers "
+        "are worth nothing over the bar, nothing is at stake."
     )
+    if found is None:
+        return (
+            f"{start}A copy counts as better when its accuracy is above that by the 95 % interval of the difference, "
+            f"over at least {FEWEST_SEEDS} seeds. {end}"
+        )
+    worst = 100 * max(each.error for each in (found.stake, *found.attacks.values()))
+    return (
+        f"{start}Of {_attacks(count)} the best on the thieves' own validation images ({', '.join(found.attacks)}) "
+        f"were measured again on {found.pairs} fresh students each, with other images and seeds, beside the bar "
+        f"and beside themselves on the box's classes alone: what is no better than either gained nothing else "
+        f"(standard error {worst:.2f} points at most). These decide. Another attack counts where it is above the bar "
+        f"by more than the best of so many equal ones would be. {end}"
+    )
+
+
+def bar_words(bar: str) -> str:
+    """The bar, as what a thief has without any soft answer."""
+    ways = {
+        "alone": "the same small network trained alone",
+        "label smoothing": "the same small network trained alone on smoothed labels",
+        "self-training": "the same small network, trained on the thief's labels and its own guesses",
+        "top-1 answers": "the same small network, trained on top-1 answers",
+        "top-1 answers, smoothed": "the same small network, trained on smoothed top-1 answers",
+    }
+    return f"{ways.get(bar, bar)}, the best of what needs no soft answer"

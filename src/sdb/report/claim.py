@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sdb.errors import ConfigError
+from sdb.report.audit_pairs import BAR, BARE, Measured, measured
+from sdb.report.pairs import Scores
 from sdb.report.record import LARGEST, Count, Fraction, Positive, Seconds, checked
 from sdb.report.schemas import of_today
 
@@ -17,6 +19,7 @@ Share = Annotated[float, Field(ge=-LARGEST, le=1, allow_inf_nan=False)]
 # A divergence in single precision may fall below zero by a rounding error.
 Distance = Annotated[float, Field(ge=-1e-3, le=LARGEST, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
+Bits = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Threat = Literal["api", "shipped"]
 
 
@@ -38,12 +41,22 @@ class AuditData(_Part):
 
 
 class AuditedBox(_Part):
-    """The box that was audited."""
+    """The box that was audited; `levels` of confidence and the bits beyond the class are what it says of itself."""
 
     path: str
     id: str
     method: str
     key_kind: str | None
+    levels: Positive | None = None
+    bits: Bits | None = None
+
+
+class Regime(_Part):
+    """The thief's images: with labels, some of them to choose settings by, and without."""
+
+    labelled: Positive
+    unlabelled: Count
+    validation: Count
 
 
 class Network(_Part):
@@ -62,10 +75,46 @@ class References(_Part):
     """What needs no attack, per seed: test accuracies, and the distance of the thief's own network from the teacher."""
 
     teacher: list[Fraction]
-    alone: list[Fraction]
-    label_smoothing: list[Fraction]
+    calibration_error: list[Fraction] | None = None
+    brier: list[Fraction] | None = None
+    bar: Annotated[dict[str, list[Fraction]], Field(min_length=1)]
+    """Students that never saw a soft answer, by the way they learned."""
     from_teacher: list[Fraction]
     own_distance: list[Distance]
+
+
+class PairScores(_Part):
+    """Accuracies of one way to learn, pair by pair."""
+
+    test: list[Fraction]
+    validation: list[Fraction]
+
+
+class Pairs(_Part):
+    """Students in pairs, by the way they learned: bar/, bare/ (of the teacher), partner/ and attack/, then its name."""
+
+    number: Annotated[int, Field(ge=3)]
+    ways: dict[str, PairScores]
+    left_out: dict[str, str]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        faults = [
+            f"{name} holds {len(values)} values for {self.number} pairs"
+            for name, scores in self.ways.items()
+            for values in (scores.test, scores.validation)
+            if len(values) != self.number
+        ]
+        faults += [
+            f"no way of {group}" for group in (BAR, BARE) if not any(name.startswith(group) for name in self.ways)
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def measured(self) -> Measured:
+        """What they show."""
+        return measured({name: Scores(tuple(s.test), tuple(s.validation)) for name, s in self.ways.items()})
 
 
 class DefenceRow(_Part):
@@ -82,6 +131,10 @@ class DefenceRow(_Part):
     partner: list[Fraction | None]
     distance: list[Distance]
     seconds: list[Seconds]
+    calibration_error: list[Fraction] | None = None
+    brier: list[Fraction] | None = None
+    bits: list[Bits | None] | None = None
+    """What an answer was found to say beyond its class; None where answers are no fixed rows."""
 
 
 class AttackRow(_Part):
@@ -171,7 +224,7 @@ class Trace(_Part):
 class Claim(_Part):
     """An audit's claim, of today's schema; `schemas` reads those before it."""
 
-    schema_version: Literal[2] = Field(alias="schema")
+    schema_version: Literal[3] = Field(alias="schema")
     kind: Literal["audit"]
     title: str
     preset: str
@@ -181,13 +234,17 @@ class Claim(_Part):
     top_k: Positive
     query_budget: Positive | None
     views: Positive
-    data_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    regime: Regime
+    given: bool
+    """Whether box and teacher were there before the audit: then they are the same for every seed."""
     data: AuditData
     box: AuditedBox | None
     student: Network
     victim: Network
     settings: dict[str, Any]
     references: References
+    pairs: Pairs | None
+    """None in claims of older schemas: then the seeds of the grid decide."""
     defences: Annotated[list[DefenceRow], Field(min_length=1)]
     skipped: dict[str, str] = Field(default_factory=dict)
     """Defences that could not be made of this teacher, with the reason."""
@@ -241,6 +298,13 @@ def _names(claim: Claim) -> list[str]:
     defences, attacks = [row.name for row in claim.defences], [row.name for row in claim.attacks]
     faults = [f"defences hold {name!r} twice" for name in _twice(defences)]
     faults += [f"attacks hold {name!r} twice" for name in _twice(attacks)]
+    faults += [
+        f"references.bar lacks {name!r}, which the pairs have"
+        for name in (
+            each.removeprefix(BAR) for each in (claim.pairs.ways if claim.pairs else ()) if each.startswith(BAR)
+        )
+        if name not in claim.references.bar
+    ]
     if (target := target_of(defences)) not in defences:
         faults.append(f"defences lack what was audited: neither 'box' nor {target!r} is there")
     if len(set(claim.seeds)) != len(claim.seeds):
@@ -250,10 +314,13 @@ def _names(claim: Claim) -> list[str]:
 
 def _lengths(claim: Claim) -> list[str]:
     count = len(claim.seeds)
-    lists = {f"references.{name}": values for name, values in claim.references}
+    references = claim.references
+    lists = {f"references.{name}": values for name, values in references if isinstance(values, list)}
+    lists |= {f"references.bar.{name}": values for name, values in references.bar.items()}
     for number, row in enumerate(claim.defences):
-        for name in ("keyless", "keyed", "partner", "distance", "seconds"):
-            lists[f"defences.{number}.{name}"] = getattr(row, name)
+        for name in ("keyless", "keyed", "partner", "distance", "seconds", "calibration_error", "brier", "bits"):
+            if (values := getattr(row, name)) is not None:
+                lists[f"defences.{number}.{name}"] = values
     return [f"{name} holds {len(v)} values for {count} seeds" for name, v in lists.items() if len(v) != count]
 
 

@@ -12,7 +12,7 @@ from sdb.report.markdown import escaped, row_of
 from sdb.report.page import plain
 
 # Where these differ, a difference between two cells says nothing about a defence or an attack.
-_MUST_AGREE = ("data", "student", "settings", "interface", "top_k", "query_budget", "views", "data_share")
+_MUST_AGREE = ("data", "student", "settings", "interface", "top_k", "query_budget", "views", "regime")
 _MAY_DIFFER = ("box", "victim", "threat", "preset", "seeds", "environment")
 # Parts of the settings that say where and with which luck, not what.
 _LUCK = ("settings.seed", "settings.device")
@@ -167,7 +167,7 @@ def comparison_text(result: Comparison, names: tuple[str, str]) -> str:
     lines.append("")
     if result.moved:
         lines += [
-            "Cells that moved; points against the student trained alone:",
+            "Cells that moved; points against the bar:",
             "",
             row_of(["attack", "defence", first, second, "beyond the intervals"]),
             row_of(["---", "---", "---:", "---:", "---"]),

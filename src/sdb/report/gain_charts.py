@@ -1,6 +1,8 @@
 """The demo's first figures, as SVG to be inlined: gains over the bar, and how honest confidences are."""
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,17 +17,31 @@ from sdb.report.record import Confidence, Regime
 MODELS = {"teacher": "--teacher", "keyless": "--open", "keyed": "--key"}
 
 
+@dataclass(frozen=True)
+class Bar:
+    """What one way to learn gains over the bar, with half of its 95 % interval; fractions."""
+
+    label: str
+    colour: str
+    value: float
+    half: float
+
+
 def gain_chart(regime: Regime) -> str:
-    """A bar per way to learn: points over the bar, with the 95 % interval over pairs."""
-    rows = list(reversed(regime.gains))
+    """A bar per way to learn of a demo."""
+    return gains_chart([Bar(row.label, STYLES[row.id][0], row.value, row.half) for row in regime.gains])
+
+
+def gains_chart(shown: Sequence[Bar]) -> str:
+    """Points over the bar, with the 95 % interval over pairs; a bar for each way to learn."""
+    rows = list(reversed(shown))
     with _style("gains"):
         figure = Figure(figsize=(7.2, 0.42 * len(rows) + 0.7))
         axes = figure.add_axes(
             (0.29, 0.55 / (0.42 * len(rows) + 0.7), 0.69, 0.92 - 0.5 / (0.42 * len(rows) + 0.7))
         )
         for place, row in enumerate(rows):
-            colour = COLOURS[STYLES[row.id][0]]
-            axes.barh(place, 100 * row.value, height=0.55, color=colour)
+            axes.barh(place, 100 * row.value, height=0.55, color=COLOURS[row.colour])
             low, high = 100 * (row.value - row.half), 100 * (row.value + row.half)
             axes.plot([low, high], [place, place], color=COLOURS["--ink-2"], linewidth=1.4, solid_capstyle="butt")
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -33,7 +49,7 @@ def gain_chart(regime: Regime) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
         axes.set_xlabel("points over the bar", color=COLOURS["--ink-2"])
         _plain(axes, figure, "x")
-        words = "; ".join(f"{row.label}: {points_and_half(row.value, row.half)} points" for row in regime.gains)
+        words = "; ".join(f"{row.label}: {points_and_half(row.value, row.half)} points" for row in shown)
         return _drawn(figure, "gains", f"Bar chart of what students gain over the bar. {words}.")
 
 

@@ -42,7 +42,8 @@ class Difference:
         gain, but unequally, must not hide each other's gain.
         """
         every = self.seeds >= FEWEST_SEEDS and self.lowest - allowed >= self.clear
-        return self.value - allowed >= self.half or every
+        # Two that are the same have no spread, and none is above the other.
+        return self.value > allowed and (self.value - allowed >= self.half or every)
 
     @property
     def above(self) -> bool:
@@ -52,7 +53,7 @@ class Difference:
     @property
     def below(self) -> bool:
         """Whether it is below zero beyond chance."""
-        return self.value <= -self.half
+        return self.value < 0 and self.value <= -self.half
 
 
 def wilson(accuracy: float, count: int) -> tuple[float, float]:
@@ -84,15 +85,25 @@ def half_width(accuracies: Sequence[float], images: int) -> float:
     return max(t_half(accuracies), (high - low) / 2)
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float], images: int) -> Difference:
-    """Compare accuracies, seed by seed, each measured on so many images."""
+def difference(
+    ours: Sequence[float], theirs: Sequence[float], images: int, *, luck: float = 0.0, wider: float = 1.0
+) -> Difference:
+    """Compare accuracies, seed by seed, each measured on so many images.
+
+    Args:
+        ours: fractions.
+        theirs: fractions, of the same seeds.
+        images: how many there were.
+        luck: standard deviation of a difference that training alone makes, where it is known from elsewhere.
+        wider: half-widths count so many times, where several differences are looked at and each could be luck.
+    """
     gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
     # One image right and one wrong are added to each side (Agresti and Caffo 2000): few images that are all answered
     # rightly do not show that nothing differs. All seeds are tested on the same images: more do not make these more.
     p, q = ((fmean(each) * images + 1) / (images + 2) for each in (ours, theirs))
-    clear = Z * math.sqrt((p * (1 - p) + q * (1 - q)) / (images + 2))
+    clear = wider * Z * math.sqrt((p * (1 - p) + q * (1 - q)) / (images + 2) + luck**2 / len(gaps))
     # Where all seeds agree the sum of their gaps must not differ from zero by rounding.
-    return Difference(round(fmean(gaps), 12), max(t_half(gaps), clear), clear, min(gaps), len(gaps))
+    return Difference(round(fmean(gaps), 12), max(wider * t_half(gaps), clear), clear, min(gaps), len(gaps))
 
 
 def percent(fraction: float, digits: int = 1) -> str:

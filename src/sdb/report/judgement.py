@@ -69,19 +69,21 @@ def not_settled(reason: str, smallest: float | None = None) -> Judged:
     return Judged(Judgement.NOT_SETTLED, (reason,), smallest)
 
 
-def judge_excess(excess: Difference | None, allowed: float = 0.0) -> Judged:
+def judge_excess(excess: Difference | None, allowed: float = 0.0, *, trained: bool = True) -> Judged:
     """Judge one promise.
 
     Args:
         excess: How far what must not be above lies above the other; None where it was not measured.
         allowed: How far it may, a fraction.
+        trained: Whether something was trained for it, so that the luck of training counts; two models that were given
+            are what they are.
     """
     if excess is None:
         return not_settled(NOT_MEASURED)
     smallest = allowed + excess.half
     if excess.beyond(allowed):
         return Judged(Judgement.BROKEN, (), smallest)
-    if excess.seeds < FEWEST_SEEDS:
+    if trained and excess.seeds < FEWEST_SEEDS:
         return not_settled(f"too few seeds ({excess.seeds}; {FEWEST_SEEDS} are needed)", smallest)
     if excess.value >= NOTABLE or excess.value + excess.half >= COARSEST:
         return not_settled(TOO_SMALL, smallest)
@@ -115,3 +117,8 @@ def together(parts: Iterable[Judged]) -> Judged:
         return Judged(Judgement.ESTABLISHED, (), smallest)
     reasons = dict.fromkeys(reason for part in known for reason in part.reasons)
     return Judged(Judgement.NOT_SETTLED, tuple(reasons) or (NOT_MEASURED,), smallest)
+
+
+def dishonest(box: float, teacher: float) -> bool:
+    """Whether confidence is further off than `HONEST`, and by more than `NOTABLE` than the teacher's."""
+    return box > HONEST and box > teacher + NOTABLE

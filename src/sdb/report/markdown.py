@@ -2,6 +2,7 @@
 
 from sdb.report.audit_page import GROUPS, accuracy, columns_of, groups_of
 from sdb.report.audit_verdict import CellVerdict, Outcome, judge
+from sdb.report.audit_words import bar_words
 from sdb.report.claim import Claim
 
 _EMPTY = {
@@ -67,9 +68,9 @@ _SHORT = {threat: title.partition(". ")[0] for threat, title in GROUPS}
 
 
 def _caption(claim: Claim) -> str:
-    references, images = claim.references, claim.data.test
+    references, images, verdict = claim.references, claim.data.test, judge(claim)
     seeds = f"{len(claim.seeds)} seed{'' if len(claim.seeds) == 1 else 's'}"
-    bar = accuracy(list(references.label_smoothing), images).replace("\u00a0", " ")
+    bar = accuracy(list(verdict.bars), images).replace("\u00a0", " ")
     teacher = accuracy(list(references.teacher), images).replace("\u00a0", " ")
     taught = accuracy(list(references.from_teacher), images).replace("\u00a0", " ")
     budget = "no query limit" if claim.query_budget is None else f"{claim.query_budget:,} queries"
@@ -77,7 +78,7 @@ def _caption(claim: Claim) -> str:
         f"Test accuracy of each attack's student in per cent, mean ± 95 % half-width; {escaped(claim.data.name)}, "
         f"{images:,} test images, {seeds}. Student: {escaped(claim.student.model)}, "
         f"{claim.student.parameters:,} parameters. Answers: {claim.interface.replace('_', '-')}, {budget}; the thief "
-        f"has {claim.data.train:,} labelled images. The bar, the same student trained alone with label smoothing: "
+        f"learns from {claim.data.train:,} images. The bar, {bar_words(verdict.bar)}: "
         f"{bar}. Teacher {teacher}; its student {taught}. Bold: above the bar beyond chance. †: one of the attack's "
         "controls failed or was not run. ‡: a recovered network closes more than half of the distance from the "
         "thief's own to the teacher."

@@ -5,8 +5,10 @@ from typing import Any
 
 from sdb.errors import ConfigError
 
+# The bar of claims without pairs.
+LABEL_SMOOTHING = "label smoothing"
 # Of the claims that `sdb audit` writes today.
-SCHEMA = 2
+SCHEMA = 3
 
 
 def _from_1(claim: dict[str, Any]) -> dict[str, Any]:
@@ -24,8 +26,22 @@ def _from_1(claim: dict[str, Any]) -> dict[str, Any]:
     return claim | {"controls": changed}
 
 
+def _from_2(claim: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 knew one bar, label smoothing, a share of the data instead of numbers of images, and no pairs."""
+    references, data, share = claim.get("references"), claim.get("data"), claim.get("data_share")
+    named = isinstance(references, dict) and {"alone", "label_smoothing"} <= references.keys()
+    if not named or not isinstance(data, dict) or not isinstance(share, int | float) or not 0 < share <= 1:
+        return claim  # the check that follows names it
+    kept = {name: value for name, value in references.items() if name not in ("alone", "label_smoothing")}
+    bar = {LABEL_SMOOTHING: references["label_smoothing"], "alone": references["alone"]}
+    regime = {"labelled": data.get("train"), "unlabelled": 0, "validation": 0}
+    old = {name: value for name, value in claim.items() if name != "data_share"}
+    added = {"regime": regime, "given": False, "pairs": None, "references": kept | {"bar": bar}}
+    return old | added
+
+
 # From each older schema to the next one.
-READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 
 
 def of_today(claim: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from sdb.report.intervals import Difference, difference, percent, points_and_half
 from sdb.report.judgement import (
     ACCURACY_BUDGET,
-    HONEST,
     NOTABLE,
     Judged,
     Judgement,
     at_stake,
+    dishonest,
     judge_excess,
     together,
 )
@@ -207,11 +207,6 @@ def _served(record: Record, confidence: Confidence) -> Promise:
         return replace(promise, sentence=said)
     judged = Judged(Judgement.BROKEN, (), promise.judged.smallest)
     return replace(promise, judged=judged, status="Not honest", sentence=f"{said} So it is not what it says.")
-
-
-def dishonest(box: float, teacher: float) -> bool:
-    """Whether confidence is further off than `HONEST`, and by more than `NOTABLE` than the teacher's."""
-    return box > HONEST and box > teacher + NOTABLE
 
 
 def _denied(title: str, who: str, row: GainRow, worth: Difference, record: Record, regime: Regime) -> Promise:

@@ -1,0 +1,116 @@
+"""Pairs of an audit: the best of the grid's attacks, measured on fresh students against the bar, the teacher, the key.
+
+The best of many equal attacks looks better than it is. So the grid only chooses, on the thieves' validation images, and
+pairs measure: in each, other images and other students, the same for every way to learn. Beside each attack on the box
+stands the same attack on nothing but the box's classes: what that reaches is what top-1 gives to a better learner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from sdb.audit.attacks.attack import Attack
+from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
+from sdb.audit.audit_seed import AuditSeed
+from sdb.audit.defences.defence import Defence
+from sdb.audit.regime import SMOOTHING, Way, bar_ways, soft_ways
+from sdb.errors import ConfigError, ModelError, TrainingError
+from sdb.report.audit_pairs import errors_of
+from sdb.report.pairs import Scores
+from sdb.runtime import derive_seed
+from sdb.training.evaluation import evaluate, evaluation_batches
+
+# Pairs are made so many at a time; then it is asked whether there are enough.
+BATCH = 24
+# Attacks with boxes of their own cost a hundred times what others do: short audits leave them to the grid.
+COSTLY = "shadow"
+# Enough: each difference is known to this standard error, a fraction.
+ENOUGH = 0.0025
+
+
+def students_of_pair(
+    audit_seed: AuditSeed, pair: int, target: str, attacks: Mapping[str, Attack], defences: dict[str, Defence]
+) -> dict[str, Any]:
+    """One pair's students: [test accuracy, validation accuracy] by way; or why an attack has none.
+
+    Args:
+        audit_seed: of the first seed.
+        pair: its number, from 1.
+        target: the defence that the audit is about.
+        attacks: those that are measured, by name.
+        defences: of the audit.
+    """
+    attacker, defended = audit_seed.means(pair), audit_seed.defended(target, defences)
+    test = evaluation_batches(audit_seed.data.test, audit_seed.device)
+    groups = {
+        "bar": bar_ways(defended.keyless, audit_seed.regime),
+        "bare": soft_ways(audit_seed.teacher),
+        "partner": {} if defended.keyed is None else soft_ways(defended.keyed),
+    }
+    ways: dict[str, Way] = {
+        f"{group}/{name}": way for group, found in groups.items() for name, way in found.items()
+    }
+    result: dict[str, Any] = {}
+    for name, way in ways.items():
+        student = way(attacker)
+        result[name] = [evaluate(student, test)["accuracy"], attacker.score(student)]
+    top1 = replace(defended, keyless=OnlyTop1(defended.keyless, audit_seed.data.num_classes))
+    for name, attack in attacks.items():
+        means = audit_seed.attacker(target, defences, attack, pair)
+        # Who has the files learns from more than answers.
+        victims = {"attack": defended} | ({} if attack.needs is Interface.WEIGHTS else {"top1": top1})
+        for group, victim in victims.items():
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(derive_seed(audit_seed.seed, "pair", pair, name))
+                    student = attack.run(audit_seed.victim(victim, attack), means).student.eval()
+            except (InterfaceError, QueryBudgetError, ModelError, ConfigError, TrainingError) as error:
+                result[f"{group}/{name}"] = str(error)
+                continue
+            result[f"{group}/{name}"] = [evaluate(student, test)["accuracy"], attacker.score(student)]
+    return {"ways": result}
+
+
+class OnlyTop1(nn.Module):
+    """A victim that tells its classes and nothing else: one smoothed row per class, the same for everybody."""
+
+    def __init__(self, module: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.module, self.num_classes = module, num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities (N, C)."""
+        named = one_hot(self.module(images).argmax(dim=1), self.num_classes).float()
+        return ((1 - SMOOTHING) * named + SMOOTHING / self.num_classes).log()
+
+
+def together(pairs: list[dict[str, Any]]) -> dict[str, Scores]:
+    """The scores by way, of those that every pair has."""
+    ways = [name for name in pairs[0]["ways"] if all(isinstance(pair["ways"][name], list) for pair in pairs)]
+    return {name: Scores(*zip(*(tuple(pair["ways"][name]) for pair in pairs), strict=True)) for name in ways}
+
+
+def enough(pairs: list[dict[str, Any]]) -> bool:
+    """Whether every difference that the verdict needs is known well."""
+    return len(pairs) >= BATCH and max(errors_of(together(pairs))) <= ENOUGH
+
+
+def strongest(results: Mapping[str, list[dict[str, Any]]], count: int) -> list[str]:
+    """The attacks to measure: those whose students were best on the thieves' validation images, the best first.
+
+    Args:
+        results: cells of the audited box by attack, one per seed.
+        count: how many, at most.
+    """
+    means = {
+        name: sum(each["validation"] for each in found) / len(found)
+        for name, found in results.items()
+        if found and all(each["status"] == "done" for each in found)
+    }
+    return sorted(means, key=lambda name: -means[name])[:count]
