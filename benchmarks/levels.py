@@ -28,7 +28,7 @@ from sdb.config import FitSettings, TrainSettings
 from sdb.data import Splits
 from sdb.keys import Owner
 from sdb.models import Classifier, ModelSpec
-from sdb.report.pairs import Scores, best, gain
+from sdb.report.pairs import Gain, Scores, best, gain
 from sdb.runtime import choose_device, derive_seed, environment, write_atomic
 from sdb.training.evaluation import answers_to, class_mean_outputs, evaluation_batches, honesty
 from sdb.training.loop import train
@@ -158,6 +158,22 @@ def scores_of(rows: dict[str, Any]) -> dict[str, Scores]:
     }
 
 
+def trade(content: dict[str, Any]) -> dict[str, dict[int, Gain]]:
+    """What the best level-using thief gains over the bar, by number of labelled images and of levels."""
+    found: dict[str, dict[int, Gain]] = {}
+    for labelled, rows in content["sizes"].items():
+        scores = scores_of(rows)
+        bar = best(scores, [name for name in scores if name.startswith("bar: ")])
+        found[labelled] = {
+            levels: gain(
+                scores[best(scores, [name for name in scores if name.startswith(f"{levels} levels: ")])],
+                scores[bar],
+            )
+            for levels in LEVELS
+        }
+    return found
+
+
 def markdown(content: dict[str, Any]) -> str:
     """The section: gains over the bar in points, with their 95 % intervals over pairs."""
     made, answers = content["environment"], content["answers"]
@@ -179,10 +195,7 @@ def markdown(content: dict[str, Any]) -> str:
     for labelled, rows in content["sizes"].items():
         scores = scores_of(rows)
         bar = best(scores, [name for name in scores if name.startswith("bar: ")])
-        cells = [gain(scores["teacher: soft answers"], scores[bar])]
-        for levels in LEVELS:
-            chosen = best(scores, [name for name in scores if name.startswith(f"{levels} levels: ")])
-            cells.append(gain(scores[chosen], scores[bar]))
+        cells = [gain(scores["teacher: soft answers"], scores[bar]), *trade(content)[labelled].values()]
         mean = 100 * sum(scores[bar].test) / len(scores[bar].test)
         shown = " | ".join(f"{100 * each.value:+.2f} ± {100 * each.half:.2f}" for each in cells)
         lines.append(f"| {labelled} | {len(rows)} | {mean:.1f} ({bar.removeprefix('bar: ')}) | {shown} |")

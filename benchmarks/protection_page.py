@@ -2,8 +2,12 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from few_images import CASES
+from figures import TITLES, gains_figure, gains_of, levels_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 # Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.
@@ -123,31 +127,53 @@ def _calibration(records: list[dict[str, float] | None]) -> str:
     return f"{error} / {interval([record['confidence'] for record in found])}"
 
 
-def readme_table(content: dict[str, Any]) -> str:
-    """The README's table, from the main experiment on digits."""
-    seeds, name = content["seeds"], "decoy, weight key"
-    reference = {key: interval([record["reference"][key] for record in seeds]) for key in REFERENCE}
+def readme_table(files: dict[str, dict[str, Any]]) -> str:
+    """The README's table: what is at stake, denied, given, and what users get, where students have few images."""
+    gains = {name: gains_of(content) for name, content in files.items()}
+    first = next(iter(files.values()))
+
+    def row(title: str, cell: Callable[[str], str]) -> str:
+        return f"| {title} | " + " | ".join(cell(name) for name in files) + " |"
+
+    def gained(group: str) -> Callable[[str], str]:
+        return lambda name: f"{100 * gains[name][group].value:+.1f} ± {100 * gains[name][group].half:.1f}"
+
+    def models(name: str, score: str) -> str:
+        seeds = files[name]["seeds"].values()
+        return " / ".join(
+            f"{100 * sum(seed['models'][which][score] for seed in seeds) / len(seeds):.1f}"
+            for which in ("box, no key", "teacher")
+        )
+
+    bits = {name: [seed["bits"] for seed in content["seeds"].values()] for name, content in files.items()}
     lines = [
-        f"| digits, mean of {len(seeds)} seeds ± half the 95 % interval | accuracy, % |",
-        "|---|---|",
-        f"| teacher | {reference['teacher']} |",
-        f"| box, for everyone / with the key | {column(seeds, name, 'keyless')} / {column(seeds, name, 'keyed')} |",
-        f"| student alone / with label smoothing (the bar) | {reference['alone']} / {reference['label_smoothing']} |",
-        f"| student of the teacher | {reference['from_teacher']} |",
-        f"| **thief**: distilled from the box, no key | {column(seeds, name, 'thief')} |",
-        f"| thief with the best of nine settings, chosen on validation | {column(seeds, name, 'best_thief')} |",
-        f"| **partner**: distilled with the key | {column(seeds, name, 'partner')} |",
-        f"| thief of the paper's method / of Nasty Teacher | {column(seeds, 'sdb', 'thief')} / "
-        f"{column(seeds, 'nasty', 'thief')} |",
+        "| points of accuracy over what top-1 answers give | " + " | ".join(TITLES[name] for name in files) + " |",
+        "|---|" + "---|" * len(files),
+        row("**at stake**: a student of the bare model", gained("bare")),
+        row("**denied**: a thief of the box, in its best way", gained("thief")),
+        row("**partner**: a student with the key", gained("partner")),
         "",
-        f"500 test images; {content['environment']['platform']}, torch {content['environment']['torch']}; command and "
-        "all numbers: docs/results.md.",
+        "| what users get: box without a key / teacher, % | " + " | ".join(TITLES[name] for name in files) + " |",
+        "|---|" + "---|" * len(files),
+        row("accuracy", lambda name: models(name, "accuracy")),
+        row("calibration error", lambda name: models(name, "calibration_error")),
+        row("Brier score", lambda name: models(name, "brier")),
+        row("an answer says beyond its class, bits", lambda name: f"{sum(bits[name]) / len(bits[name]):.2f}"),
+        "",
+        "Students have "
+        + ", ".join(
+            f"{CASES[name].labelled} labelled images on {TITLES[name]} ({len(content['seeds'])} seeds of "
+            f"{CASES[name].pairs} students each)"
+            for name, content in files.items()
+        )
+        + f"; means ± half the 95 % interval; {first['environment']['platform']}, torch "
+        f"{first['environment']['torch']}. Commands and all numbers: docs/results.md.",
     ]
     return "\n".join(lines)
 
 
 def write_page() -> None:
-    """Write docs/results.md, and the README's table."""
+    """Write docs/results.md, the README's table and the figures."""
     files = sorted((ROOT / "docs" / "results").glob("*.json"))
     parts = [json.loads(path.read_text()) for path in files]
     intro = (
@@ -157,10 +183,11 @@ def write_page() -> None:
     body = "\n\n".join(section(part) for part in parts if "experiment" in part)
     audits = "\n\n".join(audit_section(part) for part in parts if part.get("kind") == "audit")
     extra = "\n\n".join(part["markdown"] for part in parts if "markdown" in part)
-    main = next((part for part in parts if part.get("experiment") == "main" and part["data"] == "digits"), None)
-    if main is not None:
-        readme = (ROOT / "README.md").read_text()
-        before, _, rest = readme.partition(OPENING)
-        _, _, after = rest.partition(CLOSING)
-        (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(main)}\n{CLOSING}{after}")
+    few = {part["data"]: part for part in parts if part.get("kind") == "few-images"}
+    readme = (ROOT / "README.md").read_text()
+    before, _, rest = readme.partition(OPENING)
+    _, _, after = rest.partition(CLOSING)
+    (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(few)}\n{CLOSING}{after}")
+    gains_figure(few)
+    levels_figure({part["data"]: part for part in parts if part.get("kind") == "levels"})
     (ROOT / "docs" / "results.md").write_text("\n".join(filter(None, [intro, body, audits, extra])) + "\n")
