@@ -21,7 +21,7 @@ from sdb.audit.attacks.distil import Distil
 from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
 from sdb.audit.audit_seed import GRID, AuditSeed, Shuffled, shuffled_labels
 from sdb.audit.defences.defence import Defence, Defended
-from sdb.audit.pairs import students_of_pair
+from sdb.audit.pairs import screened, students_of_pair
 from sdb.audit.plan import BOX, NONE
 from sdb.audit.regime import USUAL, alone, bar_ways, soft_ways
 from sdb.data import Batches
@@ -43,10 +43,10 @@ class Task:
     """One piece of work.
 
     Attributes:
-        kind: reference, defence, cell or negative; or pair, see `pairs`.
+        kind: reference, defence, cell or negative; or screen or pair, see `pairs`.
         seed: of its ground.
         defence, attack: names, where they apply.
-        pair: its number.
+        pair: its number, or a screen's.
         measured: the attacks of a pair.
     """
 
@@ -62,12 +62,16 @@ class Task:
         """Where its result goes in an archive."""
         if self.kind == "pair":
             return f"seed-{self.seed}/pairs/pair-{self.pair}"
+        if self.kind == "screen":
+            return f"seed-{self.seed}/screens/{self.attack.replace(':', '.')}-{self.pair}"
         name = "--".join(part for part in (self.defence, self.attack) if part) or "references"
         return f"seed-{self.seed}/{self.kind}s/{name.replace(':', '.')}"
 
     def __str__(self) -> str:
         if self.kind == "pair":
             return f"pair {self.pair}"
+        if self.kind == "screen":
+            return f"{self.attack} again, {self.pair}"
         return " ".join(part for part in (self.kind, self.attack, self.defence, f"seed {self.seed}") if part)
 
 
@@ -79,6 +83,8 @@ def do(task: Task, audit_seed: AuditSeed, attacks: dict[str, Attack], defences: 
     if task.kind == "pair":
         chosen = {name: attacks[name] for name in task.measured}
         result = students_of_pair(audit_seed, task.pair, task.defence, chosen, defences)
+    elif task.kind == "screen":
+        result = screened(audit_seed, task.pair, task.defence, attacks[task.attack], defences)
     elif task.kind == "reference":
         audit_seed.make_teacher()
         result = references(audit_seed)

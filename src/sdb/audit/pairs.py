@@ -1,14 +1,16 @@
 """Pairs of an audit: the best of the grid's attacks, measured on fresh students against the bar, the teacher, the key.
 
-The best of many equal attacks looks better than it is. So the grid only chooses, on the thieves' validation images, and
-pairs measure: in each, other images and other students, the same for every way to learn. Beside each attack on the box
-stands the same attack on nothing but the box's classes: what that reaches is what top-1 gives to a better learner.
+The best of many equal attacks looks better than it is. So the grid, and a few more draws of images for those that do
+well in it, only choose, on the thieves' validation images; then pairs measure: in each, other images and other
+students, the same for every way to learn. Beside each attack on the box stands the same attack on nothing but the box's
+classes: what that reaches is what top-1 gives to a better learner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from sdb.report.pairs import Scores
 from sdb.runtime import derive_seed
 from sdb.training.evaluation import evaluate, evaluation_batches
 
+# Draws of images on which attacks are compared beside the grid's; those this far behind in the grid are left out.
+DRAWS, NEAR_BEST = 3, 0.1
 # Pairs are made so many at a time; then it is asked whether there are enough.
 BATCH = 24
 # Attacks with boxes of their own cost a hundred times what others do: short audits leave them to the grid.
@@ -90,6 +94,20 @@ class OnlyTop1(nn.Module):
         return ((1 - SMOOTHING) * named + SMOOTHING / self.num_classes).log()
 
 
+def screened(
+    audit_seed: AuditSeed, draw: int, target: str, attack: Attack, defences: dict[str, Defence]
+) -> dict[str, Any]:
+    """How good an attack's student is on validation images of another draw; None where the attack has none."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(audit_seed.seed, "screen", draw, attack.name))
+            means = audit_seed.attacker(target, defences, attack, -draw)
+            victim = audit_seed.victim(audit_seed.defended(target, defences), attack)
+            return {"validation": means.score(attack.run(victim, means).student.eval())}
+    except (InterfaceError, QueryBudgetError, ModelError, ConfigError, TrainingError):
+        return {"validation": None}
+
+
 def together(pairs: list[dict[str, Any]]) -> dict[str, Scores]:
     """The scores by way, of those that every pair has."""
     ways = [name for name in pairs[0]["ways"] if all(isinstance(pair["ways"][name], list) for pair in pairs)]
@@ -101,16 +119,22 @@ def enough(pairs: list[dict[str, Any]]) -> bool:
     return len(pairs) >= BATCH and max(errors_of(together(pairs))) <= ENOUGH
 
 
-def strongest(results: Mapping[str, list[dict[str, Any]]], count: int) -> list[str]:
-    """The attacks to measure: those whose students were best on the thieves' validation images, the best first.
+def good(cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Attacks that may be the best, with their validation accuracies: not far below the best of the grid.
 
     Args:
-        results: cells of the audited box by attack, one per seed.
-        count: how many, at most.
+        cells: of the audited box by attack, one per seed.
     """
-    means = {
-        name: sum(each["validation"] for each in found) / len(found)
-        for name, found in results.items()
-        if found and all(each["status"] == "done" for each in found)
+    done = {
+        name: [each["validation"] for each in found]
+        for name, found in cells.items()
+        if all(each["status"] == "done" for each in found)
     }
-    return sorted(means, key=lambda name: -means[name])[:count]
+    means = {name: fmean(found) for name, found in done.items()}
+    return {name: found for name, found in done.items() if means[name] >= max(means.values()) - NEAR_BEST}
+
+
+def strongest(validation: Mapping[str, list[float | None]], count: int) -> list[str]:
+    """The attacks to measure, the best on validation images first; of equal ones the first."""
+    means = {name: fmean(each for each in found if each is not None) for name, found in validation.items()}
+    return sorted(means, key=lambda name: -round(means[name], 12))[:count]

@@ -64,7 +64,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(1, 24, 2, 20, 240, 20, 8, False, "brief"),
+    "quick": Preset(1, 16, 2, 20, 240, 20, 8, False, "brief"),
     "standard": Preset(3, 60, 3, 40, 480, 40, 16, True, "usual"),
     "full": Preset(5, 120, 5, 60, 720, 60, 32, True, "extended"),
 }

@@ -15,7 +15,7 @@ from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.cells import OURS, Task, do, needs_of, stages, subject_of
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import digest_of
-from sdb.audit.pairs import BATCH, COSTLY, enough, strongest
+from sdb.audit.pairs import BATCH, COSTLY, DRAWS, enough, good, strongest
 from sdb.audit.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere, threat_of
 from sdb.audit.subject import Subject, SubjectFiles
 from sdb.config import read_json
@@ -150,6 +150,8 @@ def run_tasks(
     grid = [task for stage in plan(settings, subject) for task in stage]
     target, most = subject_of(columns_of(settings, subject)), settings.pairs or PRESETS[settings.preset].pairs
 
+    whole = len(grid) + most
+
     def all_of(tasks: list[Task], before: int) -> int:
         done = {task for task in tasks if archive.has(task.place)}
         works = [
@@ -161,11 +163,14 @@ def run_tasks(
 
         def told(finished: int, total: int, name: str) -> None:
             del total
-            on_progress(before + finished, len(grid) + most, name)
+            on_progress(before + finished, whole, name)
 
         return run(works, where, told, folders=folders, before=len(done))
 
     places = all_of(grid, 0)
+    screens = screens_of(settings, subject, archive)
+    whole += len(screens)
+    all_of(screens, len(grid))
     measured = tuple(to_measure(settings, subject, archive))
     tasks: list[Task] = []
     while len(tasks) < most and not (tasks and enough([archive.result(task.place) for task in tasks])):
@@ -173,23 +178,47 @@ def run_tasks(
             Task("pair", settings.seed, target, pair=number, measured=measured)
             for number in range(len(tasks) + 1, min(most, len(tasks) + BATCH) + 1)
         ]
-        all_of(more, len(grid) + len(tasks))
+        all_of(more, len(grid) + len(screens) + len(tasks))
         tasks += more
     return places
 
 
-def to_measure(settings: AuditSettings, subject: Subject, archive: Archive) -> list[str]:
-    """The attacks that pairs measure: the best of those that a client can run, and of those that need the files."""
-    target, count = subject_of(columns_of(settings, subject)), PRESETS[settings.preset].confirmed
+def candidates(settings: AuditSettings, subject: Subject, archive: Archive) -> list[dict[str, list[float]]]:
+    """Attacks that may be the best on the audited box, with validation accuracies: a client's; those with the files."""
+    target = subject_of(columns_of(settings, subject))
     kinds = ("api", "shipped") if settings.threat == "shipped" else ("api",)
-    chosen = []
+    found = []
     for kind in kinds:
         cells = {
             name: [archive.result(Task("cell", seed, target, name).place) for seed in settings.seed_list()]
             for name, attack in rows_of(settings, subject).items()
             if threat_of(attack) == kind and not (settings.preset == "quick" and COSTLY in attack.uses)
         }
-        chosen += strongest(cells, count)
+        found.append(good(cells))
+    return found
+
+
+def screens_of(settings: AuditSettings, subject: Subject, archive: Archive) -> list[Task]:
+    """The draws on which attacks that may be the best are compared once more."""
+    target = subject_of(columns_of(settings, subject))
+    return [
+        Task("screen", settings.seed, target, name, pair=draw)
+        for group in candidates(settings, subject, archive)
+        for name in group
+        for draw in range(1, DRAWS + 1)
+    ]
+
+
+def to_measure(settings: AuditSettings, subject: Subject, archive: Archive) -> list[str]:
+    """The attacks that pairs measure: the best of those that a client can run, and of those that need the files."""
+    count, chosen = PRESETS[settings.preset].confirmed, []
+    screens = screens_of(settings, subject, archive)
+    for group in candidates(settings, subject, archive):
+        again = {
+            name: [archive.result(task.place)["validation"] for task in screens if task.attack == name]
+            for name in group
+        }
+        chosen += strongest({name: [*found, *again[name]] for name, found in group.items()}, count)
     return chosen
 
 
