@@ -180,7 +180,12 @@ class TestEvaluate:
         teacher = json.loads((place / "teacher" / "result.json").read_text())
         done = sdb("evaluate", "box", "--key", "box/key.json", cwd=place)
         assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout) == {"keyless": box["keyless"], "keyed": box["keyed"]}
+        found = json.loads(done.stdout)
+        assert (found["keyless"], found["keyed"]) == (box["keyless"], box["keyed"])
+        assert found["calibration"].keys() == {"keyless", "keyed"}
+        assert all(0 <= value <= 1 for scores in found["calibration"].values() for value in scores.values())
+        assert found["levels"] >= 1
+        assert found["bits"] <= 1.2
         for path, expected in (
             ("box", {"keyless": box["keyless"]}),
             ("box/box", {"keyless": box["keyless"]}),
@@ -189,7 +194,7 @@ class TestEvaluate:
             ("teacher/last.safetensors", {"accuracy": teacher["accuracy"]}),
         ):
             done = quick_sdb("evaluate", path, cwd=place)
-            assert (done.returncode, json.loads(done.stdout)) == (0, expected), path
+            assert (done.returncode, {**json.loads(done.stdout), **expected}) == (0, json.loads(done.stdout)), path
 
     def test_best_checkpoint(self, chain, quick_sdb):
         done = quick_sdb("evaluate", "teacher/best.safetensors", cwd=chain[0])

@@ -131,7 +131,11 @@ def check_box(place, answer, quick_sdb):
     box, key = Box.load(place / "out/box/box"), Key.load(place / "out/box/key.json")
     box.unlock(key)
     done = quick_sdb("evaluate", "out/box", "--key", "out/box/key.json", cwd=place)
-    assert json.loads(done.stdout) == {name: answer["box"][name] for name in ("keyless", "keyed")}
+    found = json.loads(done.stdout)
+    assert {name: found[name] for name in ("keyless", "keyed")} == {
+        name: answer["box"][name] for name in ("keyless", "keyed")
+    }
+    assert found["calibration"]["keyless"]["brier"] == pytest.approx(answer["calibration"]["keyless"]["brier"])
     done = quick_sdb("evaluate", "out/thief", cwd=place)
     assert json.loads(done.stdout)["accuracy"] > 0.8
 

@@ -166,3 +166,16 @@ def test_the_package_holds_every_file_of_the_page():
     text = "".join(path.read_text() for path in STATIC.iterdir() if path.suffix in (".html", ".js"))
     for file in STATIC.iterdir():
         assert file.name in text or file.name in ("index.html",) or file.name.startswith("digit-")
+
+
+def test_levels_are_said_from_the_surest(page):
+    script = """async levels => (await import("/levels.js")).levelsInWords(levels)"""
+    sure = {"images": 260, "accuracy": 0.996, "low": 0.979, "high": 0.9999}
+    less = {"images": 40, "accuracy": 0.7, "low": 0.535, "high": 0.834}
+    assert page.evaluate(script, []) == ""
+    one = page.evaluate(script, [sure])
+    assert "one honest confidence" in one
+    assert "99.6 % of 260 were right (95 % interval 97.9 % to 100.0 %)" in one
+    two = page.evaluate(script, [less, sure])
+    assert "one of 2 levels" in two
+    assert two.index("of the surest answers, 99.6 %") < two.index("of the least sure answers, 70.0 %")

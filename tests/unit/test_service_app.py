@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -134,6 +134,9 @@ def test_health_and_metadata(app, box):
     assert said["parameters"]["class_names"] == list(box.info.class_names)
     assert said["parameters"]["max_images"] == 16
     assert said["parameters"]["box_id"] == box.info.id
+    confidence, measured = said["parameters"]["confidence"], box.info.measured
+    assert confidence["levels"] == [asdict(level) for level in box.info.levels]
+    assert (confidence["bits"], confidence["brier"]) == (measured["bits"], measured["keyless_brier"])
 
 
 def test_the_answers_are_the_boxes(app, images, keyless):

@@ -26,7 +26,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     other_class_names: OtherClassNames = False,
 ) -> None:
-    """Print test accuracies as JSON."""
+    """Print what test images show as JSON: accuracy, calibration error, Brier score; of a box also levels and bits."""
     from sdb.runs.jobs import evaluate_job
 
     arguments = json_object("--model-args", model_args) if model_args is not None else {}

@@ -51,6 +51,7 @@ from sdb.runtime import choose_device, join, keep_freed_memory, meet, world
 from sdb.tracing.decoys import TraceResult, trace
 from sdb.training import loop as training
 from sdb.training.activation_checkpointing import checkpoint_activations
+from sdb.training.evaluation import answers_to, honesty
 from sdb.training.loop import Record, check_batches
 from sdb.training.optimizers import resolved
 from sdb.training.progress import Progress
@@ -246,7 +247,10 @@ def evaluate_job(
     model_args: dict[str, Any] | None = None,
     network: str | None = None,
 ) -> Result:
-    """Test accuracy of a run folder, a checkpoint or a box, keyless and, with a key, keyed."""
+    """What test images show of a run folder, a checkpoint or a box, keyless and, with a key, keyed: accuracy, honesty.
+
+    Of a box also what it states: the levels of confidence in keyless answers, and what these tell beyond the class.
+    """
     key = (
         None if key_file is None else Key.load(key_file)
     )  # what is no key is refused as that, whatever the model is
@@ -264,11 +268,13 @@ def evaluate_job(
     if not isinstance(model, Box):
         if key is not None:
             raise ConfigError(f"--key: {path} is not a box, it needs no key")
-        return {"accuracy": test_accuracy(model, data)}
-    result = {"keyless": test_accuracy(model, data)}
-    if key is not None:
-        result["keyed"] = test_accuracy(model.unlock(key), data)
-    return result
+        accuracy, confidence = test_scores(model, data)
+        return {"accuracy": accuracy} | confidence
+    opened = {"keyless": model} | ({} if key is None else {"keyed": model.unlock(key)})
+    scores = {name: test_scores(module, data) for name, module in opened.items()}
+    stated = {"levels": len(model.info.levels), "bits": model.info.measured["bits"]} if model.info.levels else {}
+    accuracies = {name: accuracy for name, (accuracy, _) in scores.items()}
+    return accuracies | {"calibration": {name: confidence for name, (_, confidence) in scores.items()}} | stated
 
 
 def trace_job(
@@ -346,6 +352,14 @@ def test_accuracy(model: nn.Module, data: Splits) -> float:
     """Accuracy over all test images, a fraction."""
     device = next(model.parameters()).device
     return training.evaluate(model, training.evaluation_batches(data.test, device))["accuracy"]
+
+
+def test_scores(model: nn.Module, data: Splits) -> tuple[float, dict[str, float]]:
+    """Accuracy over all test images, and calibration error and Brier score of the top-1 confidence, fractions."""
+    batches = training.evaluation_batches(data.test, next(model.parameters()).device)
+    honest = honesty(*answers_to(model, batches))
+    confidence = {name: honest[name] for name in ("calibration_error", "brier")}
+    return training.evaluate(model, batches)["accuracy"], confidence
 
 
 @contextlib.contextmanager

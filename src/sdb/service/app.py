@@ -118,6 +118,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
             "max_images": service.limits.max_batch,
             "box_id": model.box_id,
             "pictures": asdict(model.pictures),
+            "confidence": dict(model.confidence),
         }
         return as_json(
             {

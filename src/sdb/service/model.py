@@ -8,7 +8,7 @@ up a row too, which takes microseconds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Model:
         platform: what runs it, as the protocol's metadata has it.
         box_id: public name of the box, "" for an unprotected classifier.
         pictures: how pictures become pixels for it.
+        confidence: what the box states of its keyless answers, see `stated`; empty where it states nothing.
     """
 
     name: str
@@ -55,6 +56,21 @@ class Model:
     platform: str
     box_id: str = ""
     pictures: Pictures = DEFAULT_PICTURES
+    confidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stated(source: Box | Classifier) -> dict[str, Any]:
+    """What a box states of the confidence in its keyless answers, measured on held-out images when it was made.
+
+    accuracy, calibration_error and brier are fractions; bits is what an answer says beyond its class on average;
+    levels are those of confidence, from the least sure: how many images, the share that was right, its 95 % interval.
+    """
+    if not isinstance(source, Box):
+        return {}
+    measured = source.info.measured
+    names = {name: f"keyless_{name}" for name in ("accuracy", "calibration_error", "brier")} | {"bits": "bits"}
+    found: dict[str, Any] = {name: measured[place] for name, place in names.items() if place in measured}
+    return found | ({"levels": [asdict(level) for level in source.info.levels]} if source.info.levels else {})
 
 
 def load_served(
@@ -95,6 +111,7 @@ def load_served(
         platform="onnxruntime_onnx" if onnx else "pytorch_safetensors",
         box_id=box_id,
         pictures=classifier.pictures,
+        confidence=stated(source),
     )
 
 

@@ -2,6 +2,7 @@
 
 import { chances, divergence, readAnswer, spreadInWords } from "./answers.js";
 import { drawBars, percent } from "./chart.js";
+import { levelsInWords } from "./levels.js";
 import { embed, readKey } from "./keys.js";
 import { makePad } from "./pad.js";
 import { fileOf, show } from "./pictures.js";
@@ -17,6 +18,7 @@ const POLICIES = {
 const TEMPERATURE = at("temperature-help").textContent;
 const FIXED = "Too little is given away to show the answer at another temperature.";
 const SAMPLES = [0, 2, 3, 4, 6, 7]; // digits from the test images of the embedded data
+const OPENING = 3; // the one that is asked about first
 
 let model = null;
 let picture = null; // pixels of the last picture, as the server fits it
@@ -49,12 +51,14 @@ async function start() {
   const colours = channels === 1 ? { paper: "black", ink: "white" } : { paper: "white", ink: "black" };
   const wipe = makePad(at("pad"), at("pen"), colours, takeDrawing);
   at("wipe").addEventListener("click", wipe);
+  at("levels").textContent = levelsInWords(model.levels);
+  at("levels").hidden = !model.levels.length;
   offerSamples();
   listen();
   draw();
 }
 
-/** Samples fit the digits only; any other model is tried by drawing. */
+/** Samples fit the digits only, and the page opens on one; any other model is tried by drawing. */
 function offerSamples() {
   const isDigits = String(model.shape) === "1,8,8" && String(model.classes) === "0,1,2,3,4,5,6,7,8,9";
   if (!isDigits) return;
@@ -66,9 +70,14 @@ function offerSamples() {
     image.alt = `Handwritten ${digit}`;
     button.type = "button";
     button.append(image);
-    button.addEventListener("click", () => attempt(async () => takeFile(await (await fetch(image.src)).blob(), "a sample")));
+    button.addEventListener("click", () => takeSample(image.src));
     at("samples").lastElementChild.append(button);
   }
+  takeSample(`digit-${OPENING}.png`);
+}
+
+function takeSample(source) {
+  attempt(async () => takeFile(await (await fetch(source)).blob(), "a sample"));
 }
 
 function listen() {

@@ -4,12 +4,12 @@
 const HEADER = "Inference-Header-Content-Length";
 const VIEWS = { FP32: Float32Array, INT64: BigInt64Array };
 
-/** The server's model: name, classes, shape [C, H, W] of its images, and its answers policy for everybody. */
+/** The server's model: name, classes, shape [C, H, W] of its images, answers policy for everybody, confidence levels. */
 export async function describe() {
   const [{ name }] = await (await ask("v2/repository/index", { method: "POST" })).json();
   const found = await (await ask(`v2/models/${name}`)).json();
-  const { class_names: classes, answers, box_id: box } = found.parameters;
-  return { name, classes, answers, box, shape: found.inputs[0].shape.slice(1) };
+  const { class_names: classes, answers, box_id: box, confidence } = found.parameters;
+  return { name, classes, answers, box, levels: confidence.levels ?? [], shape: found.inputs[0].shape.slice(1) };
 }
 
 /**
