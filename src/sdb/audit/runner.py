@@ -192,7 +192,7 @@ def candidates(settings: AuditSettings, subject: Subject, archive: Archive) -> l
         cells = {
             name: [archive.result(Task("cell", seed, target, name).place) for seed in settings.seed_list()]
             for name, attack in rows_of(settings, subject).items()
-            if threat_of(attack) == kind and not (settings.preset == "quick" and COSTLY in attack.uses)
+            if threat_of(attack) == kind and not (settings.preset == "quick" and COSTLY & attack.uses)
         }
         found.append(good(cells))
     return found

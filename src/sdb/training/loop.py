@@ -108,7 +108,7 @@ def fit(
             warnings.simplefilter("ignore", FutureWarning)  # the new name is not in every torch that we support
             forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
     best = max((record["validation"][monitor] for record in history), default=-math.inf)
-    autocast = uses_bfloat16(settings, device)
+    autocast = settings.precision == "bfloat16"
     if progress:
         progress.start(settings.epochs, len(history), len(train))
     sparing = checkpoint_activations(model) if settings.activation_checkpointing else contextlib.nullcontext()
@@ -238,11 +238,6 @@ def compiled(forward: nn.Module, settings: FitSettings) -> nn.Module:
         return forward
     made = torch.compile(forward, mode=settings.compile)
     return cast(nn.Module, made)
-
-
-def uses_bfloat16(settings: FitSettings, device: torch.device) -> bool:
-    """Whether the forward runs under bfloat16 autocast."""
-    return settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
 
 
 def train(
