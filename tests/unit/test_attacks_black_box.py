@@ -14,6 +14,8 @@ from sdb.audit.attacks import ATTACKS as ALL
 from sdb.audit.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
 from sdb.audit.attacks.data_free import DataFree
 from sdb.audit.attacks.distil import FULL, Distil, Recipe, TunedDistil
+from sdb.audit.attacks.edges import EdgeWalking, MarginQueries
+from sdb.audit.attacks.gradient_aligned import GradientAligned
 from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.audit.attacks.random_patterns import RandomPatterns
 from sdb.audit.attacks.sanitise import (
@@ -24,6 +26,7 @@ from sdb.audit.attacks.sanitise import (
     TargetAgainstRest,
     TopKOnly,
 )
+from sdb.audit.attacks.semi_supervised import FixMatch
 from sdb.audit.attacks.skeptical import Skeptical
 from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
 from sdb.audit.proxy import letters
@@ -43,6 +46,10 @@ ATTACKS = [
     (NoiseAverage(queries=2, strengths=(0.05,)), 2),
     (BlendAverage(queries=2, strengths=(0.2,)), 2),
     (Skeptical(), 1),
+    (GradientAligned(), 1),
+    (FixMatch(), 1),
+    (MarginQueries(pool=4), None),
+    (EdgeWalking(walks=4, steps=3), None),
     (KnockoffRandom(images=2000, passes=5), None),
     (KnockoffAdaptive(images=1500, rounds=4, passes=6), None),
     (RandomPatterns(queries=6000, batch_size=64), None),

@@ -12,6 +12,8 @@ from sdb.audit.attacks.collusion import TwoBoxes
 from sdb.audit.attacks.data_free import DataFree
 from sdb.audit.attacks.decoys_removed import DecoysRemoved, Deviations
 from sdb.audit.attacks.distil import UNLABELLED, Distil, Labels, TunedDistil
+from sdb.audit.attacks.edges import EdgeWalking, MarginQueries
+from sdb.audit.attacks.gradient_aligned import GradientAligned
 from sdb.audit.attacks.keys_tried import KeyByGradients, KeyByQueries, LeakedPart, RandomKeys
 from sdb.audit.attacks.knockoff import KnockoffAdaptive, KnockoffRandom
 from sdb.audit.attacks.level_thieves import BY_FILTER, BY_TARGETS, LevelThief
@@ -24,6 +26,7 @@ from sdb.audit.attacks.sanitise import (
     TargetAgainstRest,
     TopKOnly,
 )
+from sdb.audit.attacks.semi_supervised import FixMatch
 from sdb.audit.attacks.shadow import BY_CLASS, ShadowRecovery
 from sdb.audit.attacks.skeptical import Skeptical
 from sdb.audit.attacks.white_box import FROM_LABELS, Features, FineTuned, FreshHead, Pruned
@@ -38,6 +41,10 @@ ATTACKS: dict[str, Attack] = {
         LevelThief(),
         BY_FILTER,
         BY_TARGETS,
+        EdgeWalking(),
+        MarginQueries(),
+        GradientAligned(),
+        FixMatch(),
         TopKOnly(),
         Clip(),
         SecondPeakRemoved(),
