@@ -1,6 +1,7 @@
 """Who hears of training: nobody unless a person looks, a function of the caller's, or what the commands show."""
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 
@@ -71,3 +72,20 @@ def test_a_notebook_is_told_by_its_shell(monkeypatch):
         assert watched(io.StringIO()) is notebook
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert as_progress(None, "x") is as_progress(False, "x") is as_progress(True, "x") is None
+
+
+def test_the_time_left_of_tasks_follows_from_what_they_cost(capsys, monkeypatch):
+    """The slow start does not make the rest look slow."""
+    from sdb.training import progress
+
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    shown = progress.ShowTasks("audit", {"teacher": 8.0, "a": 1.0, "b": 1.0})
+    shown.on_progress(1, 3, "teacher")
+    shown.on_progress(2, 3, "a")
+    shown.on_progress(3, 3, "b")
+    lines = capsys.readouterr().err.splitlines()
+    left = [float(re.search(r"([\d.]+) s left", line)[1]) for line in lines]
+    spent = [float(re.search(r"  (\d+) s,", line)[1]) for line in lines]
+    assert left[0] == pytest.approx(spent[0] / 8 * 2, abs=3)
+    assert left[-1] == 0

@@ -28,6 +28,14 @@ CORE = ("labels", "distil", "tuned_distil", "averager")
 # Defences of a quick audit: one of each kind; the dearest to build, and the box's own kin, are left to longer ones.
 QUICK = ("labels_only", "reverse_sigmoid", "stingy", "gradient_redirection", "cmi", "nasty", "sdb", "key_switch")
 
+# About how long attacks take, in students; others take one. For the time left.
+COSTS = {
+    **dict.fromkeys(("shadow_recovery", "shadow_by_class", "key_by_queries", "key_by_gradients"), 20),
+    **dict.fromkeys(("fresh_head", "fresh_head_labels", "pruned", "knockoff_adaptive"), 12),
+    **dict.fromkeys(("random_patterns", "data_free", "knockoff_random"), 8),
+    **dict.fromkeys(("tuned_distil", "fine_tuned", "margin_queries", "fixmatch", "two_boxes", "random_keys"), 4),
+    **dict.fromkeys(("level_weights", "level_filter", "level_targets", "noise_average", "blend_average"), 2),
+}
 # Chosen on the validation images of students of digits and Fashion-MNIST, see benchmarks/few_images.py.
 STUDENT_RATES = {"adam": 0.01, "sgd": 0.1}
 # Steps of an epoch where images are few.

@@ -16,7 +16,7 @@ from sdb.audit.cells import OURS, Task, do, needs_of, stages, subject_of
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import digest_of
 from sdb.audit.pairs import BATCH, COSTLY, DRAWS, enough, good, strongest
-from sdb.audit.plan import BOX, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere, threat_of
+from sdb.audit.plan import BOX, COSTS, PRESETS, AuditSettings, attacks_of, defences_of, runs_everywhere, threat_of
 from sdb.audit.subject import Subject, SubjectFiles
 from sdb.config import read_json
 from sdb.data import Splits
@@ -181,6 +181,26 @@ def run_tasks(
         all_of(more, len(grid) + len(screens) + len(tasks))
         tasks += more
     return places
+
+
+def costs_of(settings: AuditSettings, subject: Subject) -> dict[str, float]:
+    """About how long each task takes, in students; screens as if every attack had some."""
+    settings = settings.filled()
+
+    def cost(task: Task) -> float:
+        attack = COSTS.get(task.attack, 1.0)
+        return {"reference": 20.0, "defence": 12.0, "negative": attack / 2}.get(task.kind, attack)
+
+    grid = {str(task): cost(task) for stage in plan(settings, subject) for task in stage}
+    draws = range(1, DRAWS + 1)
+    screens = {
+        str(Task("screen", settings.seed, attack=name, pair=draw)): COSTS.get(name, 1.0)
+        for name, attack in rows_of(settings, subject).items()
+        for draw in draws
+        if not COSTLY & attack.uses
+    }
+    pairs = {str(Task("pair", settings.seed, pair=number)): 14.0 for number in range(1, (settings.pairs or 1) + 1)}
+    return grid | screens | pairs
 
 
 def candidates(settings: AuditSettings, subject: Subject, archive: Archive) -> list[dict[str, list[float]]]:

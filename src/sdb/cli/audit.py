@@ -74,6 +74,7 @@ def audit(
     """
     from sdb.audit.job import audit_job, find_subject
     from sdb.audit.plan import AuditSettings
+    from sdb.audit.runner import costs_of
     from sdb.config import parse_overrides
     from sdb.report.audit_verdict import judge
     from sdb.report.audit_words import findings, headline, summary
@@ -98,7 +99,7 @@ def audit(
     }
     values = {name: value for name, value in named.items() if value is not None} | parse_overrides(sets or [])
     subject, settings = find_subject(box, key, teacher, owner, without_key, AuditSettings(**values), network)
-    progress = ShowTasks("audit")
+    progress = ShowTasks("audit", costs_of(settings, subject))
     try:
         claim = audit_job(
             out,

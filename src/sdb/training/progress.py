@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO, cast
 
 from sdb.runtime import world
@@ -92,14 +92,14 @@ class _Shown:
         self._task: Any = None
         self._began = self._spoke = time.monotonic()
 
-    def _open(self, total: int, completed: int, shown: str) -> None:
+    def _open(self, total: float, completed: float, shown: str) -> None:
         """Put up a bar, where there is a terminal and no bar."""
         if self._bar is None and (self._stream.isatty() or _draws_in_notebook()):
             self._bar = _bar(self._stream)
             self._task = self._bar.add_task(self.label, total=total, completed=completed, shown=shown)
             self._bar.start()
 
-    def _line(self, shown: str, done: int, first: int, total: int) -> None:
+    def _line(self, shown: str, done: float, first: float, total: float) -> None:
         """Write a plain line, unless one was written just now; what was done first took no time here."""
         now = time.monotonic()
         if done < total and now - self._spoke < LINE_SECONDS:
@@ -141,20 +141,34 @@ class ShowProgress(_Shown):
 
 
 class ShowTasks(_Shown):
-    """Progress of many pieces of work."""
+    """Progress of many pieces of work.
+
+    Args:
+        label: what is under way.
+        costs: about how long each piece of work takes, by name, in any unit; one that is not named counts as 1. So the
+            time left follows from what was measured, also where what comes first takes long.
+    """
 
     _first: int | None = None
 
+    def __init__(self, label: str, costs: Mapping[str, float] | None = None) -> None:
+        super().__init__(label)
+        self._costs, self._spent = costs or {}, 0.0
+
     def on_progress(self, done: int, total: int, name: str) -> None:
         """One more is done."""
-        self._open(total, done, "")
-        shown = f"{done}/{total} {name}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, shown=shown)
-            return
         if self._first is None:
             self._first = done - 1
-        self._line(shown, done, self._first, total)
+        self._spent += self._costs.get(name, 1.0)
+        # What was done before this process is left out, at the mean cost.
+        whole = (sum(self._costs.values()) or total) * (total - self._first) / total
+        share = 1.0 if done == total else min(0.999, self._spent / whole)
+        self._open(1, 0, "")
+        shown = f"{done}/{total} {name}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, shown=shown)
+        else:
+            self._line(shown, share, 0, 1)
 
 
 def _bar(stream: TextIO) -> Any:
