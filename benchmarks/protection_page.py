@@ -102,7 +102,7 @@ def audit_section(claim: dict[str, Any]) -> str:
     what = f"box {claim['box']['id'][:8]}" if claim["box"] else "boxes made here"
     lines = [
         f"## audit: {claim['data']['name']}, {what}, preset {claim['preset']}, {len(claim['seeds'])} seeds, "
-        f"threat {claim['threat']}, thief has {100 * claim['data_share']:.0f} % of the images",
+        f"threat {claim['threat']}, thief has {found.regime.labelled:,} labelled images",
         "",
         f"{summary(found, verdict)}. {headline(found, verdict)}",
         "",

@@ -8,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from sdb.box.box import Box
+from sdb.keys import Key
 
 RUN_FILES = {
     "training.log",
@@ -167,10 +171,12 @@ class TestChain:
 
     def test_a_wrong_key_is_not_the_right_one(self, chain):
         place, _ = chain
-        results = [json.loads((place / name / "result.json").read_text()) for name in ("partner", "stranger")]
-        box = json.loads((place / "box" / "result.json").read_text())
-        assert results[0]["teacher"] == box["keyed"]
-        assert results[1]["teacher"] != box["keyed"]
+        partner, box = (json.loads((place / name / "result.json").read_text()) for name in ("partner", "box"))
+        assert partner["teacher"] == box["keyed"]
+        # Two accuracies may agree by luck; answers do not.
+        opened, images = Box.load(place / "box" / "box"), torch.rand(50, 1, 8, 8)
+        keys = [Key.load(place / name) for name in ("box/key.json", "stranger.json")]
+        assert not torch.allclose(opened.unlock(keys[0])(images), opened.attempt(keys[1])(images), atol=1e-3)
 
 
 class TestEvaluate:
@@ -184,8 +190,7 @@ class TestEvaluate:
         assert (found["keyless"], found["keyed"]) == (box["keyless"], box["keyed"])
         assert found["calibration"].keys() == {"keyless", "keyed"}
         assert all(0 <= value <= 1 for scores in found["calibration"].values() for value in scores.values())
-        assert found["levels"] >= 1
-        assert found["bits"] <= 1.2
+        assert "levels" not in found  # the paper's box has none
         for path, expected in (
             ("box", {"keyless": box["keyless"]}),
             ("box/box", {"keyless": box["keyless"]}),

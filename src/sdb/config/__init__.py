@@ -10,10 +10,12 @@ as the reference's scripts would run them (`sdb.config.reference`).
 
 from sdb.config.files import (
     CHECKPOINTS,
+    LEFT_OPEN,
     PARAMS,
     RESOLVED,
     canonical,
     differing,
+    filled_as,
     guess,
     guess_command,
     inferred,
@@ -45,6 +47,7 @@ __all__ = [
     "COMMANDS",
     "DEFAULT_PICTURES",
     "IGNORED",
+    "LEFT_OPEN",
     "LOSS_DEFAULTS",
     "MANIFEST",
     "MODEL_ARGUMENTS",
@@ -66,6 +69,7 @@ __all__ = [
     "defaults",
     "describe_faults",
     "differing",
+    "filled_as",
     "guess",
     "guess_command",
     "inferred",

@@ -53,6 +53,10 @@ def inferred(folder: Path, command: str, overrides: Sequence[str] = ()) -> tuple
     return meaning(values, changes, command)[1]
 
 
+# What a run fills in from network and machine, and what stands there until then.
+LEFT_OPEN = {"learning_rate": None, "precision": "auto"}
+
+
 def differing(
     folder: Path, params: Any, command: str, overrides: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
@@ -62,9 +66,16 @@ def differing(
     except ConfigError:
         return {}
     taken = params.model_dump(mode="json")
-    # A rate that the file leaves open was filled in by the run: that is no difference.
-    left_open = {"learning_rate"} if now.get("learning_rate") is None else set()
-    return {n: (value, now[n]) for n, value in taken.items() if value != now[n] and n not in left_open}
+    now = filled_as(now, taken)
+    return {n: (value, now[n]) for n, value in taken.items() if value != now[n]}
+
+
+def filled_as(parameters: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters, those that are left open as a run has filled them in: that is no difference."""
+    left_open = {
+        name for name, value in LEFT_OPEN.items() if parameters.get(name, ...) == value and name in before
+    }
+    return {name: before[name] if name in left_open else value for name, value in parameters.items()}
 
 
 def _read(folder: Path, overrides: Sequence[str], resume: bool) -> tuple[Path, dict[str, Any], dict[str, Any]]:

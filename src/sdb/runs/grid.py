@@ -114,6 +114,7 @@ def is_finished(each: GridRun, sets: Sequence[str]) -> bool:
             raise RunExistsError(f"{each.folder} holds {', '.join(there)} and no {RESOLVED}; use another folder")
         return False
     before = begun_with(each.folder, wanted)
+    wanted = config.filled_as(wanted, before)
     same = {name for name in wanted.keys() | before.keys() if wanted.get(name) == before.get(name)}
     return (each.folder / RESULT).exists() and wanted.keys() | before.keys() <= same | PLACES
 
@@ -126,8 +127,11 @@ def go_on(command: str, folder: Path, sets: tuple[str, ...]) -> None:
     """
     begun = (folder / RESOLVED).exists()
     params = config.load(folder, command, sets)
+    before = begun_with(folder, params.model_dump(mode="json")) if begun else {}
+    filled = config.filled_as(params.model_dump(mode="json"), before)
+    params = params.model_copy(update={name: filled[name] for name in config.LEFT_OPEN})
     if begun and params.schedule in FOLLOWS_EPOCHS:
-        planned = begun_with(folder, params.model_dump(mode="json")).get("epochs")
+        planned = before.get("epochs")
         if (
             planned != params.epochs
         ):  # made longer, it would not be the run that the grid's others are compared with
