@@ -31,7 +31,7 @@ from sdb.training.evaluation import evaluate, evaluation_batches
 # Draws of images on which attacks are compared beside the grid's; those this far behind in the grid are left out.
 DRAWS, NEAR_BEST = 2, 0.1
 # Pairs are made so many at a time; then it is asked whether there are enough.
-BATCH = 24
+BATCH = 12
 # Attacks with boxes of their own, or with images that they make up, take ten to a hundred times as long as others:
 # short audits leave them to the grid.
 COSTLY = frozenset({"shadow", "no_images"})

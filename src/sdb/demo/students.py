@@ -97,9 +97,9 @@ def _ground(out: Path, seed: int) -> tuple[Splits, dict[str, Way]]:
     opened = {name: boxes[name].unlock(Key.load(key_of(out, name))) for name in ("box", "paper")}
     ways = {
         "bar": bar_ways(box, regime),
-        "bare": soft_ways(teacher),
+        "bare": {USUAL: soft_ways(teacher)[USUAL]},
         "thief": thief_ways(box, regime),
-        "partner": soft_ways(opened["box"]),
+        "partner": {USUAL: soft_ways(opened["box"])[USUAL]},
         "nasty": {USUAL: soft_ways(boxes["nasty"])[USUAL]},
         "paper": {USUAL: soft_ways(boxes["paper"])[USUAL]},
         "paper_partner": {USUAL: soft_ways(opened["paper"])[USUAL]},
