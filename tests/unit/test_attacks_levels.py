@@ -43,6 +43,22 @@ def test_a_walk_ends_on_the_edge(steps):
     assert (named == 0).all()
 
 
+class AnotherClassBelow(TwoLevels):
+    """As before, but dark images are of another class, up to just below the edge."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        mean = images.flatten(1).mean(dim=1, keepdim=True)
+        return torch.where((mean > 0.2) & (mean <= EDGE), logits.roll(1, dims=1), logits)
+
+
+def test_a_walk_that_ends_between_two_classes_is_no_edge():
+    images, asked = flat([0.0, 0.1, 0.9, 1.0]), victim(AnotherClassBelow())
+    points, confidence, named = EdgeWalking(walks=8, steps=9).walk(asked, images, asked.ask(images), seed=0)
+    assert (len(points), len(confidence), len(named)) == (0, 0, 0)
+    assert asked.queries == 4 + 2 * 9
+
+
 def test_without_levels_or_queries_nobody_walks():
     sure, asked = flat([0.8, 0.9, 1.0]), victim(TwoLevels())
     points, *_ = EdgeWalking().walk(asked, sure, asked.ask(sure), seed=0)

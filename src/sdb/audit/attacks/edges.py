@@ -194,13 +194,14 @@ class EdgeWalking(Attack):
         payable = len(start) if left is None else min(len(start), left // self.steps)
         start, end = start[:payable], end[:payable]
         a, b, told_a, told_b = images[start], images[end], confidence[start], confidence[end]
-        class_of = label[end]
+        class_of, inside = label[end], torch.ones(len(start), dtype=torch.bool, device=label.device)
         for _ in range(self.steps if payable else 0):
             point = (a + b) / 2
             said, name = victim.ask(point).scores().softmax(dim=1).max(dim=1)
-            # Where the class is lost on the way, the sure end is on the other side.
-            up = (name == class_of) & (said >= told_b - 1e-6)
+            same = name == class_of
+            up = same & (said >= told_b - 1e-6)
             place = up.view(-1, 1, 1, 1)
             a, b = torch.where(place, a, point), torch.where(place, point, b)
-            told_a = torch.where(up | (name != class_of), told_a, said)
-        return b, (told_a + told_b) / 2, class_of
+            told_a, inside = torch.where(up, told_a, said), torch.where(up, inside, same)
+        # Where the class is lost just below, the walk ended between two classes, not between two levels.
+        return b[inside], ((told_a + told_b) / 2)[inside], class_of[inside]
