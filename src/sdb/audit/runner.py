@@ -219,11 +219,12 @@ def candidates(settings: AuditSettings, subject: Subject, archive: Archive) -> l
 
 
 def screens_of(settings: AuditSettings, subject: Subject, archive: Archive) -> list[Task]:
-    """The draws on which attacks that may be the best are compared once more."""
-    target = subject_of(columns_of(settings, subject))
+    """The draws on which attacks that may be the best are compared again, where more than are measured may be it."""
+    target, count = subject_of(columns_of(settings, subject)), PRESETS[settings.preset].confirmed
     return [
         Task("screen", settings.seed, target, name, pair=draw)
         for group in candidates(settings, subject, archive)
+        if len(group) > count
         for name in group
         for draw in range(1, DRAWS + 1)
     ]
