@@ -26,10 +26,15 @@ from sdb.models import ModelSpec
 from sdb.runtime import choose_device, derive_seed, environment, write_atomic
 from sdb.training.evaluation import answers_to, evaluate, evaluation_batches, honesty
 from sdb.training.loop import train
-from sdb.training.optimizers import has_amx
 
 PRECISIONS = ("float32", "bfloat16")
 SCORES = {"accuracy": "accuracy, %", "calibration_error": "calibration error, %", "brier": "Brier score, %"}
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware (Intel AMX)."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is not None and bool(probe())
 
 
 def one(name: str, root: Path | None, seed: int, precision: str) -> dict[str, Any]:

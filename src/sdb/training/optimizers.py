@@ -15,8 +15,6 @@ from sdb.runtime import choose_device
 S = TypeVar("S", bound=FitSettings)
 # one_cycle: share of the steps in which the rate rises.
 RISE = 0.2
-# Images of fewer pixels train no faster in bfloat16 on a CPU.
-LEAST_PIXELS = 24 * 24
 
 
 def make_optimizer(trained: Sequence[nn.Module], settings: FitSettings) -> torch.optim.Optimizer:
@@ -44,24 +42,11 @@ def make_optimizer(trained: Sequence[nn.Module], settings: FitSettings) -> torch
 def resolved(settings: S, network: nn.Module) -> S:
     """The same settings with what depends on network and machine filled in: learning rate, precision."""
     if settings.precision == "auto":
-        settings = settings.model_copy(update={"precision": _precision(settings, network)})
+        on_gpu = choose_device(settings.device).type == "cuda"
+        settings = settings.model_copy(update={"precision": "bfloat16" if on_gpu else "float32"})
     names = {type(module).__name__.lower() for module in network.modules()}
     layer_norm = any(norm in name for name in names for norm in ("layernorm", "rmsnorm"))
     return settings.resolved_for(_architecture(network), layer_norm)
-
-
-def _precision(settings: FitSettings, network: nn.Module) -> str:
-    """What `auto` comes to. On a CPU small images lose more by casting than they gain (measured: docs/speed.md)."""
-    if choose_device(settings.device).type == "cuda":
-        return "bfloat16"
-    _, height, width = getattr(network, "image_shape", (0, 0, 0))
-    return "bfloat16" if height * width >= LEAST_PIXELS and has_amx() else "float32"
-
-
-def has_amx() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 in hardware (Intel AMX)."""
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return probe is not None and bool(probe())
 
 
 def _architecture(network: nn.Module) -> str:
