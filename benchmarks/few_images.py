@@ -18,14 +18,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 import sdb
 from sdb.audit.regime import Regime, attacker_of, bar_ways, measure, soft_ways, thief_ways
+from sdb.box.box import Box
 from sdb.config import FitSettings, TrainSettings, WrapSettings
+from sdb.data import Splits
 from sdb.keys import Key
 from sdb.models import Classifier, ModelSpec
 from sdb.report.pairs import Scores, best, gain
@@ -71,21 +73,39 @@ ROWS = {
 }
 
 
-def seed_of(name: str, root: Path | None, seed: int, pairs: dict[str, Any], keep: Any) -> dict[str, Any]:
-    """Teacher, box and students of one seed; `pairs` holds what is done, `keep` is called after each pair."""
+def boxed(
+    name: str, root: Path | None, seed: int, precision: Literal["auto", "float32", "bfloat16"] = "auto"
+) -> tuple[Splits, Classifier, Box, Key]:
+    """Data, teacher and box of one seed, with the box's key."""
     case = CASES[name]
     data = sdb.load_data(
         name, root=root, seed=seed, subset_percent=case.subset, validation_fraction=case.validation
     )
     spec = ModelSpec("net", {"num_channels": case.width}, data.num_classes, data.image_shape, data.mean, data.std)
     torch.manual_seed(derive_seed(seed, "teacher"))
-    teacher: Classifier = spec.build()
+    teacher = spec.build()
     rate = {"optimizer": "adamw", "learning_rate": 0.003, "schedule": "one_cycle", "batch_size": 64}
-    train(teacher, data, TrainSettings(epochs=case.epochs, seed=seed, **rate), progress=False)
+    train(teacher, data, TrainSettings(epochs=case.epochs, seed=seed, precision=precision, **rate), progress=False)
     # Keys are secrets, but a table must come out the same twice.
     key = Key(derive_seed(seed, "key").to_bytes(32, "big"), 0.5, "weight")
-    box = sdb.wrap(teacher, data, WrapSettings(seed=seed, epochs=case.wrap_epochs), key=key, progress=False)
-    teacher.eval()
+    settings = WrapSettings(seed=seed, epochs=case.wrap_epochs, precision=precision)
+    box = sdb.wrap(teacher, data, settings, key=key, progress=False)
+    return data, teacher.eval(), box, key
+
+
+def scores_of(models: dict[str, nn.Module], data: Splits) -> dict[str, dict[str, float]]:
+    """Accuracy and honesty of models on test images."""
+    batches = evaluation_batches(data.test, choose_device("auto"))
+    return {
+        which: {"accuracy": evaluate(model.eval(), batches)["accuracy"]} | honesty(*answers_to(model, batches))
+        for which, model in models.items()
+    }
+
+
+def seed_of(name: str, root: Path | None, seed: int, pairs: dict[str, Any], keep: Any) -> dict[str, Any]:
+    """Teacher, box and students of one seed; `pairs` holds what is done, `keep` is called after each pair."""
+    case = CASES[name]
+    data, teacher, box, key = boxed(name, root, seed)
     keyed = box.unlock(key)
     regime = Regime(case.labelled)
     groups = {
@@ -115,11 +135,6 @@ def seed_of(name: str, root: Path | None, seed: int, pairs: dict[str, Any], keep
             scores = measure(ways, data, [attacker_of(data, regime, student, settings, pair)])
             pairs[str(pair)] = {way: [each.test[0], each.validation[0]] for way, each in scores.items()}
             keep()
-    batches = evaluation_batches(data.test, choose_device("auto"))
-
-    def honest(model: nn.Module) -> dict[str, float]:
-        return {"accuracy": evaluate(model, batches)["accuracy"]} | honesty(*answers_to(model, batches))
-
     models = {
         "teacher": teacher,
         "box, no key": box,
@@ -133,7 +148,7 @@ def seed_of(name: str, root: Path | None, seed: int, pairs: dict[str, Any], keep
         "test": len(data.test),
         "bits": box.info.measured["bits"],
         "levels": len(box.info.levels),
-        "models": {which: honest(model.eval()) for which, model in models.items()},
+        "models": scores_of(models, data),
     }
 
 

@@ -17,15 +17,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from few_images import CASES, RESULTS
+from few_images import CASES, RESULTS, boxed, scores_of
 
-import sdb
-from sdb.config import TrainSettings, WrapSettings
-from sdb.keys import Key
-from sdb.models import ModelSpec
-from sdb.runtime import choose_device, derive_seed, environment, write_atomic
-from sdb.training.evaluation import answers_to, evaluate, evaluation_batches, honesty
-from sdb.training.loop import train
+from sdb.runtime import environment, write_atomic
 
 PRECISIONS = ("float32", "bfloat16")
 SCORES = {"accuracy": "accuracy, %", "calibration_error": "calibration error, %", "brier": "Brier score, %"}
@@ -39,26 +33,11 @@ def has_amx() -> bool:
 
 def one(name: str, root: Path | None, seed: int, precision: str) -> dict[str, Any]:
     """Teacher and box of one seed: what test images show of them, and how long they took."""
-    case, started = CASES[name], time.perf_counter()
-    data = sdb.load_data(
-        name, root=root, seed=seed, subset_percent=case.subset, validation_fraction=case.validation
-    )
-    spec = ModelSpec("net", {"num_channels": case.width}, data.num_classes, data.image_shape, data.mean, data.std)
-    torch.manual_seed(derive_seed(seed, "teacher"))
-    teacher = spec.build()
-    rate = {"optimizer": "adamw", "learning_rate": 0.003, "schedule": "one_cycle", "batch_size": 64}
-    train(teacher, data, TrainSettings(epochs=case.epochs, seed=seed, precision=precision, **rate), progress=False)
-    key = Key(derive_seed(seed, "key").to_bytes(32, "big"), 0.5, "weight")
-    settings = WrapSettings(seed=seed, epochs=case.wrap_epochs, precision=precision)
-    box = sdb.wrap(teacher, data, settings, key=key, progress=False)
+    started = time.perf_counter()
+    data, teacher, box, key = boxed(name, root, seed, precision)
     seconds = time.perf_counter() - started
-    batches = evaluation_batches(data.test, choose_device("auto"))
     models = {"teacher": teacher, "box, no key": box, "box, key": box.unlock(key)}
-    found = {
-        which: {"accuracy": evaluate(model.eval(), batches)["accuracy"]} | honesty(*answers_to(model, batches))
-        for which, model in models.items()
-    }
-    return {"models": found, "seconds": seconds}
+    return {"models": scores_of(models, data), "seconds": seconds}
 
 
 def main() -> None:

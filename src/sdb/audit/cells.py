@@ -160,11 +160,12 @@ def defence_row(
     defended = audit_seed.defended(name, defences)
     test = evaluation_batches(audit_seed.data.test, audit_seed.device)
     keyed = defended.keyed
+    answers, labels = answers_to(defended.keyless, test)
     return {
         "keyless": score(defended.keyless, test),
         "keyed": None if keyed is None else score(keyed, test),
-        "honesty": honesty(*answers_to(defended.keyless, test)),
-        "bits": told(answers_to(defended.keyless, test)[0]),
+        "honesty": honesty(answers, labels),
+        "bits": told(answers),
         "partner": None if keyed is None else score(soft_ways(keyed)[USUAL](audit_seed.means()), test),
         "distance": distance(audit_seed.teacher, defended.keyless, test),
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdb.audit.attacks.distil import Distil, Labels
+from sdb.audit.attacks.distil import SMOOTHING, Distil, Labels
 from sdb.audit.attacks.similar_keys import SimilarKeys
 from sdb.audit.attacks.victim import InterfaceError, QueryBudgetError
 from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.cells import distance
 from sdb.audit.plan import BOX
-from sdb.audit.regime import SMOOTHING, USUAL, alone, soft_ways
+from sdb.audit.regime import USUAL, alone, soft_ways
 from sdb.errors import TrainingError
 from sdb.keys import Key
 from sdb.tracing.decoys import trace

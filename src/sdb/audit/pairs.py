@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from sdb.audit.attacks.attack import Attack
+from sdb.audit.attacks.distil import SMOOTHING
 from sdb.audit.attacks.victim import Interface, InterfaceError, QueryBudgetError
 from sdb.audit.audit_seed import AuditSeed
 from sdb.audit.defences.defence import Defence
-from sdb.audit.regime import SMOOTHING, Way, bar_ways, soft_ways
+from sdb.audit.regime import Way, bar_ways, soft_ways
 from sdb.errors import ConfigError, ModelError, TrainingError
 from sdb.report.audit_pairs import errors_of
 from sdb.report.pairs import Scores

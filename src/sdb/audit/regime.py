@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sdb import losses
 from sdb.audit.attacks.attacker import Attacker
-from sdb.audit.attacks.distil import Labels, Recipe, distilled
+from sdb.audit.attacks.distil import SMOOTHING, Labels, Recipe, distilled
 from sdb.audit.attacks.level_thieves import BY_FILTER, BY_TARGETS, LevelThief
 from sdb.audit.attacks.victim import Interface, Victim
 from sdb.config import FitSettings
@@ -32,8 +32,6 @@ from sdb.training.evaluation import evaluate, evaluation_batches
 # Of a thief's labelled images those that it keeps to choose its settings.
 VALIDATION_SHARE = 0.2
 FEW_PER_CLASS = 15
-# Of smoothed labels.
-SMOOTHING = 0.1
 # Distillation as papers do it.
 USUAL = "soft answers, T=4, with labels"
 # A way to learn: a student of the attacker's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -168,10 +169,11 @@ def run_tasks(
         return run(works, where, told, folders=folders, before=len(done))
 
     places = all_of(grid, 0)
-    screens = screens_of(settings, subject, archive)
+    groups, count = candidates(settings, subject, archive), PRESETS[settings.preset].confirmed
+    screens = screens_of(settings, target, groups, count)
     whole += len(screens)
     all_of(screens, len(grid))
-    measured = tuple(to_measure(settings, subject, archive))
+    measured = tuple(to_measure(groups, screens, archive, count))
     tasks: list[Task] = []
     while len(tasks) < most and not (tasks and enough([archive.result(task.place) for task in tasks])):
         more = [
@@ -218,29 +220,31 @@ def candidates(settings: AuditSettings, subject: Subject, archive: Archive) -> l
     return found
 
 
-def screens_of(settings: AuditSettings, subject: Subject, archive: Archive) -> list[Task]:
-    """The draws on which attacks that may be the best are compared again, where more than are measured may be it."""
-    target, count = subject_of(columns_of(settings, subject)), PRESETS[settings.preset].confirmed
+def screens_of(
+    settings: AuditSettings, target: str, groups: list[dict[str, list[float]]], count: int
+) -> list[Task]:
+    """The draws on which candidates are compared again, where there are more than the `count` that are measured."""
     return [
         Task("screen", settings.seed, target, name, pair=draw)
-        for group in candidates(settings, subject, archive)
+        for group in groups
         if len(group) > count
         for name in group
         for draw in range(1, DRAWS + 1)
     ]
 
 
-def to_measure(settings: AuditSettings, subject: Subject, archive: Archive) -> list[str]:
-    """The attacks that pairs measure: the best of those that a client can run, and of those that need the files."""
-    count, chosen = PRESETS[settings.preset].confirmed, []
-    screens = screens_of(settings, subject, archive)
-    for group in candidates(settings, subject, archive):
-        again = {
-            name: [archive.result(task.place)["validation"] for task in screens if task.attack == name]
-            for name in group
-        }
-        chosen += strongest({name: [*found, *again[name]] for name, found in group.items()}, count)
-    return chosen
+def to_measure(
+    groups: list[dict[str, list[float]]], screens: list[Task], archive: Archive, count: int
+) -> list[str]:
+    """The attacks that pairs measure: of each group of candidates the best."""
+    again: dict[str, list[float | None]] = defaultdict(list)
+    for task in screens:
+        again[task.attack].append(archive.result(task.place)["validation"])
+    return [
+        name
+        for group in groups
+        for name in strongest({name: [*found, *again[name]] for name, found in group.items()}, count)
+    ]
 
 
 def pairs_of(settings: AuditSettings, archive: Archive) -> list[dict[str, Any]]:

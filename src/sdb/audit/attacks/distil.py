@@ -18,6 +18,8 @@ from sdb.data import Batch
 from sdb.errors import ConfigError
 from sdb.models import Classifier
 
+# Of smoothed labels.
+SMOOTHING = 0.1
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "kd": losses.kd_term,
     "dkd": partial(losses.dkd_term, target_weight=1.0, rest_weight=8.0),
@@ -113,7 +115,7 @@ class Labels(Attack):
     summary = "A student of the victim's top-1 answers on the thief's own images, without any labels"
     source = "Tramer et al., USENIX Security 2016; Orekondy et al., CVPR 2019 (argmax only)"
 
-    smoothing: float = 0.1
+    smoothing: float = SMOOTHING
 
     def run(self, victim: Victim, attacker: Attacker) -> Stolen:
         """Ask for every view, learn the answers with label smoothing."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.attacker import Attacker, StudentLoss, TransferSet
 from sdb.audit.attacks.budget import affordable
+from sdb.audit.attacks.distil import SMOOTHING
 from sdb.audit.attacks.random_patterns import as_pixels
 from sdb.audit.attacks.victim import Answers, Interface, Victim
 from sdb.data import Batch
-
-SMOOTHING = 0.1
+from sdb.models import Classifier
 
 
 def with_more(transfer: TransferSet, pixels: Tensor) -> TransferSet:
@@ -114,21 +114,18 @@ class MarginQueries(Attack):
         chosen = chosen[torch.randperm(len(chosen), generator=generator)]
         if len(chosen) == 0:
             return Stolen(first, details={"asked": 0})
-        return Stolen(
-            learned(attacker, transfer, answers, chosen, victim.ask(chosen.float() / 255)),
-            details={"asked": len(chosen)},
-        )
+        confidence, named = sure_of(victim.ask(chosen.float() / 255))
+        extra = doubtful(named, confidence, victim.num_classes)
+        return Stolen(learned(attacker, transfer, answers, chosen, extra), details={"asked": len(chosen)})
 
 
 def learned(
-    attacker: Attacker, transfer: TransferSet, answers: Answers, more: Tensor, said: Answers
-) -> torch.nn.Module:
-    """A student of a transfer set and of further images, by class and confidence of the answers to both."""
+    attacker: Attacker, transfer: TransferSet, answers: Answers, more: Tensor, targets: Tensor
+) -> Classifier:
+    """A student of the answers to a transfer set, and of further images (M, C, H, W) with soft targets (M, K)."""
     both, classes = with_more(transfer, more), answers.num_classes
-    confidence, named = sure_of(said)
-    extra = doubtful(named, confidence, classes)[: len(both.pixels) - len(transfer.pixels)]
-    views = transfer.views
-    parts = [each.reshape(views, -1, classes) for each in (told(transfer, answers), extra)]
+    extra = targets[: len(both.pixels) - len(transfer.pixels)]
+    parts = [each.reshape(transfer.views, -1, classes) for each in (told(transfer, answers), extra)]
     return attacker.learn(attacker.new_student(), both, soft_targets(torch.cat(parts, dim=1).reshape(-1, classes)))
 
 
@@ -163,15 +160,10 @@ class EdgeWalking(Attack):
         if len(points) < transfer.views:
             student = attacker.learn(attacker.new_student(), transfer, soft_targets(told(transfer, answers)))
             return Stolen(student, details={"points": 0})
-        both = with_more(transfer, as_pixels(points))
-        count = len(both.pixels) - len(transfer.pixels)
-        extra = doubtful(named, confidence, victim.num_classes)[:count]
-        shape = (transfer.views, -1, victim.num_classes)
-        targets = torch.cat([told(transfer, answers).reshape(shape), extra.reshape(shape)], dim=1)
-        student = attacker.learn(
-            attacker.new_student(), both, soft_targets(targets.reshape(-1, victim.num_classes))
+        extra = doubtful(named, confidence, victim.num_classes)
+        return Stolen(
+            learned(attacker, transfer, answers, as_pixels(points), extra), details={"points": len(points)}
         )
-        return Stolen(student, details={"points": len(points)})
 
     def walk(self, victim: Victim, images: Tensor, answers: Answers, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points on edges (P, C, H, W), the confidence half-way between the levels that meet there, and their class."""

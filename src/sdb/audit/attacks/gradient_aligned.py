@@ -13,10 +13,9 @@ from sdb import losses
 from sdb.audit.attacks.attack import Attack, Stolen
 from sdb.audit.attacks.attacker import Attacker, StudentLoss
 from sdb.audit.attacks.budget import affordable
+from sdb.audit.attacks.distil import SMOOTHING
 from sdb.audit.attacks.victim import Interface, Victim
 from sdb.data import Batch
-
-SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from sdb import losses
 from sdb.audit.attacks.attack import Attack, Stolen
-from sdb.audit.attacks.attacker import Attacker, StudentLoss
+from sdb.audit.attacks.attacker import Attacker
 from sdb.audit.attacks.budget import affordable
-from sdb.audit.attacks.distil import labels_for
+from sdb.audit.attacks.distil import SMOOTHING, labels_for
 from sdb.audit.attacks.victim import Interface, Victim
 from sdb.data import Batch
-
-SMOOTHING = 0.1
 
 
 class Strongly(nn.Module):
@@ -93,5 +91,4 @@ class FixMatch(Attack):
 
         student = attacker.new_student()
         around = Strongly(student, self.noise, self.hole)
-        told: StudentLoss = loss
-        return Stolen(attacker.learn(student, transfer, told, forward=around))
+        return Stolen(attacker.learn(student, transfer, loss, forward=around))
