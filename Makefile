@@ -9,10 +9,10 @@ demo:  ## environment, then the main job on the embedded digits; report in runs/
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
 
 test: lint  ## environment, lint, types, tests
-	$(RUN) test -- pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(RUN) test -- pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: lint  ## also the slow tests
-	$(RUN) test -- pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) test -- pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint:
 	$(RUN) test -- ruff check .

@@ -136,6 +136,7 @@ torch.save(states, out / f"rank{world().rank}.pt")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_box_of_one(images, tmp_path, monkeypatch):
     script = tmp_path / "job.py"
     script.write_text(SHARED)

@@ -18,12 +18,12 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def done(sdb, write_params, tmp_path_factory):
+def done(quick_sdb, write_params, tmp_path_factory):
     """The folder of a grid, and the process that did it."""
     folder = tmp_path_factory.mktemp("grid")
     for name, changes in RUNS.items():
         write_params(folder / "grid" / name, **changes)
-    process = sdb("grid", "grid", "--workers", "2", "--json", "out.json", cwd=folder)
+    process = quick_sdb("grid", "grid", "--workers", "2", "--json", "out.json", cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder, process
 

@@ -170,6 +170,7 @@ def test_a_failed_run_leaves_the_rest_and_a_table_with_gaps(quick_sdb, tmp_path)
     assert "Not finished: 10 run(s)" in (tmp_path / "grid/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_in_two_processes(sdb_command, done, tmp_path):
     """Ctrl-C in the middle: what is finished stays, two processes go on and end with what an undisturbed one has."""
     start, env = sdb_command

@@ -132,6 +132,7 @@ class TestKill:
         for name in ("keyless", "keyed"):
             assert results[0][name] == results[1][name]
 
+    @pytest.mark.slow
     def test_distill_resumes_to_the_same_student(self, place, stop, quick_sdb, write_params):
         for name in ("student_whole", "student_killed"):
             write_params(place / name, **SLOW, teacher="teacher", optimizer="sgd", schedule=[2, 4])
