@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo docs test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
+.PHONY: demo evidence docs test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
@@ -27,6 +27,10 @@ docs:  ## the documents as a site, build/site/index.html; a broken link is an er
 	$(RUN) docs -- mkdocs build --strict $(ARGS)
 
 results:  ## docs/results.md and the README's table from docs/results/*.json
+	$(RUN) test -- python benchmarks/protection.py --write
+
+evidence:  ## the evidence table, piece by piece: ARGS="--data cifar10 --data-root DIR", and --plan for what is missing
+	$(RUN) test -- python benchmarks/evidence.py $(ARGS)
 	$(RUN) test -- python benchmarks/protection.py --write
 
 bench-serve:  ## latency and throughput of sdb serve beside bare ONNX Runtime

@@ -30,7 +30,7 @@ SMALL = {
     "maker_epochs": 2,
     "views": 1,
     "seeds": 1,
-    "pairs": 2,
+    "pairs": 3,
     "batch_size": 16,
     "device": "cpu",
 }

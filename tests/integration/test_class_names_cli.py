@@ -42,7 +42,7 @@ def place(tmp_path_factory, quick_sdb, write_params):
         "distill student-{data}",
         "trace teacher --box box --owner box/owner.json --dataset folder --data-root {data}",
         "audit box --out audit-{data} --dataset folder --data-root {data} --attack labels --defence none --workers 1 "
-        "--set epochs=1 --set maker_epochs=1 --set batch_size=64 --set pairs=2",
+        "--set epochs=1 --set maker_epochs=1 --set batch_size=64 --set pairs=3",
         "token profile box --out profile --dataset folder --data-root {data}",
     ],
 )

@@ -145,7 +145,7 @@ def test_a_network_of_one_s_own_goes_all_the_way(name, folder, tmp_path, monkeyp
     assert answer["class"] == int(loaded(picture.permute(2, 0, 1)[None].float() / 255).argmax())
 
     settings = AuditSettings(
-        attacks=("labels", "distil"), defences=("labels_only",), seeds=1, epochs=1, pairs=2, device="cpu"
+        attacks=("labels", "distil"), defences=("labels_only",), seeds=1, epochs=1, pairs=3, device="cpu"
     )
     told = []
     claim = sdb.audit(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 # Under what name a checkpoint of someone's training loop holds its weights, the likeliest first.
 STATE_DICTS = (
@@ -65,9 +66,11 @@ def _without_counters(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
 
 def not_finite(module: nn.Module) -> str | None:
     """The first parameter or buffer that holds NaN or an infinity; a buffer may hold -inf, as masks do."""
-    for name, tensor in module.named_parameters():
-        if not tensor.is_meta and not bool(torch.isfinite(tensor.detach()).all()):
-            return name
+    # One number for all of them is quick; which one it is takes a look at each.
+    parameters = [(n, p.detach()) for n, p in module.named_parameters() if p.numel() and not p.is_meta]
+    largest = get_total_norm([each for _, each in parameters], norm_type=torch.inf)
+    if not bool(torch.isfinite(largest)):
+        return next(name for name, each in parameters if not bool(torch.isfinite(each).all()))
     for name, tensor in module.named_buffers():
         if (
             not tensor.is_meta and tensor.is_floating_point() and not bool((tensor < torch.inf).all())

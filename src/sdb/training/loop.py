@@ -116,7 +116,7 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sparing, closing:
         for epoch in range(len(history), settings.epochs):
             started = time.perf_counter()
-            torch.manual_seed(derive_seed(settings.seed, "epoch", epoch, world().rank))
+            _seed(device, derive_seed(settings.seed, "epoch", epoch, world().rank))
             rate = learning_rate_at(settings, epoch)
             set_rate(optimizer, rate)
             terms = _train_epoch(trained, forward, step, train, optimizer, settings, epoch, autocast, progress)
@@ -184,6 +184,12 @@ def _train_epoch(
             dist.all_reduce(total)
     _check_finite(sums, epoch, steps, settings)
     return {name: float(total) / steps / world().size for name, total in sums.items()}
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what training draws from; on a CPU only its generator, since a call to each kind of device costs a step."""
+    seeded = torch.default_generator if device.type == "cpu" else torch
+    seeded.manual_seed(seed)
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:

@@ -1,0 +1,141 @@
+"""The evidence table: a section of docs/results.md from the pieces that are done. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, stdev
+from typing import Any
+
+from evidence_cases import CASES, ROWS
+
+from sdb.report.pairs import Gain, Scores, best, gain
+
+Pieces = list[dict[str, Any]]
+HEAD = (
+    "",
+    "accuracy, no key",
+    "with key",
+    "calibration error",
+    "bits",
+    "at stake",
+    "plain thief",
+    "best thief",
+    "(which)",
+    "partner against the teacher's student",
+    "trace, log10 p",
+)
+
+
+def scores_of(pieces: Pieces, row: str, student: str) -> dict[str, Scores]:
+    """Accuracies by way of all pairs of a row that have what they are compared with, the unprotected row's ways too.
+
+    Ways of the unprotected teacher are `bare/` and, for who asks nobody, `bar/`.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    plain = {(p["seed"], p["pair"]): p["ways"] for p in _pairs(pieces, "none", student)}
+    for piece in _pairs(pieces, row, student):
+        beside = plain.get((piece["seed"], piece["pair"]))
+        if beside is None:
+            continue
+        bare = {way.replace("thief/", "bare/", 1): value for way, value in beside.items() if "thief/" in way}
+        nobody = {way: beside[way] for way in ("bar/alone", "bar/label smoothing")}
+        for way, value in (piece["ways"] | bare | nobody).items():
+            found.setdefault(way, []).append(tuple(value))
+    return {way: Scores(*zip(*values, strict=True)) for way, values in found.items()}
+
+
+def _pairs(pieces: Pieces, row: str, student: str) -> Pieces:
+    return [p for p in pieces if (p["kind"], p["row"], p["student"]) == ("pair", row, student)]
+
+
+def gains_of(pieces: Pieces, row: str, student: str) -> dict[str, tuple[str, Gain]]:
+    """Ways and gains over the bar: `bare`, `plain`, `thief` (the best), `partner` (over the teacher's student)."""
+    scores = scores_of(pieces, row, student)
+    if not scores:
+        return {}
+
+    def starting(*groups: str) -> list[str]:
+        return [way for way in scores if way.partition("/")[0] in groups]
+
+    bar, bare = best(scores, starting("bar")), best(scores, starting("bare"))
+    found = {"bare": (bare, gain(scores[bare], scores[bar]))}
+    thieves = starting("thief", "attack")
+    if thieves:
+        chosen = best(scores, thieves)
+        # The same attack on classes alone: a better way to learn from them is no leak.
+        twin = f"top1/{chosen.partition('/')[2]}"
+        against = best(scores, [bar, twin]) if twin in scores else bar
+        found |= {
+            "plain": (thieves[0], gain(scores[thieves[0]], scores[bar])),
+            "thief": (chosen, gain(scores[chosen], scores[against])),
+        }
+    if partners := starting("partner"):
+        found["partner"] = (best(scores, partners), gain(scores[best(scores, partners)], scores[bare]))
+    return found
+
+
+def shown(found: Gain) -> str:
+    """A gain in points with half its 95 % interval."""
+    return f"{100 * found.value:+.2f}" + (f" ± {100 * found.half:.2f}" if math.isfinite(found.half) else "")
+
+
+def mean_of(values: list[float]) -> str:
+    """Per cent, over seeds."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
+
+
+def line(pieces: Pieces, row: str, student: str) -> list[str]:
+    """One row of the table."""
+    facts = [p for p in pieces if p["kind"] == "facts" and p["row"] == row]
+    if not facts:
+        return [ROWS[row], *["to do"] * (len(HEAD) - 1)]
+    gains = gains_of(pieces, row, student)
+    keyed = [p["keyed"] for p in facts if p["keyed"] is not None]
+    bits = [p["bits"] for p in facts if p["bits"] is not None]
+    traces = [p["trace_log10_p"] for p in facts if "trace_log10_p" in p]
+    cells = {name: shown(found) for name, (_, found) in gains.items()}
+    return [
+        ROWS[row],
+        mean_of([p["keyless"]["accuracy"] for p in facts]),
+        mean_of(keyed) if keyed else "–",
+        mean_of([p["keyless"]["calibration_error"] for p in facts]),
+        f"{fmean(bits):.2f}" if bits else "all",
+        cells.get("bare", "to do"),
+        cells.get("plain", "–"),
+        cells.get("thief", "–"),
+        gains["thief"][0].partition("/")[2] if "thief" in gains else "–",
+        cells.get("partner", "–"),
+        f"{max(traces):.1f} at most" if traces else "–",
+    ]
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The section."""
+    case, pieces, made = CASES[content["data"]], content["pieces"], content["environment"]
+    seconds = sum(piece["seconds"] for piece in pieces)
+    lines = [
+        f"## evidence: {content['data']}",
+        "",
+        f"Teacher {case.teacher[0]}, {case.images[1]:,} test images; a thief has {case.regime.labelled:,} labelled "
+        "images, a fifth of them to choose by. Gains in points over the bar (the best of alone, label smoothing and "
+        "the row's top-1 answers, chosen on the thieves' validation images), mean over pairs ± half the 95 % interval; "
+        "the best thief is chosen on validation images among plain distillation, ways that use levels, "
+        "`tuned_distil`, `skeptical` and `margin_queries`, the last held against itself on classes alone. Accuracy and "
+        "calibration in per cent, mean ± standard deviation over seeds. Traced: a thief of all training images.",
+        "",
+        f"    {content['command']}",
+        "",
+        f"torch {made['torch']}, {made['platform']}, {made['cores']} cores, commit {made['commit']}; "
+        f"{len(pieces)} pieces in {seconds / 60:.0f} minutes of one process; {len(content['missing'])} are missing.",
+    ]
+    for student in case.students:
+        pairs = {row: len(_pairs(pieces, row, student)) for row in ROWS}
+        if not any(pairs.values()):
+            continue
+        seeds = {row: len({p["seed"] for p in pieces if p["row"] == row and p["kind"] == "facts"}) for row in ROWS}
+        lines += ["", f"Students: {student}.", "", "| seeds, pairs | " + " | ".join(HEAD) + " |"]
+        lines.append("|---|" + "---|" * len(HEAD))
+        for row in ROWS:
+            lines.append(f"| {seeds[row]}, {pairs[row]} | " + " | ".join(line(pieces, row, student)) + " |")
+    return "\n".join(lines)

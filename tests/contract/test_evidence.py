@@ -1,0 +1,105 @@
+"""The evidence table at a tiny size: pieces are kept, done once, and become the section of docs/results.md."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def modules():
+    sys.path.insert(0, str(BENCHMARKS))
+    import evidence
+    import evidence_cases
+    import evidence_page
+
+    yield evidence, evidence_cases, evidence_page
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def call(modules, tmp_path_factory):
+    """A function that calls the command, and the folder that it writes to."""
+    place = tmp_path_factory.mktemp("evidence")
+
+    def run(*more, monkeypatch):
+        arguments = ["--data", "tiny", "--seeds", "1", "--workers", "1", "--work", str(place / "work")]
+        monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments, "--out", str(place / "out.json"), *more])
+        return modules[0].main()
+
+    return run, place
+
+
+def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch, capsys):
+    run, place = call
+    evidence, cases, page = modules
+    few = {"none": "unprotected", "decoy": "our box", "labels_only": "top-1 server"}
+    for module in (evidence, cases, page):
+        monkeypatch.setattr(module, "ROWS", few)
+    monkeypatch.setitem(cases.CASES, "tiny", replace(cases.TINY, students={"net": cases.SMALL_NET}))
+    assert run("--plan", monkeypatch=monkeypatch) == 0
+    assert "0 of 16 pieces are done; 16 missing" in capsys.readouterr().out
+    assert not (place / "out.json").exists()
+    assert run(monkeypatch=monkeypatch) == 0
+    content = json.loads((place / "out.json").read_text())
+    assert content["missing"] == []
+    assert all(piece["seconds"] > 0 and piece["machine"]["torch"] for piece in content["pieces"])
+    table = [line for line in content["markdown"].splitlines() if line.startswith("| 1, 3 |")]
+    assert [line.split(" | ")[1] for line in table] == list(few.values())
+    assert "at most" in table[1]  # the trace of our box
+    written = {path: path.stat().st_mtime_ns for path in place.rglob("*.*")}
+    assert run(monkeypatch=monkeypatch) == 0
+    assert "16 of 16 pieces are done; 0 missing" in capsys.readouterr().out
+    assert written == {path: path.stat().st_mtime_ns for path in place.rglob("*.*")}
+    # What is lost is made again, and comes out the same.
+    lost = place / "work" / "seed-0" / "results" / "seed-0-decoy-pair-net-2.json"
+    before = json.loads(lost.read_text())["ways"]
+    lost.unlink()
+    assert run("--plan", monkeypatch=monkeypatch) == 0
+    assert "15 of 16 pieces are done; 1 missing, about 0 minutes" in capsys.readouterr().out
+    assert run(monkeypatch=monkeypatch) == 0
+    assert json.loads(lost.read_text())["ways"] == before
+
+
+def pair(row, number, **ways):
+    ways = {way.replace("__", "/"): [value, value] for way, value in ways.items()}
+    return {"kind": "pair", "seed": 0, "row": row, "student": "net", "pair": number, "ways": ways}
+
+
+def test_gains_are_over_the_bar_and_what_classes_alone_give(modules):
+    alone = {"bar/alone": [0.5, 0.5], "bar/label smoothing": [0.6, 0.6]}
+    pieces = []
+    for number in range(3):
+        none = pair("none", number, thief__soft=0.9)
+        none["ways"] |= alone
+        ours = pair(
+            "decoy", number, bar__top=0.7, thief__soft=0.65, attack__margin_queries=0.8, partner__soft=0.95
+        )
+        ours["ways"]["top1/margin_queries"] = [0.78, 0.78]
+        pieces += [none, ours]
+    gains = {
+        name: round(100 * found.value, 6)
+        for name, (_, found) in modules[2].gains_of(pieces, "decoy", "net").items()
+    }
+    assert gains == {"bare": 20, "plain": -5, "thief": 2, "partner": 5}
+    # A pair without its unprotected twin does not count.
+    more = [*pieces, pair("decoy", 7, bar__top=0.1, thief__soft=0.9)]
+    assert modules[2].gains_of(more, "decoy", "net")["plain"][1].pairs == 3
+
+
+def test_other_data_are_refused(modules, monkeypatch):
+    from sdb.errors import DataError
+
+    _, cases, _ = modules
+    with pytest.raises(DataError, match="499 training and 500 test images, 498 and 501"):
+        cases.checked(replace(cases.TINY, images=(1295, 501)), None, 0)
+    with pytest.raises(DataError, match="published are"):
+        cases.checked(replace(cases.TINY, images=(1297, 500), means=(0.9,)), None, 0)
+    data = cases.checked(cases.TINY, None, 0)
+    mean = float(np.concatenate([data.train.images, data.validation.images]).mean() / 255)
+    assert cases.checked(replace(cases.TINY, means=(mean,)), None, 0).num_classes == 10
