@@ -14,6 +14,8 @@ from sdb.keys import Key
 from sdb.models.checkpoint import load_classifier
 from sdb.runs.jobs import test_accuracy as accuracy_on_test_images
 
+# Decoding 60,000 pictures takes a while.
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 

@@ -1,4 +1,4 @@
-"""`sdb demo` once, as `make demo` runs it, and all that it leaves."""
+"""`sdb demo`, and all that it leaves; as `make demo` runs it in the slow tests."""
 
 from __future__ import annotations
 
@@ -37,24 +37,36 @@ def leaves(value):
     return [leaf for inner in value.values() for leaf in leaves(inner)] if isinstance(value, dict) else [value]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, sdb):
-    """The folder it ran in and what it printed; about a minute."""
-    place = tmp_path_factory.mktemp("demo")
-    done = sdb("demo", "--out", "out", "--json", "demo.json", "--seed", SEED, cwd=place, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    return place, done, json.loads((place / "demo.json").read_text())
+# The same command with fewer students of each kind, which take most of its time.
+SHORT = """
+import sys
+
+from sdb.cli import main
+from sdb.demo import facts, students
+
+if __name__ == "__main__":
+    facts.PAIRS = students.PAIRS = int(sys.argv.pop(1))
+    sys.exit(main())
+"""
 
 
 # One test where there is one run: xdist would give each of several its own.
-def test_demo(demo, quick_sdb):
-    place, done, answer = demo
+@pytest.mark.parametrize("pairs", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_demo(pairs, tmp_path, sdb, quick_sdb):
+    arguments = ("demo", "--out", "out", "--json", "demo.json", "--seed", SEED)
+    if pairs == 8:
+        done = sdb(*arguments, cwd=tmp_path, timeout=1800)
+    else:
+        (tmp_path / "short.py").write_text(SHORT)
+        done = quick_sdb(tmp_path / "short.py", pairs, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "demo.json").read_text())
     check_structure(answer)
     check_bands(answer)
-    check_talk(done)
-    check_report(place / "out" / "report.html", answer)
-    check_box(place, answer, quick_sdb)
-    check_refusals(place, quick_sdb)
+    check_talk(done, pairs)
+    check_report(tmp_path / "out" / "report.html", answer)
+    check_box(tmp_path, answer, quick_sdb)
+    check_refusals(tmp_path, quick_sdb)
 
 
 def check_structure(answer):
@@ -82,7 +94,7 @@ def check_bands(answer):
     assert abs(answer["nasty"]["teacher"] - teacher) <= BOX_DROP
 
 
-def check_talk(done):
+def check_talk(done, pairs):
     """The table on stdout names every row; progress on stderr names every stage."""
     for row in (
         "Teacher",
@@ -107,7 +119,7 @@ def check_talk(done):
     stages = re.findall(r"^\[(\d+)/(\d+)\] \w+: epoch (\d+)/(\d+) ", done.stderr, re.MULTILINE)
     count = int(stages[0][1])
     assert {int(number) for number, *_ in stages} == set(range(1, count))
-    assert re.search(rf"^\[{count}/{count}\] students: 8/8", done.stderr, re.MULTILINE)
+    assert re.search(rf"^\[{count}/{count}\] students: {pairs}/{pairs}", done.stderr, re.MULTILINE)
     assert re.search(r"(a thief gains .* from the bare model|Nothing at stake here)", done.stdout)
     assert len(re.findall(r"│█+$|█+│$|│ *$", done.stdout, re.MULTILINE)) >= 7
     assert {"Traceback", "Warning"}.isdisjoint(re.findall(r"\w+", done.stderr))

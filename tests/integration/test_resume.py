@@ -111,6 +111,7 @@ class TestKill:
         assert (folder / "result.json").read_text() == (place / "whole" / "result.json").read_text()
         assert "resumed after epoch" in (folder / "training.log").read_text()
 
+    @pytest.mark.slow
     def test_wrap_resumes_to_the_same_box(self, place, stop, quick_sdb, write_params):
         """The key made at the start is kept, and used again."""
         folder = write_params(place / "box_killed", **WRAP, key_blend=0.5)
