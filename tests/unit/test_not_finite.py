@@ -16,6 +16,7 @@ from sdb.errors import CheckpointError, ModelError, TrainingError
 from sdb.keys import Key
 from sdb.models import from_module
 from sdb.models.checkpoint import load_classifier, read_tensors, write_tensors
+from sdb.models.weights import not_finite
 from sdb.runs.folder import BEST, LAST, METRICS, open_run
 from sdb.runtime import json_text
 from sdb.training.evaluation import evaluate, evaluation_batches
@@ -35,6 +36,18 @@ class Beside(nn.Module):
 def spoil(tensor, value=math.nan):
     with torch.no_grad():
         tensor.view(-1)[0] = value
+
+
+def test_the_first_that_is_not_finite_is_named_whatever_stands_beside_it():
+    module = nn.Module()
+    module.whole = nn.Parameter(torch.arange(3), requires_grad=False)  # as quantised networks have them
+    module.empty = nn.Parameter(torch.zeros(0))
+    module.small = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    module.large = nn.Parameter(torch.full((4,), 3e38))
+    assert not_finite(module) is None
+    for name in ("large", "small"):
+        spoil(getattr(module, name))
+        assert not_finite(module) == name
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,11 @@ def _without_counters(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
 def not_finite(module: nn.Module) -> str | None:
     """The first parameter or buffer that holds NaN or an infinity; a buffer may hold -inf, as masks do."""
     # One number for all of them is quick; which one it is takes a look at each.
-    parameters = [(n, p.detach()) for n, p in module.named_parameters() if p.numel() and not p.is_meta]
+    parameters = [
+        (name, each.detach())
+        for name, each in module.named_parameters()
+        if each.numel() and not each.is_meta and (each.is_floating_point() or each.is_complex())
+    ]
     largest = get_total_norm([each for _, each in parameters], norm_type=torch.inf)
     if not bool(torch.isfinite(largest)):
         return next(name for name, each in parameters if not bool(torch.isfinite(each).all()))
