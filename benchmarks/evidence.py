@@ -4,11 +4,11 @@
     make evidence ARGS="--data cifar10 --data-root DIR"          # DIR/train/airplane/*.png, or DIR/cifar10/*.parquet
     make evidence ARGS="--data cifar10 --data-root DIR --plan"   # what is missing, and how long it will take
 
-A piece is a teacher, a defence around it, what users of it get, or one pair of students; each takes at most half an
-hour, is kept when it is done, and is never done again, so a table grows over several sittings. Seed 0 of every row
-comes first, then further seeds of the unprotected teacher and our box, then those of the other rows. Students come in
-pairs, see `sdb.audit.regime`; the best of several ways is chosen on the students' own validation images. A further
-column is a further kind of piece: only its pieces are then run.
+A piece is a teacher, a defence around it, what users of it get, or one pair of students; each is sized for half an
+hour at most, is kept when it is done, and is never done again, so a table grows over several sittings. Seed 0 of
+every row comes first, then further seeds of the unprotected teacher and our box, then those of the other rows.
+Students come in pairs, see `sdb.audit.regime`; the best of several ways is chosen on the students' own validation
+images. A further column is a further kind of piece: only its pieces are then run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
@@ -28,31 +28,30 @@ from typing import Any, Literal
 import torch
 from evidence_cases import CASES, ROWS, Case, checked
 from evidence_page import markdown
-from few_images import RESULTS
+from few_images import RESULTS, fresh_network, scores_of, student_settings
 from torch import nn
 
 from sdb.audit.archive import Folder
 from sdb.audit.attacks import ATTACKS
 from sdb.audit.attacks.attack import Attack
 from sdb.audit.attacks.attacker import Attacker
-from sdb.audit.attacks.victim import Interface, Victim
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import Defended
 from sdb.audit.pairs import OnlyTop1
-from sdb.audit.regime import Way, attacker_of, bar_ways, soft_ways, thief_ways
-from sdb.config import DistillSettings, FitSettings, TrainSettings
+from sdb.audit.regime import Way, attacker_of, bar_ways, soft_ways, thief_ways, victim_of
+from sdb.config import DistillSettings, TrainSettings
 from sdb.data import Splits
 from sdb.distillation import distill
-from sdb.errors import SDBError
-from sdb.models import Classifier, ModelSpec
+from sdb.errors import ConfigError, SDBError
+from sdb.models import Classifier
 from sdb.runs.tasks import Where, Work, run
-from sdb.runtime import derive_seed, environment, write_atomic
+from sdb.runtime import derive_seed, environment, json_text, write_atomic
 from sdb.tracing.decoys import trace
-from sdb.training.evaluation import answers_to, evaluate, evaluation_batches, honesty
+from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.progress import ShowTasks
 
 ROOT = Path(__file__).resolve().parent.parent
-# Beside plain distillation and the ways that use a level: what did best in the audits of docs/results.md.
+# Attacks beside plain distillation and the ways that use a level.
 ATTACKS_TRIED = ("tuned_distil", "skeptical", "margin_queries")
 # How much longer a kind of piece takes than a pair, until one is done and measured.
 COSTS = {"teacher": 60.0, "defence": 60.0, "facts": 20.0, "pair": 1.0}
@@ -125,11 +124,7 @@ class Ground:
 
     def network(self, name: str, arguments: dict[str, Any], purpose: object) -> Classifier:
         """A fresh network; the same weights for the same purpose."""
-        data = self.data
-        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, purpose))
-            return spec.build()
+        return fresh_network(self.data, name, arguments, derive_seed(self.seed, purpose))
 
     def make_teacher(self) -> None:
         """Train it; goes on where it was stopped."""
@@ -145,7 +140,7 @@ class Ground:
 
     def make(self, row: str) -> None:
         """Build a defence."""
-        settings = TrainSettings(epochs=self.case.box_epochs, **self.fitted | self.case.box_changes)
+        settings = TrainSettings(epochs=self.case.box_epochs, **self.fitted)
         self.archive.build(f"seed-{self.seed}/{row}", DEFENCES[row], self.teacher, self.data, settings)
 
     @cache  # noqa: B019 - a ground lives as long as its process
@@ -156,29 +151,21 @@ class Ground:
     def attacker(self, student: str, pair: int) -> Attacker:
         """A thief of one pair."""
         case = self.case
-        settings = FitSettings(
-            epochs=case.student_epochs,
-            batch_size=32,
-            optimizer="adam",
-            learning_rate=case.student_rate,
-            schedule="cosine",
-            seed=self.seed,
-        )
+        settings = student_settings(case.student_epochs, case.student_rate, self.seed)
         name, arguments = case.students[student]
 
         def fresh(purpose: object) -> Classifier:
             return self.network(name, arguments, ("student", student, purpose))
 
-        return replace(attacker_of(self.data, case.regime, fresh, settings, pair), views=case.views)
+        return attacker_of(self.data, case.regime, fresh, settings, pair)
 
 
 def facts_of(ground: Ground, row: str) -> dict[str, Any]:
     """What users of a defence get on test images, and whether a thief of all training images carries decoys."""
     defended, data = ground.defended(row), ground.data
-    test = evaluation_batches(data.test, torch.device("cpu"))
-    found: dict[str, Any] = {"keyless": honesty(*answers_to(defended.keyless, test))}
-    found["keyless"]["accuracy"] = evaluate(defended.keyless, test)["accuracy"]
-    found["keyed"] = None if defended.keyed is None else evaluate(defended.keyed, test)["accuracy"]
+    models = {"keyless": defended.keyless} | ({} if defended.keyed is None else {"keyed": defended.keyed})
+    scores = scores_of(models, data)
+    found: dict[str, Any] = {"keyless": scores["keyless"], "keyed": scores.get("keyed", {}).get("accuracy")}
     box = defended.box
     found["bits"] = 0.0 if row == "labels_only" else None
     if box is not None and box.rows is not None:
@@ -204,20 +191,16 @@ def ways_of(ground: Ground, row: str) -> dict[str, Way]:
     if defended.interface != "labels":
         ways |= {f"thief/{name}": way for name, way in thief_ways(defended.keyless, regime).items()}
         for name in ATTACKS_TRIED:
-            ways[f"attack/{name}"] = _way(ATTACKS[name], defended.keyless, ground.data)
+            ways[f"attack/{name}"] = _way(ATTACKS[name], defended.keyless)
     top1 = OnlyTop1(defended.keyless, ground.data.num_classes)
-    ways["top1/margin_queries"] = _way(ATTACKS["margin_queries"], top1, ground.data)
+    ways["top1/margin_queries"] = _way(ATTACKS["margin_queries"], top1)
     if defended.keyed is not None:
         ways |= {f"partner/{name}": way for name, way in soft_ways(defended.keyed).items()}
     return ways
 
 
-def _way(attack: Attack, module: nn.Module, data: Splits) -> Way:
-    def student(attacker: Attacker) -> nn.Module:
-        victim = Victim(module, Interface.LOGITS, num_classes=data.num_classes, image_shape=data.image_shape)
-        return attack.run(victim, attacker).student
-
-    return student
+def _way(attack: Attack, module: nn.Module) -> Way:
+    return lambda attacker: attack.run(victim_of(module, attacker), attacker).student
 
 
 def pair_of(ground: Ground, piece: Piece) -> dict[str, Any]:
@@ -254,6 +237,20 @@ def do(piece: Piece, case: str, root: Path | None, folder: Path) -> None:
     ground.archive.keep(piece.place, result | {"seconds": time.perf_counter() - started, "machine": kept})
 
 
+def take(case: Case, folder: Path) -> None:
+    """Keep the sizes that the pieces of a folder are made with.
+
+    Raises:
+        ConfigError: its pieces were made with others; one table would mix both.
+    """
+    path, sizes = folder / "case.json", json_text(asdict(case), indent=1).encode() + b"\n"
+    if path.exists() and path.read_bytes() != sizes:
+        raise ConfigError(
+            f"{folder}: its pieces were made with other sizes (case.json): give another --work, or remove it"
+        )
+    write_atomic(path, sizes)
+
+
 def left(missing: list[Piece], done: dict[str, dict[str, Any]], pieces: list[Piece]) -> float:
     """How many seconds the missing pieces will take in one process, from those of their kind; NaN with none done."""
     known: dict[str, list[float]] = {}
@@ -278,6 +275,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="(default: docs/results/evidence-DATA.json)")
     options = parser.parse_args()
     case, folder = CASES[options.data], options.work or ROOT / "runs" / "evidence" / options.data
+    out = options.out or RESULTS / f"evidence-{options.data}.json"
     root = None if options.data_root is None else options.data_root.absolute()
     archive, pieces = Folder(folder), pieces_of(case, options.seeds)
     done = {piece.name: archive.result(piece.place) for piece in pieces if archive.has(piece.place)}
@@ -292,6 +290,7 @@ def main() -> int:
     try:
         if missing:
             checked(case, root, 0)  # refused now, not in another process
+            take(case, folder)
             works = [
                 Work(each.name, do, (each, options.data, root, folder.absolute()), each.needs) for each in missing
             ]
@@ -306,12 +305,12 @@ def main() -> int:
         return 130
     finally:
         done = {piece.name: archive.result(piece.place) for piece in pieces if archive.has(piece.place)}
-        if missing and len(done):
-            keep(options, pieces, done)
+        if done and (missing or not out.exists()):  # what is done may be of a call that was killed
+            keep(out, options, pieces, done)
     return 0
 
 
-def keep(options: argparse.Namespace, pieces: list[Piece], done: dict[str, dict[str, Any]]) -> None:
+def keep(out: Path, options: argparse.Namespace, pieces: list[Piece], done: dict[str, dict[str, Any]]) -> None:
     """Write the results file, with its section."""
     command = f"python benchmarks/evidence.py --data {options.data}"
     command += f"{' --data-root DIR' if options.data_root else ''} --seeds {options.seeds}"
@@ -330,7 +329,6 @@ def keep(options: argparse.Namespace, pieces: list[Piece], done: dict[str, dict[
         "missing": [each.name for each in pieces if each.name not in done],
     }
     content["markdown"] = markdown(content)
-    out = options.out or RESULTS / f"evidence-{options.data}.json"
     write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")
 
 

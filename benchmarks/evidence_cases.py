@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from precision import has_amx
 
 import sdb
 from sdb.audit.regime import Regime
@@ -38,9 +39,8 @@ class Case:
         validation: share of the training images that is held out; share: of the others, that teacher and boxes see.
         teacher: architecture and arguments.
         epochs, box_epochs, traced_epochs: of the teacher, of what is trained around it, of the thief that is traced.
-        batch_size, rate: of teacher and defences; box_changes: of defences, in their place.
+        batch_size, rate: of teacher and defences.
         regime: what a thief has.
-        views: augmented views of each image that it asks about.
         students: architectures by name; the first is also the one that is traced.
         student_epochs, student_rate: of students.
         pairs: per seed, row and student.
@@ -64,13 +64,10 @@ class Case:
     pairs: int
     images: tuple[int, int]
     means: tuple[float, ...] = ()
-    views: int = 1
-    box_changes: dict[str, Any] = field(default_factory=dict)
 
     def precision(self) -> Literal["float32", "bfloat16"]:
         """bfloat16 where the processor multiplies it in hardware and images are large enough to gain by it."""
-        probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-        fast = torch.cuda.is_available() or (probe is not None and bool(probe()))
+        fast = torch.cuda.is_available() or has_amx()
         return "bfloat16" if fast and self.data != "digits" else "float32"
 
 

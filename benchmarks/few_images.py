@@ -93,6 +93,21 @@ def boxed(
     return data, teacher.eval(), box, key
 
 
+def fresh_network(data: Splits, name: str, arguments: dict[str, Any], seed: int) -> Classifier:
+    """A new network for images of the data; the same weights for the same seed, and nobody else's draws are moved."""
+    spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return spec.build()
+
+
+def student_settings(epochs: int, rate: float, seed: int) -> FitSettings:
+    """How students with few images learn."""
+    return FitSettings(
+        epochs=epochs, batch_size=32, optimizer="adam", learning_rate=rate, schedule="cosine", seed=seed
+    )
+
+
 def scores_of(models: dict[str, nn.Module], data: Splits) -> dict[str, dict[str, float]]:
     """Accuracy and honesty of models on test images."""
     batches = evaluation_batches(data.test, choose_device("auto"))
@@ -117,19 +132,9 @@ def seed_of(name: str, root: Path | None, seed: int, pairs: dict[str, Any], keep
     ways = {f"{group}/{way}": made for group, found in groups.items() for way, made in found.items()}
 
     def student(purpose: object) -> Classifier:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "student", purpose))
-            arguments = {"num_channels": 8}
-            return ModelSpec("net", arguments, data.num_classes, data.image_shape, data.mean, data.std).build()
+        return fresh_network(data, "net", {"num_channels": 8}, derive_seed(seed, "student", purpose))
 
-    settings = FitSettings(
-        epochs=case.student_epochs,
-        batch_size=32,
-        optimizer="adam",
-        learning_rate=case.student_rate,
-        schedule="cosine",
-        seed=seed,
-    )
+    settings = student_settings(case.student_epochs, case.student_rate, seed)
     for pair in range(case.pairs):
         if str(pair) not in pairs:
             scores = measure(ways, data, [attacker_of(data, regime, student, settings, pair)])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from few_images import fresh_network
 from torch import Tensor, nn
 
 import sdb
@@ -27,7 +28,7 @@ from sdb.audit.regime import Regime, attacker_of, bar_ways, measure, soft_ways, 
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Splits
 from sdb.keys import Owner
-from sdb.models import Classifier, ModelSpec
+from sdb.models import Classifier
 from sdb.report.pairs import Gain, Scores, best, gain
 from sdb.runtime import choose_device, derive_seed, environment, write_atomic
 from sdb.training.evaluation import answers_to, class_mean_outputs, evaluation_batches, honesty
@@ -57,10 +58,7 @@ def teacher_of(name: str, root: Path | None, place: Path) -> tuple[Splits, Class
     """The data and a teacher, trained once and kept."""
     share, width, epochs = TEACHER[name]
     data = sdb.load_data(name, root=root, seed=0, subset_percent=share)
-    spec = ModelSpec("net", {"num_channels": width}, data.num_classes, data.image_shape, data.mean, data.std)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(0, "teacher"))
-        teacher = spec.build()
+    teacher = fresh_network(data, "net", {"num_channels": width}, derive_seed(0, "teacher"))
     if place.exists():
         teacher.load_state_dict(torch.load(place, weights_only=True))
     else:
@@ -104,10 +102,8 @@ def main() -> None:
     content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"sizes": {}, "seconds": 0.0}
 
     def student(purpose: object) -> Classifier:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(0, "student", *purpose))  # ty: ignore[not-iterable]
-            arguments = {"num_channels": 8}
-            return ModelSpec("net", arguments, data.num_classes, data.image_shape, data.mean, data.std).build()
+        seed = derive_seed(0, "student", *purpose)  # ty: ignore[not-iterable]
+        return fresh_network(data, "net", {"num_channels": 8}, seed)
 
     settings = FitSettings(epochs=options.epochs, batch_size=32, optimizer="adam", learning_rate=0.005)
     for labelled in options.labelled:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from few_images import fresh_network
 
 import sdb
 from sdb.box.box import Box
@@ -25,7 +26,7 @@ from sdb.data import Splits
 from sdb.distillation import distill
 from sdb.keys import Key, Owner
 from sdb.losses import kl
-from sdb.models import Classifier, ModelSpec
+from sdb.models import Classifier
 from sdb.runtime import derive_seed, environment, write_atomic
 from sdb.tracing.decoys import trace
 from sdb.training.evaluation import calibration, evaluate, evaluation_batches
@@ -109,11 +110,7 @@ class Experiment:
 
     def model(self, name: str, arguments: dict, purpose: str) -> Classifier:
         """A fresh network; the same weights for the same purpose and seed."""
-        data = self.data
-        spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, purpose))
-            return spec.build()
+        return fresh_network(self.data, name, arguments, derive_seed(self.seed, purpose))
 
     def student(self) -> Classifier:
         """The student that everyone starts with."""

@@ -56,6 +56,10 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     assert run(monkeypatch=monkeypatch) == 0
     assert "16 of 16 pieces are done; 0 missing" in capsys.readouterr().out
     assert written == {path: path.stat().st_mtime_ns for path in place.rglob("*.*")}
+    # The file of a killed call is written by the next.
+    (place / "out.json").unlink()
+    assert run(monkeypatch=monkeypatch) == 0
+    assert json.loads((place / "out.json").read_text())["missing"] == []
     # What is lost is made again, and comes out the same.
     lost = place / "work" / "seed-0" / "results" / "seed-0-decoy-pair-net-2.json"
     before = json.loads(lost.read_text())["ways"]
@@ -64,6 +68,11 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     assert "15 of 16 pieces are done; 1 missing, about 0 minutes" in capsys.readouterr().out
     assert run(monkeypatch=monkeypatch) == 0
     assert json.loads(lost.read_text())["ways"] == before
+    # Pieces of other sizes do not come into one table.
+    lost.unlink()
+    monkeypatch.setitem(cases.CASES, "tiny", replace(cases.CASES["tiny"], student_epochs=3))
+    assert run(monkeypatch=monkeypatch) == 2
+    assert "other sizes (case.json)" in capsys.readouterr().err
 
 
 def pair(row, number, **ways):
@@ -92,7 +101,7 @@ def test_gains_are_over_the_bar_and_what_classes_alone_give(modules):
     assert modules[2].gains_of(more, "decoy", "net")["plain"][1].pairs == 3
 
 
-def test_other_data_are_refused(modules, monkeypatch):
+def test_other_data_are_refused(modules):
     from sdb.errors import DataError
 
     _, cases, _ = modules
