@@ -75,7 +75,7 @@ def place(tmp_path_factory, quick_sdb, write_params):
 
 
 # Epochs of some tenths of a second, so that a signal falls within the run.
-SLOW = {"subset_percent": None, "batch_size": 16, "epochs": EPOCHS, "dropout_rate": 0.1}
+SLOW = {"subset_percent": None, "batch_size": 24, "epochs": EPOCHS, "dropout_rate": 0.1}
 WRAP = {
     "teacher": "teacher",
     "method": "sdb",
