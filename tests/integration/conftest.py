@@ -21,7 +21,7 @@ TINY = {
     "learning_rate": 0.003,
 }
 
-# Imports once what commands import (every optimizer imports torch._dynamo), then forks: a command takes tenths of a second instead of seconds.
+# Imports once what commands import (an optimizer: torch._dynamo), then forks: tenths of a second instead of seconds.
 SERVER = """
 import json, os, resource, runpy, sys, traceback
 import torch._dynamo, torch.utils.tensorboard, sdb.audit.job, sdb.runs.jobs, sdb.training.progress
