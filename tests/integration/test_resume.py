@@ -46,7 +46,14 @@ def stop(sdb_command):
 
     def run(*args, cwd, folder, epoch, number):
         process = subprocess.Popen(
-            [*start, *args], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*start, *args],
+            cwd=cwd,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What starts the tests in the background ignores Ctrl-C, and so would they.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         running.append(process)
         limit = time.monotonic() + PATIENCE
