@@ -13,7 +13,7 @@ import logging
 
 import typer
 
-from sdb.cli import audit, export, grid, judge, keys, params, report, reproduce, runs, serve, tokens
+from sdb.cli import audit, export, grid, judge, keys, ledger, params, report, reproduce, runs, serve, tokens
 from sdb.cli.examples import example
 from sdb.cli.shell import say
 from sdb.errors import SDBError
@@ -33,6 +33,7 @@ for command in (
     app.command(epilog=example(command.__name__))(command)
 app.add_typer(keys.key_app, name="key")
 app.add_typer(tokens.token_app, name="token")
+app.add_typer(ledger.ledger_app, name="ledger")
 app.add_typer(report.report_app, name="report")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,8 +48,26 @@ def evaluate(
 
 def trace(
     suspect: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box that may be a copy.")],
-    box_path: Annotated[Path, typer.Option("--box", metavar="BOX", help="The decoy box.")],
     owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file.")],
+    box_path: Annotated[
+        Path | None, typer.Option("--box", metavar="BOX", help="Look for the decoys of this box.")
+    ] = None,
+    ledger: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DB", help="Look for accounts' ties in this ledger; again for each server's."),
+    ] = None,
+    commitment: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="What sdb ledger commit wrote before; one per ledger, in their order."),
+    ] = None,
+    account: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Test this account alone (a token's name, or an id); again for more."),
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The token file, for accounts' names.")
+    ] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Questions about ties at most.")] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The teacher: which classes look alike then counts less.")
     ] = None,
@@ -65,36 +83,68 @@ def trace(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all rows here; - for stdout.")
     ] = None,
 ) -> None:
-    """Look for a box's mark in a suspect.
+    """Look for a mark in a suspect: a box's decoys (--box), or the ties that accounts were told (--ledger).
 
     Prints one sentence with an exact p-value, and a short table. Exits with 0 either way.
     """
-    from sdb.runs.jobs import trace_job
+    if box_path is None and not ledger:
+        raise ConfigError("which mark? Give --box BOX for decoys, or --ledger DB for accounts' ties")
+    of_decoys = {
+        "--reference": reference,
+        "--dataset": dataset,
+        "--data-root": data_root,
+        "--reveal": reveal or None,
+    }
+    of_ties = {"--commitment": commitment, "--account": account, "--tokens": tokens, "--budget": budget}
+    for options, flag, missing in (
+        (of_decoys, "--box BOX", box_path is None),
+        (of_ties, "--ledger DB", not ledger),
+    ):
+        if missing and (given := [name for name, value in options.items() if value]):
+            raise ConfigError(f"{given[0]}: goes with {flag}")
     from sdb.runtime import write_atomic
 
-    result = trace_job(
-        suspect,
-        box_path=box_path,
-        owner_file=owner_file,
-        reference_path=reference,
-        dataset=dataset,
-        data_root=data_root,
-        device=device,
-        reveal=reveal,
-        other_class_names=other_class_names,
-        network=network,
-    )
-    values, to_stdout = result.to_json(), json_file == Path("-")
-    if json_file is not None and not to_stdout:
-        write_atomic(json_file, (json_text(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
-    say(result.sentence())
-    if to_stdout:
+    values: dict[str, Any] = {}
+    lines: list[str] = []
+    if box_path is not None:
+        from sdb.runs.jobs import trace_job
+
+        result = trace_job(
+            suspect,
+            box_path=box_path,
+            owner_file=owner_file,
+            reference_path=reference,
+            dataset=dataset,
+            data_root=data_root,
+            device=device,
+            reveal=reveal,
+            other_class_names=other_class_names,
+            network=network,
+        )
+        values |= result.to_json()
+        say(result.sentence())
+        lines += result.lines()
+    if ledger:
+        from sdb.runs.ties import trace_ties_job
+
+        found, names = trace_ties_job(
+            suspect,
+            ledgers=ledger,
+            commitments=commitment or (),
+            owner_file=owner_file,
+            accounts=account or (),
+            tokens=tokens,
+            budget=budget,
+            network=network,
+            device=device,
+        )
+        values |= {"ties": found.to_json(names)}
+        say(found.sentence(names))
+        lines += found.lines(names)
+    if json_file == Path("-"):
         print_json(values)
         return
-    typer.echo(f"log10 p      {result.log10_p:.1f}, marked below {values['threshold_log10_p']:g}")
-    typer.echo(f"decoys       {result.found} of {result.total} stand first among their class's candidates")
-    typer.echo(f"rank sum     {result.statistic}, {result.expected:.1f} expected without the box")
-    typer.echo(f"images       {result.images} of {len(result.table)} classes")
-    if reveal:
-        for row in result.table:
-            typer.echo(f"{row.name:<12} decoys {row.chosen}, ranks {row.ranks} of {row.candidates}")
+    if json_file is not None:
+        write_atomic(json_file, (json_text(values, indent=1) + "\n").encode(), mode=0o600 if reveal else 0o644)
+    for line in lines:
+        typer.echo(line)

@@ -55,6 +55,12 @@ def serve(
     alerts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the watch's alerts here, not on stderr.")
     ] = None,
+    ties: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Mark near ties by account: sdb ledger new makes it.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DB", help="Keep what accounts are told on ties: sdb ledger new.")
+    ] = None,
     network: Network = None,
     device: Annotated[str, typer.Option(help="For torch: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -68,6 +74,10 @@ def serve(
         )
     if partner_keys and tokens is None:
         raise ConfigError("--partner-keys without --tokens FILE: nobody could say who the partner is")
+    if (ties is None) != (ledger is None):
+        raise ConfigError(
+            "--ties and --ledger go together: what is told on ties and not kept can be traced by nobody"
+        )
     try:
         from sdb.service.run import is_loopback
         from sdb.service.run import serve as run
@@ -86,6 +96,12 @@ def serve(
         raise ConfigError(
             "--alerts, --profile and --budgets are the watch's: give --watch DB or --tokens FILE too"
         )
+    coins = kept = None
+    if ties is not None and ledger is not None:
+        from sdb.answers.ledger import Ledger
+        from sdb.answers.ties import Ties
+
+        coins, kept = Ties.load(ties), Ledger(ledger, writing=True)
     limits = RequestLimits(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
     try:
         app = create_app(
@@ -98,11 +114,15 @@ def serve(
             limits=limits,
             # A page on the internet can have its own name lead to this machine; what others reach has many names.
             allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
+            ties=coins,
+            ledger=kept,
             network=network,
             device=device,
         )
         advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"
         run(app, host, port, limits, lambda url: say(f"serving {name} at {url} (stop: Ctrl-C){advice}"))
     finally:
+        if kept is not None:
+            kept.close()
         if watcher is not None:
             watcher.close()

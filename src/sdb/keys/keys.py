@@ -193,6 +193,11 @@ class Owner:
         """One-way name of the owner, 32 hexadecimal digits."""
         return derive(self.secret, "id/owner", 16).hex()
 
+    @property
+    def queries_key(self) -> bytes:
+        """The private key, X25519, that opens the queries which servers keep; `public_of` has its public key."""
+        return derive(self.secret, "queries")
+
     def partner(self, name: str, kind: KeyKind = "weight", blend: float = DEFAULT_BLEND) -> Key:
         """A partner's key; the same for the same name and kind.
 

@@ -5,8 +5,9 @@
 
 What it is made of: `model` (what answers: torch or ONNX Runtime), `batching` (many requests, one forward), `limits`
 (what is refused), `origins` (pages of other sites), `bodies`, `forms`, `tensors` and `protocol` (bytes to images and
-back), `images` (pictures), `answers` (how much of an answer is given), `metrics`, `guard` (around every route),
-`service` and `app` (the routes), `run` (sockets, signals), `watch` (who asks, and how much).
+back), `images` (pictures), `answers` (how much of an answer is given), `ties` (whose coin decides near ties),
+`metrics`, `guard` (around every route), `service` and `app` (the routes), `run` (sockets, signals), `watch` (who asks,
+and how much).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from torch import nn
 
+    from sdb.answers.ledger import Ledger
+    from sdb.answers.ties import Ties
     from sdb.box.box import Box
     from sdb.models import Classifier
     from sdb.service.limits import RequestLimits
@@ -37,6 +40,8 @@ def create_app(
     answers: str = "logits",
     limits: RequestLimits | None = None,
     allowed_hosts: Sequence[str] | None = None,
+    ties: Ties | None = None,
+    ledger: Ledger | None = None,
     network: nn.Module | str | None = None,
     device: str = "auto",
 ) -> FastAPI:
@@ -52,6 +57,8 @@ def create_app(
         answers: what is given away: logits, probabilities, top_k or labels.
         limits: what is refused; None for the defaults.
         allowed_hosts: names that a request may ask this server by, besides localhost and addresses; None for any.
+        ties: how near ties are answered, made for this box; needs `watch`, which says whose coins are used.
+        ledger: keeps what accounts were told on ties, opened for writing; its closing is the caller's.
         network: what the file of `box` cannot make itself, see `Box.load`.
         device: for torch: auto, cpu, cuda or cuda:N.
 
@@ -63,8 +70,22 @@ def create_app(
     from sdb.service.app import build_app
     from sdb.service.limits import RequestLimits
     from sdb.service.model import load_served
+    from sdb.service.ties import teller_of
 
-    model = load_served(box, name=name, onnx=onnx, partner_keys=partner_keys, network=network, device=device)
+    model = load_served(
+        box,
+        name=name,
+        onnx=onnx,
+        partner_keys=partner_keys,
+        network=network,
+        device=device,
+        bare=ties is not None,
+    )
     return build_app(
-        model, watch=watch, answers=answers, limits=limits or RequestLimits(), allowed_hosts=allowed_hosts
+        model,
+        watch=watch,
+        answers=answers,
+        limits=limits or RequestLimits(),
+        allowed_hosts=allowed_hosts,
+        teller=None if ties is None else teller_of(model, watch, ties, ledger),
     )

@@ -36,6 +36,7 @@ except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "serve", "serving") from error
 
 if TYPE_CHECKING:
+    from sdb.service.ties import Teller
     from sdb.service.watch import Watch
 
 
@@ -54,9 +55,10 @@ def build_app(
     answers: str,
     limits: RequestLimits,
     allowed_hosts: Sequence[str] | None = None,
+    teller: Teller | None = None,
 ) -> FastAPI:
     """The ASGI application of one model; `sdb.service.create_app` explains the arguments."""
-    service = Service(model, watch, answers, limits)
+    service = Service(model, watch, answers, limits, teller)
     names = None if allowed_hosts is None else known_names(allowed_hosts)
 
     @asynccontextmanager

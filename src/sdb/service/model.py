@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sdb.answers.ties import FixedRows
 from sdb.box.box import Box
 from sdb.box.load import load_model
 from sdb.config import DEFAULT_PICTURES, Pictures
@@ -47,6 +48,7 @@ class Model:
         box_id: public name of the box, "" for an unprotected classifier.
         pictures: how pictures become pixels for it.
         confidence: what the box states of its keyless answers, see `stated`; empty where it states nothing.
+        rows: what the box answers with; only where variant "" leaves them out, see `load_served`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Model:
     box_id: str = ""
     pictures: Pictures = DEFAULT_PICTURES
     confidence: Mapping[str, Any] = field(default_factory=dict)
+    rows: FixedRows | None = None
 
 
 def stated(source: Box | Classifier) -> dict[str, Any]:
@@ -81,11 +84,14 @@ def load_served(
     partner_keys: Sequence[Path | str] = (),
     network: nn.Module | str | None = None,
     device: str = "auto",
+    bare: bool = False,
 ) -> Model:
-    """Load a model and try every variant once; `sdb.service.create_app` explains the arguments.
+    """Load a model and try every variant once; `sdb.service.create_app` explains the other arguments.
+
+    With `bare`, variant "" gives the network's own logits, also of a box with rows: ties are found in them.
 
     Raises:
-        ConfigError: partner keys that the box has no use for, or ONNX files that are not of this box.
+        ConfigError: partner keys that the box has no use for, ONNX files that are not of this box, or `bare` with them.
         CheckpointError, KeyFileError, ModelError: a file is missing, damaged, or does not fit the box.
         MissingExtraError: onnxruntime is needed and not installed.
     """
@@ -95,7 +101,14 @@ def load_served(
         source = load_model(source, network)
     classifier = source.classifier if isinstance(source, Box) else source
     place = choose_device(device)
-    modules: dict[str, nn.Module] = {KEYLESS: source} | _unlocked(source, partner_keys)
+    rows = source.rows if bare and isinstance(source, Box) else None
+    if rows is not None and onnx:
+        raise ConfigError(
+            "--onnx with --ties: a file of this box gives its answers, and ties are found in its network's own; leave "
+            "--onnx out"
+        )
+    answering: nn.Module = source if rows is None else classifier
+    modules: dict[str, nn.Module] = {KEYLESS: answering} | _unlocked(source, partner_keys)
     for module in modules.values():
         module.eval().requires_grad_(False).to(place)
         check(module, classifier.image_shape, classifier.num_classes, place)
@@ -112,6 +125,7 @@ def load_served(
         box_id=box_id,
         pictures=classifier.pictures,
         confidence=stated(source),
+        rows=None if rows is None else FixedRows(rows.rows.cpu().numpy(), rows.edges.cpu().numpy()),
     )
 
 

@@ -17,6 +17,7 @@ from sdb.service.bodies import Intake, decompress
 from sdb.service.limits import MAX_READING, Refusal, RequestLimits
 from sdb.service.metrics import Metrics
 from sdb.service.model import KEYLESS, Model
+from sdb.service.ties import Teller
 from sdb.service.watch.tokens import TokenExpiredError
 
 if TYPE_CHECKING:
@@ -34,14 +35,18 @@ class Service:
         watch: who asks and how much; None for no watch.
         answers: the policy for principals without one of their own.
         limits: what is refused.
+        teller: answers near ties; None where they are answered as all else is.
     """
 
-    def __init__(self, model: Model, watch: Watch | None, answers: str, limits: RequestLimits) -> None:
+    def __init__(
+        self, model: Model, watch: Watch | None, answers: str, limits: RequestLimits, teller: Teller | None = None
+    ) -> None:
         check_answers(answers)
         self.model = model
         self.watch = watch
         self.answers = answers
         self.limits = limits
+        self.teller = teller
         self.max_body = limits.body(model.image_shape)
         self.intake = Intake(self.max_body, limits.intake(model.image_shape), limits.read_timeout)
         self.batcher = Batcher(model.variants, limits)
@@ -107,6 +112,9 @@ class Service:
         logits = await self.batcher.submit(asker.variant, images)
         if not np.isfinite(logits).all():
             raise ArithmeticError("the model gave logits that are not finite")
+        if self.teller is not None:
+            account = "" if asker.principal is None else asker.principal.account
+            logits = self.teller.answers(account, images, logits, keyless=asker.variant == KEYLESS)
         self.metrics.images.inc(len(images))
         if self.watch is not None and asker.principal is not None:
             self.watch.observe(asker.principal, images, logits)

@@ -121,6 +121,20 @@ class TraceResult:
             )
         return f"No mark found ({facts}), which does not show innocence: a label-only copy carries none."
 
+    def lines(self) -> list[str]:
+        """A short table for people; the decoys are in it only where the owner asked for them."""
+        return [
+            f"log10 p      {self.log10_p:.1f}, marked below {THRESHOLD_LOG10_P:g}",
+            f"decoys       {self.found} of {self.total} stand first among their class's candidates",
+            f"rank sum     {self.statistic}, {self.expected:.1f} expected without the box",
+            f"images       {self.images} of {len(self.table)} classes",
+            *(
+                f"{row.name:<12} decoys {row.chosen}, ranks {row.ranks} of {row.candidates}"
+                for row in self.table
+                if row.chosen
+            ),
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values; the decoys are in it only where the owner asked for them."""
         values = asdict(self)

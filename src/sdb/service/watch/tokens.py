@@ -48,11 +48,13 @@ class Principal:
         name: as the token table has it, or "anonymous".
         partner: the id of the partner's key that this principal holds, "" for none.
         answers: logits, probabilities, top_k or labels in place of the server's policy; None for the server's.
+        account: id by which its answers are marked, see `account_of`; "" for none.
     """
 
     name: str
     partner: str = ""
     answers: str | None = None
+    account: str = ""
 
 
 ANONYMOUS = Principal(ANONYMOUS_NAME)
@@ -94,6 +96,7 @@ class TokenRow:
             "name": principal.name,
             "partner": principal.partner,
             "answers": principal.answers,
+            "account": principal.account,
             "limits": None if self.limits is None else asdict(self.limits),
             "created": _iso(self.created),
             "revoked": None if self.revoked is None else _iso(self.revoked),
@@ -208,7 +211,7 @@ class TokenFile:
         try:
             return [
                 TokenRow(
-                    Principal(name, partner, answers),
+                    Principal(name, partner, answers, account_of(bytes(digest))),
                     bytes(digest),
                     None if limits is None else Limits(**json.loads(limits)),
                     created,
@@ -237,6 +240,11 @@ class TokenFile:
 def digest_of(token: str) -> bytes:
     """SHA-256 of a token, which is what is kept of it."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def account_of(digest: bytes) -> str:
+    """Id of a token's account, 32 hexadecimal digits: random as the token is, and one-way."""
+    return hashlib.sha256(b"sdb/1/account" + digest).hexdigest()[:32]
 
 
 def seconds_of(text: str) -> float:

@@ -1,0 +1,423 @@
+"""The ledger: what each account was told on ties, so that a suspect can be asked the same later.
+
+    ledger = Ledger.create("ledger.db", ties, public)     # once; a server opens it with Ledger(path)
+    ledger.put(account, images, found, told)              # behind a request's back; on the disk within a second
+    ledger.entries(), ledger.verify(), ledger.erase(account)
+
+One entry for an account, a cell and a pair of classes: the answer, and the first query, encrypted to the owner's public
+key, so that a server that is broken into gives no queries away. Entries form a chain of digests. Who holds an earlier
+head of it sees that no entry before was added, changed or taken away since. Erasing leaves an entry's digest, which
+says nothing: it is salted, and the salt is erased with the entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from sdb.answers.ties import Found
+from sdb.errors import ConfigError, DataError, StorageError
+from sdb.keys.sealing import seal_to, unseal_with
+from sdb.runtime import DATABASE_LIMIT, check_regular, json_text
+
+VERSION = 1
+FLUSH_SECONDS = 0.5
+DAY = 86_400
+# Answers that wait to be written; beyond it they are counted as dropped, never waited for.
+MOST_WAITING = 4096
+_SCHEMA = (
+    "CREATE TABLE meta (content TEXT NOT NULL)",
+    "CREATE TABLE entries (number INTEGER PRIMARY KEY, account TEXT, cell INTEGER, first INTEGER, second INTEGER, "
+    "answer INTEGER, day INTEGER, salt BLOB, query BLOB, sealed BLOB, digest BLOB NOT NULL, head BLOB NOT NULL)",
+    "CREATE UNIQUE INDEX places ON entries (account, cell, first, second)",
+)
+_FIELDS = "number, account, cell, first, second, answer, day, salt, query, sealed, digest, head"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a ledger is of, fixed when it is made.
+
+    Attributes:
+        box_id: public name of the box.
+        ties_id: one-way name of the ties' secret and margin, see `Ties.id`.
+        tau: the margin, see `Ties`.
+        public: the owner's public key for queries, 64 hexadecimal digits.
+        keep_queries: whether queries are kept, encrypted; else only their digests.
+        days: how long queries are kept.
+        cap: entries with queries per account; beyond it a random one gives way.
+        created: seconds since 1970, whole.
+    """
+
+    box_id: str
+    ties_id: str
+    tau: float
+    public: str
+    keep_queries: bool = True
+    days: int = 365
+    cap: int = 5000
+    created: int = 0
+
+    def __post_init__(self) -> None:
+        if self.days < 1:
+            raise ConfigError(f"days: {self.days}; queries are kept for at least 1 day, or not at all (--digests)")
+        if self.cap < 1:
+            raise ConfigError(f"cap: {self.cap}; keep at least 1 query per account")
+
+    @property
+    def head(self) -> bytes:
+        """Where the chain begins."""
+        return hashlib.sha256(json_text(asdict(self), sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an account was told at a tie.
+
+    Attributes:
+        number: place in the chain, from 1.
+        account: whose it is; None after erasure, and so are all but the last two.
+        cell, first, second: where, see `sdb.answers.ties.Found`.
+        answer: the class that was told.
+        day: since 1970.
+        salt: of the digest.
+        query: SHA-256 of the query, see `query_bytes`.
+        sealed: the query, encrypted; None where it is not kept.
+        digest: of all this but the encrypted query.
+        head: of the chain up to here.
+    """
+
+    number: int
+    account: str | None
+    cell: int
+    first: int
+    second: int
+    answer: int
+    day: int
+    salt: bytes | None
+    query: bytes | None
+    sealed: bytes | None
+    digest: bytes
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Told:
+    """Ties of one request."""
+
+    account: str
+    images: np.ndarray
+    found: Found
+    told: np.ndarray
+
+
+class Ledger:
+    """A SQLite file of entries (WAL), safe for several threads and processes.
+
+    Args:
+        path: of the file, which `create` makes.
+        writing: start the thread that writes what `put` takes.
+
+    Attributes:
+        terms: what it is of.
+        dropped: answers that were not kept, because too many waited or the file could not be written.
+
+    Raises:
+        StorageError: it is missing, damaged, of a newer version, or no ledger.
+    """
+
+    def __init__(self, path: Path | str, *, writing: bool = False) -> None:
+        self.path, self.dropped = Path(path), 0
+        try:
+            check_regular(self.path, DATABASE_LIMIT)
+            self._connection = sqlite3.connect(self.path, timeout=5, check_same_thread=False, isolation_level=None)
+            self._connection.execute("PRAGMA secure_delete = ON")
+            content = json.loads(self._connection.execute("SELECT content FROM meta").fetchone()[0])
+            if content.get("sdb_ledger") != VERSION:
+                raise StorageError(
+                    f"{path}: ledger version {content.get('sdb_ledger')!r}, this sdb reads {VERSION}: update sdb"
+                )
+            self.terms = Terms(**content["terms"])
+        except FileNotFoundError:
+            raise StorageError(f"{path}: no ledger; make one: sdb ledger new") from None
+        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{path}: no ledger, or a damaged one ({error}); restore a copy") from None
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._seen: dict[str, set[tuple[int, int, int]]] = {}
+        self._waiting: queue.Queue[_Told] = queue.Queue(MOST_WAITING)
+        self._thread = (
+            threading.Thread(target=self._write_behind, name="sdb-ledger", daemon=True) if writing else None
+        )
+        if self._thread:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")  # what is written outlives a power cut
+            for account, *place in self._connection.execute("SELECT account, cell, first, second FROM entries"):
+                self._seen.setdefault(account, set()).add(tuple(place))
+            self._thread.start()
+
+    @classmethod
+    def create(cls, path: Path | str, terms: Terms) -> Self:
+        """Make an empty one, readable by its owner alone.
+
+        Raises:
+            StorageError: something is there already, or it cannot be written.
+        """
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            connection = sqlite3.connect(path, isolation_level=None)
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            content = {"sdb_ledger": VERSION, "terms": asdict(terms)}
+            connection.execute("INSERT INTO meta VALUES (?)", (json_text(content, sort_keys=True),))
+            connection.close()
+        except FileExistsError:
+            raise StorageError(f"{path} exists; a ledger is not overwritten: choose another name") from None
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"cannot write {path}: {error}; choose another folder") from error
+        return cls(path)
+
+    def put(self, account: str, images: np.ndarray, found: Found, told: np.ndarray) -> None:
+        """Take ties that were answered; never blocks.
+
+        Args:
+            account: whose they are.
+            images: those of the ties, (M, C, H, W), not to be changed afterwards.
+            found: the ties.
+            told: the classes that were answered, int64 (M,).
+        """
+        seen = self._seen.setdefault(account, set())
+        places = [(int(cell), int(a), int(b)) for cell, (a, b) in zip(found.cells, found.pairs, strict=True)]
+        if all(place in seen for place in places):
+            return
+        seen.update(places)
+        try:
+            self._waiting.put_nowait(_Told(account, images, found, told))
+        except queue.Full:
+            self.dropped += len(told)
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        if self._thread and not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+        self._connection.close()
+
+    def entries(self, account: str | None = None) -> list[Entry]:
+        """The entries in their order; of one account, or of all, erased ones too."""
+        where, values = ("", ()) if account is None else (" WHERE account = ?", (account,))
+        with self._lock:
+            try:
+                found = self._connection.execute(
+                    f"SELECT {_FIELDS} FROM entries{where} ORDER BY number",  # noqa: S608 - names of ours
+                    values,
+                ).fetchall()
+            except sqlite3.Error as error:
+                raise self._cannot(error) from None
+        return [Entry(*row) for row in found]
+
+    def verify(self) -> bytes:
+        """The head of the chain, after going through all of it.
+
+        Raises:
+            DataError: an entry was changed, added or taken away.
+        """
+        head, entries = self.terms.head, self.entries()
+        for number, entry in enumerate(entries, 1):
+            head = hashlib.sha256(head + entry.digest).digest()
+            whole = entry.account is None or _digest(entry) == entry.digest
+            if entry.number != number or entry.head != head or not whole:
+                raise DataError(f"{self.path}: entry {entry.number} was altered, or one before it was taken away")
+        return head
+
+    def query(self, entry: Entry, private: bytes) -> np.ndarray:
+        """The query of an entry, float32 (C, H, W) in [0, 1].
+
+        Args:
+            entry: of this ledger.
+            private: the owner's private key for queries, 32 bytes.
+
+        Raises:
+            CheckpointError: it does not open: altered, or another owner's.
+            DataError: it is not kept, or not what the entry's digest says.
+        """
+        if entry.sealed is None:
+            raise DataError(f"{self.path}: the query of entry {entry.number} is not kept")
+        context = {"ledger": self.terms.ties_id, "digest": entry.digest.hex()}
+        data = unseal_with(private, entry.sealed, context, f"{self.path}: the query of entry {entry.number}")
+        try:
+            raw = zlib.decompress(data)
+            if hashlib.sha256(raw).digest() == entry.query:
+                return image_of(raw)
+        except (zlib.error, ValueError):
+            pass
+        raise DataError(f"{self.path}: the query of entry {entry.number} is not the one that its digest names")
+
+    def erase(self, account: str) -> int:
+        """Forget an account: its entries keep their digests and nothing else. Returns how many there were."""
+        with self._transaction() as connection:
+            done = connection.execute(
+                "UPDATE entries SET account = NULL, cell = NULL, first = NULL, second = NULL, answer = NULL, "
+                "day = NULL, salt = NULL, query = NULL, sealed = NULL WHERE account = ?",
+                (account,),
+            ).rowcount
+        self._seen.pop(account, None)
+        self._shrink()
+        return done
+
+    def expire(self, today: int | None = None) -> int:
+        """Delete the queries that are older than the terms allow. Returns how many there were."""
+        today = int(time.time() // DAY) if today is None else today
+        with self._transaction() as connection:
+            done = connection.execute(
+                "UPDATE entries SET sealed = NULL WHERE sealed IS NOT NULL AND day < ?", (today - self.terms.days,)
+            ).rowcount
+        if done:
+            self._shrink()
+        return done
+
+    def _write_behind(self) -> None:
+        expired = 0
+        while not self._stop.wait(FLUSH_SECONDS):
+            self._flush()
+            if (today := int(time.time() // DAY)) > expired:
+                expired = today
+                try:
+                    self.expire(today)
+                except StorageError:
+                    expired = 0
+        self._flush()
+
+    def _flush(self) -> None:
+        batch = []
+        while not self._waiting.empty():
+            batch.append(self._waiting.get_nowait())
+        if not batch:
+            return
+        try:
+            with self._transaction() as connection:
+                for told in batch:
+                    self._add(connection, told)
+        except StorageError:
+            self.dropped += sum(len(told.told) for told in batch)
+
+    def _add(self, connection: sqlite3.Connection, told: _Told) -> None:
+        day, terms = int(time.time() // DAY), self.terms
+        last = connection.execute("SELECT number, head FROM entries ORDER BY number DESC LIMIT 1").fetchone()
+        number, head = last or (0, terms.head)
+        for index, (cell, (first, second)) in enumerate(zip(told.found.cells, told.found.pairs, strict=True)):
+            place = (told.account, int(cell), int(first), int(second))
+            if connection.execute(
+                "SELECT 1 FROM entries WHERE account = ? AND cell = ? AND first = ? AND second = ?", place
+            ).fetchone():
+                continue
+            data = query_bytes(told.images[index])
+            number += 1
+            entry = Entry(
+                number,
+                *place,
+                int(told.told[index]),
+                day,
+                os.urandom(16),
+                hashlib.sha256(data).digest(),
+                None,
+                b"",
+                b"",
+            )
+            digest = _digest(entry)
+            head = hashlib.sha256(head + digest).digest()
+            sealed = None
+            if terms.keep_queries and self._has_room(connection, told.account):
+                sealed = seal_to(
+                    bytes.fromhex(terms.public),
+                    zlib.compress(data),
+                    {"ledger": terms.ties_id, "digest": digest.hex()},
+                )
+            row = (number, *place, entry.answer, day, entry.salt, entry.query, sealed, digest, head)
+            connection.execute(f"INSERT INTO entries ({_FIELDS}) VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+
+    def _has_room(self, connection: sqlite3.Connection, account: str) -> bool:
+        """Whether a further query of an account is kept: reservoir sampling, so that each has the same chance."""
+        cap = self.terms.cap
+        asked = connection.execute("SELECT count(*) FROM entries WHERE account = ?", (account,)).fetchone()[0]
+        if asked < cap:
+            return True
+        if int.from_bytes(os.urandom(8), "big") % (asked + 1) >= cap:
+            return False
+        connection.execute(
+            "UPDATE entries SET sealed = NULL WHERE number = (SELECT number FROM entries WHERE account = ? AND "
+            "sealed IS NOT NULL ORDER BY random() LIMIT 1)",
+            (account,),
+        )
+        return True
+
+    def _shrink(self) -> None:
+        """So that nothing that was erased stays in the file or its log."""
+        with self._lock:
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._connection.execute("VACUUM")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise self._cannot(error) from None
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._cannot(error) from error
+                raise
+
+    def _cannot(self, error: Exception) -> StorageError:
+        return StorageError(f"{self.path}: cannot be used as a ledger ({error})")
+
+
+def query_bytes(image: np.ndarray) -> bytes:
+    """A query (C, H, W) without loss: its type and shape, then its values, pixels that came from bytes as bytes.
+
+    Its SHA-256 is what an entry names it by, so the same pixels give the same bytes on every platform.
+    """
+    pixels = np.rint(image * 255).astype(np.uint8)
+    same = np.array_equal(pixels / np.float32(255), image)
+    values = pixels if same else image.astype("<f4")
+    head = " ".join([values.dtype.str, *map(str, values.shape)])
+    return head.encode() + b"\n" + np.ascontiguousarray(values).tobytes()
+
+
+def image_of(data: bytes) -> np.ndarray:
+    """The image float32 (C, H, W) in [0, 1] that `query_bytes` wrote."""
+    head, _, values = data.partition(b"\n")
+    kind, *shape = head.decode().split(" ")
+    if kind not in ("|u1", "<f4"):
+        raise ValueError(f"values of type {kind!r}")
+    image = np.frombuffer(values, kind).reshape([int(each) for each in shape])
+    return image / np.float32(255) if kind == "|u1" else image.astype(np.float32)
+
+
+def _digest(entry: Entry) -> bytes:
+    fields: dict[str, Any] = {
+        name: getattr(entry, name) for name in ("account", "cell", "first", "second", "answer", "day")
+    }
+    text = json_text(fields | {"query": (entry.query or b"").hex()}, sort_keys=True)
+    return hashlib.sha256((entry.salt or b"") + text.encode()).digest()

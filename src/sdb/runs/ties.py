@@ -1,0 +1,111 @@
+"""Ties for a box on disk: what counts as one, found on validation images, and tracing by them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sdb.answers.ledger import Ledger, Terms
+from sdb.answers.ties import TieCost, Ties, fit_tau
+from sdb.box.box import Box
+from sdb.box.load import load_model
+from sdb.errors import ConfigError, StorageError
+from sdb.keys import Owner
+from sdb.keys.sealing import public_of
+from sdb.models.checkpoint import check_fits
+from sdb.runs.resolve import described_data
+from sdb.runtime import choose_device
+from sdb.service.watch import TokenFile
+from sdb.tracing.ties import Commitment, TieTrace, trace_ties
+from sdb.training.evaluation import answers_to, evaluation_batches
+
+
+def new_ledger(
+    box_path: Path,
+    *,
+    out: Path,
+    ties_file: Path,
+    owner_file: Path,
+    budget: float,
+    keep_queries: bool,
+    days: int,
+    cap: int,
+    dataset: str | None,
+    data_root: Path | None,
+    other_class_names: bool,
+    network: str | None,
+) -> TieCost:
+    """Make the ties' secret and the ledger of a box; see `sdb ledger new`.
+
+    Raises:
+        ConfigError: too few validation images, or too few of them near ties, to know what ties cost.
+        StorageError, KeyFileError: a file exists already, or cannot be written.
+    """
+    for path in (out, ties_file):
+        if path.exists():
+            raise StorageError(f"{path} exists; it is not overwritten: choose another name")
+    owner = Owner.load(owner_file)
+    model = load_model(box_path, network).eval()
+    classifier = model.classifier if isinstance(model, Box) else model
+    if isinstance(model, Box):
+        model.check_owner(owner)
+    data = described_data(box_path, dataset, data_root, model)
+    check_fits(classifier, box_path, data.num_classes, data.image_shape, data.class_names, other_class_names)
+    logits, labels = answers_to(classifier, evaluation_batches(data.validation, torch.device("cpu")))
+    cost = fit_tau(logits.numpy(), labels.numpy(), budget)
+    if not cost.tau:
+        raise ConfigError(
+            f"{len(data.validation)} validation images show too few near ties to know what they cost: give more, or "
+            "another --budget; without ties, copies of labels carry no mark"
+        )
+    ties = Ties.of(owner.secret, model.info.id if isinstance(model, Box) else "", cost.tau)
+    public = public_of(owner.queries_key).hex()
+    terms = Terms(ties.box_id, ties.id, ties.tau, public, keep_queries, days, cap, int(time.time()))
+    ties.save(ties_file)
+    Ledger.create(out, terms).close()
+    return cost
+
+
+def trace_ties_job(
+    suspect_path: Path,
+    *,
+    ledgers: Sequence[Path],
+    commitments: Sequence[Path],
+    owner_file: Path,
+    accounts: Sequence[str],
+    tokens: Path | None,
+    budget: int | None,
+    network: str | None,
+    device: str,
+) -> tuple[TieTrace, dict[str, str]]:
+    """Ask a suspect about the ties of a box's accounts, see `trace_ties`; also the accounts' names by id.
+
+    Raises:
+        ConfigError: no ledger, or an account that is neither a token's name nor in a ledger.
+    """
+    if not ledgers:
+        raise ConfigError("ledgers: none; give at least one")
+    owner = Owner.load(owner_file)
+    opened = [Ledger(path) for path in ledgers]
+    names = {}
+    if tokens is not None:
+        names = {row.principal.account: row.principal.name for row in TokenFile(tokens).rows()}
+    known = {entry.account for ledger in opened for entry in ledger.entries()} | names.keys()
+    ids = [{name: account for account, name in names.items()}.get(each, each) for each in accounts]
+    if unknown := [given for given, account in zip(accounts, ids, strict=True) if account not in known]:
+        raise ConfigError(f"--account {unknown[0]}: neither a token's name (--tokens) nor an id in the ledger")
+    suspect = load_model(suspect_path, network).to(choose_device(device))
+    terms = opened[0].terms
+    result = trace_ties(
+        suspect,
+        opened,
+        Ties.of(owner.secret, terms.box_id, terms.tau),
+        owner.queries_key,
+        commitments=[Commitment.load(path) for path in commitments],
+        accounts=ids,
+        budget=budget,
+    )
+    return result, names

@@ -1,0 +1,63 @@
+"""Answers near ties: each account by its own coins, and what was told kept in a ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sdb.answers.ledger import Ledger
+from sdb.answers.ties import FixedRows, Ties
+from sdb.errors import ConfigError, KeyFileError
+
+if TYPE_CHECKING:
+    from sdb.service.model import Model
+    from sdb.service.watch import Watch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teller:
+    """Answers images for accounts.
+
+    Attributes:
+        ties: of the box that is served.
+        ledger: keeps what accounts are told; None keeps nothing, and then nobody can be traced.
+        rows: what the keyless box answers in place of its network's logits; None where it answers these.
+    """
+
+    ties: Ties
+    ledger: Ledger | None
+    rows: FixedRows | None
+
+    def answers(self, account: str, images: np.ndarray, logits: np.ndarray, *, keyless: bool) -> np.ndarray:
+        """What an account is told, float32 (N, C).
+
+        Args:
+            account: its id, `NOBODY` for all who have no token.
+            images: float32 (N, C, H, W).
+            logits: what the network says of them.
+            keyless: whether a box's rows stand in place of its logits.
+        """
+        told = self.ties.answer(logits, account, self.rows if keyless else None)
+        if self.ledger is not None and account and len(told.classes):
+            self.ledger.put(account, images[told.found.rows], told.found, told.classes)
+        return told.answers
+
+
+def teller_of(model: Model, watch: Watch | None, ties: Ties, ledger: Ledger | None) -> Teller:
+    """That of a served model.
+
+    Raises:
+        ConfigError: nobody says who asks, or the ties are of another box.
+        KeyFileError: the ledger is of other ties.
+    """
+    if watch is None:
+        raise ConfigError("--ties without --tokens FILE: nobody could say whose answers they are")
+    if ties.box_id != model.box_id:
+        raise ConfigError(
+            f"--ties: of box {ties.box_id[:8]}, not of {model.box_id[:8]}: sdb ledger new makes them"
+        )
+    if ledger is not None and ledger.terms.ties_id != ties.id:
+        raise KeyFileError(f"{ledger.path}: is of other ties than --ties: make one with sdb ledger new")
+    return Teller(ties, ledger, model.rows)

@@ -1,0 +1,325 @@
+"""Tracing by ties: which account's answers did a suspect learn from?
+
+    commitment = Commitment.of(ledger)                    # lodged before the suspect is asked
+    result = trace_ties(suspect, [ledger], ties, private, commitment)
+    print(result.sentence())
+
+At each tie that an account was told, the suspect is asked the query that was kept. Where it answers one of the two
+classes, it agrees with the account's coin or not: one vote a cell and pair. A model that is independent of the secret
+agrees in half of the cases, whatever it has learned from whomever, so the number of agreements is binomial, exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from sdb.answers.ledger import Entry, Ledger
+from sdb.answers.ties import NOBODY, Ties
+from sdb.errors import ConfigError, DataError, KeyFileError, ModelError
+from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
+from sdb.tracing.decoys import p_text
+
+# An account is named below this, after correction for the number of accounts.
+THRESHOLD_LOG10_P = -6.0
+VERSION = 1
+BATCH = 256
+Suspect = nn.Module | Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """What is fixed before a suspect is asked; its digest can be lodged with a third party, or time-stamped.
+
+    Attributes:
+        box_id: of the box.
+        ties_id: binds the secret and the margin.
+        entries: how many there are.
+        head: of the chain of entries, 64 hexadecimal digits.
+    """
+
+    box_id: str
+    ties_id: str
+    entries: int
+    head: str
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Self:
+        """That of a ledger as it is now, after going through all of it.
+
+        Raises:
+            DataError: the ledger was altered.
+        """
+        head = ledger.verify()
+        return cls(ledger.terms.box_id, ledger.terms.ties_id, len(ledger.entries()), head.hex())
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_atomic(path, json_text({"sdb_commitment": VERSION} | asdict(self), indent=1).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it.
+
+        Raises:
+            DataError: missing, damaged, or of a newer version.
+        """
+        try:
+            content = parse_json(read_bytes(path, SECRET_LIMIT))
+            if content.pop("sdb_commitment") == VERSION:
+                return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        raise DataError(f"{path}: no commitment, or of a newer version; sdb ledger commit makes one")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, 64 hexadecimal digits."""
+        return hashlib.sha256(json_text(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def check(self, ledger: Ledger) -> list[Entry]:
+        """The entries that it covers.
+
+        Raises:
+            DataError: it is of another ledger, or entries were changed, added or taken away before its end.
+        """
+        ledger.verify()
+        entries = ledger.entries()[: self.entries]
+        head = entries[-1].head if entries else ledger.terms.head
+        own = (ledger.terms.box_id, ledger.terms.ties_id, len(entries), head.hex())
+        if own != (self.box_id, self.ties_id, self.entries, self.head):
+            raise DataError(f"{ledger.path}: is not the ledger that was committed to, or was altered since")
+        return entries
+
+
+@dataclass(frozen=True, slots=True)
+class AccountTies:
+    """One account's part in a trace.
+
+    Attributes:
+        account: its id.
+        told: ties that it was told.
+        asked: those of them that the suspect was asked about.
+        usable: those where the suspect answered one of the two classes.
+        hits: those where it answered what the account was told.
+        log10_p: logarithm of the chance of so many hits for a model that is independent of the secret.
+        corrected_log10_p: the same, corrected for the number of accounts (Holm).
+    """
+
+    account: str
+    told: int
+    asked: int
+    usable: int
+    hits: int
+    log10_p: float
+    corrected_log10_p: float
+
+    @property
+    def named(self) -> bool:
+        """Whether the suspect learned from this account's answers: corrected p below 1e-6."""
+        return self.corrected_log10_p < THRESHOLD_LOG10_P
+
+
+@dataclass(frozen=True, slots=True)
+class TieTrace:
+    """What a trace by ties found.
+
+    Attributes:
+        accounts: those that were told ties, the smallest p first.
+        questions: that the suspect was asked.
+        committed: digest of what was fixed before.
+        lodged: whether that is the owner's, rather than made for this trace.
+    """
+
+    accounts: tuple[AccountTies, ...]
+    questions: int
+    committed: str
+    lodged: bool
+
+    @property
+    def named(self) -> tuple[AccountTies, ...]:
+        """The accounts whose answers the suspect learned from."""
+        return tuple(each for each in self.accounts if each.named)
+
+    def sentence(self, names: dict[str, str] | None = None) -> str:
+        """The result for people.
+
+        Args:
+            names: of accounts by id.
+        """
+        usable = sum(each.usable for each in self.accounts)
+        if not self.questions or not usable:
+            why = (
+                "no account was told a tie that can be asked" if not self.questions else "it answers neither class"
+            )
+            return f"Nothing to test: {why}. This says nothing about the suspect."
+        if not self.named:
+            best = self.accounts[0]
+            return (
+                f"No account is named: the nearest agrees in {best.hits} of {best.usable} ties, p = "
+                f"{p_text(best.corrected_log10_p)} after correction for {len(self.accounts)} accounts. This does not "
+                "show innocence: docs/tracing.md says what removes the mark."
+            )
+        said = [
+            f"The suspect learned from the answers of account {_name(each.account, names)}: it agrees with "
+            f"{each.hits} of {each.usable} secret coins of that account, and a model that did not would do so with p = "
+            f"{p_text(each.corrected_log10_p)} (binomial, corrected for {len(self.accounts)} accounts)."
+            for each in self.named
+        ]
+        return " ".join(said)
+
+    def lines(self, names: dict[str, str] | None = None) -> list[str]:
+        """A short table for people, one line an account, the smallest p first; see `sentence`."""
+        fixed = "lodged before" if self.lodged else "made for this trace; sdb ledger commit fixes one before"
+        head = [
+            f"questions    {self.questions}",
+            f"commitment   {self.committed[:16]} ({fixed})",
+            f"{'account':<16} {'told':>6} {'asked':>6} {'usable':>6} {'hits':>6} {'log10 p':>8} {'corrected':>9}",
+        ]
+        return head + [
+            f"{_name(each.account, names):<16} {each.told:6} {each.asked:6} {each.usable:6} {each.hits:6} "
+            f"{each.log10_p:8.1f} {each.corrected_log10_p:9.1f}"
+            for each in self.accounts
+        ]
+
+    def to_json(self, names: dict[str, str] | None = None) -> dict[str, Any]:
+        """The result as JSON values; see `sentence`."""
+        rows = [
+            {"name": _name(each.account, names)} | asdict(each) | {"named": each.named} for each in self.accounts
+        ]
+        values = {"threshold_log10_p": THRESHOLD_LOG10_P, "questions": self.questions}
+        return values | {"commitment": self.committed, "lodged": self.lodged, "accounts": rows}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Vote:
+    account: str
+    answer: int
+    other: int
+    query: np.ndarray
+
+
+def trace_ties(
+    suspect: Suspect,
+    ledgers: Sequence[Ledger],
+    ties: Ties,
+    private: bytes,
+    *,
+    commitments: Sequence[Commitment] = (),
+    accounts: Sequence[str] = (),
+    budget: int | None = None,
+) -> TieTrace:
+    """Ask a suspect about the ties that accounts were told.
+
+    Args:
+        suspect: a module from images float32 (N, C, H, W) in [0, 1] to logits, or a function from such images as an
+            array to classes int (N,).
+        ledgers: of all servers; a cell that is in several counts once.
+        ties: the box's.
+        private: the owner's key for queries, `Owner.queries_key`.
+        commitments: one per ledger, lodged before; entries after it do not count. Without, one is made now.
+        accounts: ids of those to test, chosen before; none for all. The account of nobody is never tested.
+        budget: questions at most. Which are asked follows from the commitments' digests, so nobody can choose.
+
+    Raises:
+        ConfigError: the budget is no number above 0, or commitments are not one per ledger.
+        KeyFileError: a ledger is of other ties.
+        DataError: a ledger was altered, or an answer in it does not follow from the secret.
+        ModelError: the suspect takes other images, or answers with NaN or no class.
+    """
+    if budget is not None and budget < 1:
+        raise ConfigError(f"budget: {budget}; give at least 1 question")
+    if commitments and len(commitments) != len(ledgers):
+        raise ConfigError(f"commitments: {len(commitments)} for {len(ledgers)} ledgers; give one per ledger")
+    for ledger in ledgers:
+        if ledger.terms.ties_id != ties.id:
+            raise KeyFileError(
+                f"{ledger.path}: is of other ties than {ties.id[:8]}: of another box, owner or margin"
+            )
+    fixed = list(commitments) or [Commitment.of(ledger) for ledger in ledgers]
+    digest = hashlib.sha256("".join(each.digest for each in fixed).encode()).hexdigest()
+    told: dict[tuple[str, int, int, int], tuple[Ledger, Entry]] = {}
+    for ledger, commitment in zip(ledgers, fixed, strict=True):
+        for entry in commitment.check(ledger):
+            if entry.account in (None, NOBODY) or (accounts and entry.account not in accounts):
+                continue
+            place = (entry.account, entry.cell, entry.first, entry.second)
+            if entry.answer != (entry.first if ties.coin(*place) else entry.second):
+                raise DataError(f"{ledger.path}: entry {entry.number} does not follow from the secret")
+            if place not in told or told[place][1].sealed is None:
+                told[place] = (ledger, entry)
+    votes = []
+    for place in _drawn([place for place, (_, entry) in told.items() if entry.sealed is not None], digest, budget):
+        ledger, entry = told[place]
+        query = ledger.query(entry, private)
+        votes.append(_Vote(place[0], entry.answer, entry.first + entry.second - entry.answer, query))
+    given = np.concatenate([*_ask(suspect, [vote.query for vote in votes]), np.empty(0, np.int64)])
+    hits = given == np.array([vote.answer for vote in votes])
+    usable = hits | (given == np.array([vote.other for vote in votes]))
+    rows = []
+    for account in sorted({place[0] for place in told}):
+        own = np.array([vote.account == account for vote in votes], dtype=bool)
+        count, found = int((usable & own).sum()), int((hits & own).sum())
+        number = sum(place[0] == account for place in told)
+        rows.append(AccountTies(account, number, int(own.sum()), count, found, log10_tail(found, count), 0.0))
+    return TieTrace(_corrected(rows), len(votes), digest, bool(commitments))
+
+
+def _name(account: str, names: dict[str, str] | None) -> str:
+    return (names or {}).get(account, account[:8])
+
+
+def log10_tail(hits: int, votes: int) -> float:
+    """Exact log10 of the chance of `hits` or more in `votes` throws of a fair coin."""
+    ways = sum(math.comb(votes, k) for k in range(hits, votes + 1))
+    return min(0.0, math.log10(ways) - votes * math.log10(2))
+
+
+def _corrected(rows: list[AccountTies]) -> tuple[AccountTies, ...]:
+    """With p-values corrected by Holm's method, the smallest first."""
+    ordered, worst, found = sorted(rows, key=lambda row: (row.log10_p, row.account)), -math.inf, []
+    for index, row in enumerate(ordered):
+        worst = min(0.0, max(worst, row.log10_p + math.log10(len(ordered) - index)))
+        found.append(replace(row, corrected_log10_p=worst))
+    return tuple(found)
+
+
+def _drawn(
+    places: list[tuple[str, int, int, int]], digest: str, budget: int | None
+) -> list[tuple[str, int, int, int]]:
+    """Those that are asked, in the order in which they are asked."""
+    ordered = sorted(places, key=lambda place: hashlib.sha256(f"{digest} {place}".encode()).digest())
+    return ordered if budget is None else ordered[:budget]
+
+
+def _ask(suspect: Suspect, queries: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The suspect's classes, by batches."""
+    for begin in range(0, len(queries), BATCH):
+        images = np.stack(queries[begin : begin + BATCH])
+        try:
+            given = _classes(suspect, images) if isinstance(suspect, nn.Module) else np.asarray(suspect(images))
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"the suspect fails on images {images.shape[1:]}: {error}") from None
+        if given.shape != (len(images),) or not np.issubdtype(given.dtype, np.integer):
+            raise ModelError(f"the suspect answers {given.dtype} {given.shape}: one class per image is needed")
+        yield given.astype(np.int64)
+
+
+def _classes(suspect: nn.Module, images: np.ndarray) -> np.ndarray:
+    parameter = next(suspect.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    training = suspect.training
+    with torch.inference_mode():
+        logits = suspect.eval()(torch.from_numpy(images).to(device))
+    suspect.train(training)
+    if not logits.isfinite().all():
+        raise ModelError("the suspect answers with NaN or infinity; it is broken")
+    return logits.argmax(dim=1).cpu().numpy()
