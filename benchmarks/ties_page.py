@@ -18,10 +18,11 @@ def markdown(content: dict[str, Any]) -> list[str]:
         f"    {content['command']}",
         "",
         f"Teacher {_points(facts, 'teacher')} %. Ties are margins below {_numbers(facts, 'tau', '.3f')}, "
-        f"{_points(facts, 'share')} % of answers; cost on test images, mean of both coins, "
-        f"{_points(facts, 'cost', 2)} points ({' / '.join(expected)} expected from validation images). A thief of answers without ties is "
-        f"{_points(facts, 'plain_thief')} % right. Each thief below asked for labels, 10,000 where nothing else is said; log10 p is corrected for the "
-        "number of accounts (Holm), mean and worst seed; the control asked the same and its answers were not learned.",
+        f"{_points(facts, 'share')} % of answers; they cost {_points(facts, 'cost', 2)} points on test images, the "
+        f"mean of both coins ({' / '.join(expected)} expected from validation images). A thief of answers without ties "
+        f"is {_points(facts, 'plain_thief')} % right. Each thief below asked for labels, 10,000 where nothing else is "
+        "said; log10 p is corrected for the number of accounts (Holm), of several accounts the largest; mean and worst "
+        "seed. The control asked the same, and its answers were not learned.",
         "",
         "| thief | accuracy | beside no ties | usable cells | agree | log10 p | worst seed | control, lowest |",
         "|---|---|---|---|---|---|---|---|",
@@ -44,9 +45,9 @@ def markdown(content: dict[str, Any]) -> list[str]:
     )
     lines += [
         "",
-        "Several accounts: the one with the largest p counts. Innocents: "
-        f"{len(told[0]['models'])} models per seed (the owner's own, students of other accounts, of answers without ties, of true labels) against "
-        f"{told[0]['secrets']:,} secrets, {total:,} tests: p {rates}; smallest 10^{min(e['least'] for e in told):.1f}.",
+        f"Innocents: {len(told[0]['models'])} models per seed (the owner's own, students of other accounts, of answers "
+        f"without ties, of true labels) against {told[0]['secrets']:,} secrets, {total:,} tests: p {rates}; the "
+        f"smallest is 10^{min(each['least'] for each in told):.1f}.",
     ]
     return lines
 
