@@ -47,7 +47,13 @@ def evaluate(
 
 
 def trace(
-    suspect: Annotated[Path, typer.Argument(help="Run folder, checkpoint or box that may be a copy.")],
+    suspect: Annotated[
+        str,
+        typer.Argument(
+            help="What may be a copy: run folder, checkpoint or box; for ties also a .onnx file, an address of the "
+            "Open Inference Protocol, or package.module:factory."
+        ),
+    ],
     owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file.")],
     box_path: Annotated[
         Path | None, typer.Option("--box", metavar="BOX", help="Look for the decoys of this box.")
@@ -68,6 +74,9 @@ def trace(
         Path | None, typer.Option(metavar="FILE", help="The token file, for accounts' names.")
     ] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Questions about ties at most.")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the token for an address.")
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The teacher: which classes look alike then counts less.")
     ] = None,
@@ -95,7 +104,13 @@ def trace(
         "--data-root": data_root,
         "--reveal": reveal or None,
     }
-    of_ties = {"--commitment": commitment, "--account": account, "--tokens": tokens, "--budget": budget}
+    of_ties = {
+        "--commitment": commitment,
+        "--account": account,
+        "--tokens": tokens,
+        "--budget": budget,
+        "--token-env": token_env,
+    }
     for options, flag, missing in (
         (of_decoys, "--box BOX", box_path is None),
         (of_ties, "--ledger DB", not ledger),
@@ -110,7 +125,7 @@ def trace(
         from sdb.runs.jobs import trace_job
 
         result = trace_job(
-            suspect,
+            Path(suspect),
             box_path=box_path,
             owner_file=owner_file,
             reference_path=reference,
@@ -137,6 +152,7 @@ def trace(
             budget=budget,
             network=network,
             device=device,
+            token_env=token_env,
         )
         values |= {"ties": found.to_json(names)}
         say(found.sentence(names))

@@ -29,7 +29,7 @@ from sdb.models import compare_class_names
 from sdb.remote.answer_cache import AnswerCache
 from sdb.remote.protocol import Client
 
-__all__ = ["PATIENCE", "RemoteError", "RemoteTeacher", "token_from"]
+__all__ = ["PATIENCE", "RemoteError", "RemoteSuspect", "RemoteTeacher", "token_from"]
 
 PATIENCE = 300.0  # seconds without one answer, after which a run ends
 
@@ -144,6 +144,35 @@ class RemoteTeacher(nn.Module):
             known |= fresh
             begin += len(rows)
         return torch.from_numpy(np.stack([known[name] for name in names])).to(images.device)
+
+
+class RemoteSuspect:
+    """Images to classes, by asking a server that may give labels alone: for `sdb.tracing.ties`.
+
+    Args:
+        url: of the model, `http://HOST:PORT/v2/models/NAME`.
+        token: sent as a bearer token.
+        patience: seconds to go on trying while no answer comes.
+
+    Raises:
+        ConfigError, RemoteError, MissingExtraError: as `RemoteTeacher` has them.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, patience: float = PATIENCE) -> None:
+        self._client = Client(Address.parse(url), token, patience)
+        self.model = self._client.describe(labels=True)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Classes int64 (N,) of images float32 (N, C, H, W).
+
+        Raises:
+            ModelError: it takes images of another shape.
+            RemoteError: it does not answer.
+        """
+        if images.shape[1:] != self.model.image_shape:
+            raise ModelError(f"the suspect takes images {self.model.image_shape}, the box {images.shape[1:]}")
+        rows = np.concatenate(list(self._client.infer(self.model, images)))
+        return rows if rows.ndim == 1 else rows.argmax(axis=1)
 
 
 def token_from(variable: str | None) -> str | None:

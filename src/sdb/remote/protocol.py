@@ -17,7 +17,7 @@ from sdb.runtime import json_text
 REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
 METADATA_LIMIT = 2**20  # bytes
 HEADER = "Inference-Header-Content-Length"
-SOFT = ("logits", "probabilities")
+SOFT, LABELS = ("logits", "probabilities"), "labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class RemoteModel:
     Attributes:
         input: name of the input tensor.
         image_shape: (C, H, W).
-        kind: name of the output tensor and what it holds, "logits" or "probabilities".
-        num_classes: number of classes.
+        kind: name of the output tensor and what it holds: "logits", "probabilities", or "labels".
+        num_classes: number of classes; 0 where only labels are given.
         most: images that a request may hold.
         fingerprint: of the metadata that say which model it is.
         class_names: in label order; empty where the server does not say them.
@@ -62,8 +62,11 @@ class Client:
         self._wire = Wire(address, token, patience)
         self._url = address.url
 
-    def describe(self) -> RemoteModel:
+    def describe(self, labels: bool = False) -> RemoteModel:
         """Ask for the model's metadata.
+
+        Args:
+            labels: that a model will do that gives labels alone.
 
         Raises:
             RemoteError: not reached, not understood, or a model that gives no soft outputs of all classes.
@@ -82,13 +85,15 @@ class Client:
             ) from None
         if datatype != "FP32" or len(shape) != 4 or min(shape[1:]) < 1:
             raise RemoteError(f"{self._url} takes {datatype} {shape}, images are FP32 [-1, C, H, W]")
-        kind = next((kind for kind in SOFT if kind in outputs), None)
+        kind = next((kind for kind in (*SOFT, *[LABELS] * labels) if kind in outputs), None)
         if kind is None:
             raise RemoteError(
                 f"{self._url} gives {', '.join(outputs) or 'nothing'}; a student is distilled from the logits or "
                 "probabilities of all classes: ask the owner for them, or train on labels"
             )
-        if outputs[kind].get("datatype") != "FP32" or len(widths[kind]) != 2 or widths[kind][1] < 2:
+        if kind == LABELS:
+            widths[kind] = [-1, 0]
+        elif outputs[kind].get("datatype") != "FP32" or len(widths[kind]) != 2 or widths[kind][1] < 2:
             raise RemoteError(f"{self._url} gives {kind} as {widths[kind]}, expected FP32 [-1, classes]")
         # What runs the model and how much it takes at once may change; the answers stay the same.
         lasting = {n: metadata.get(n) for n in ("name", "versions", "inputs", "outputs")}
@@ -105,7 +110,7 @@ class Client:
         )
 
     def infer(self, model: RemoteModel, images: np.ndarray) -> Iterator[np.ndarray]:
-        """Logits float32 (n, classes) of images float32 (N, C, H, W), request by request, in order.
+        """Logits float32 (n, classes) of images float32 (N, C, H, W), request by request, in order; or labels (n,).
 
         Raises:
             RemoteError: refused, not answered, or answered with something else than the metadata promise.
@@ -134,14 +139,15 @@ class Client:
         # A number takes up to 25 letters where a server answers in JSON.
         limit = 2**16 + 32 * len(images) * model.num_classes
         answer, body = self._wire.ask("POST", "/infer", text + data, headers, limit)
+        shape = (len(images),) if model.kind == LABELS else (len(images), model.num_classes)
         try:
-            values = _tensor(body, answer.get(HEADER), model.kind, (len(images), model.num_classes))
+            values = _tensor(body, answer.get(HEADER), model.kind, shape)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise RemoteError(
-                f"{self._url} did not answer with {model.kind} [{len(images)}, {model.num_classes}] as its metadata "
-                "promise; its policy may have changed: start again, or ask the owner"
+                f"{self._url} did not answer with {model.kind} {list(shape)} as its metadata promise; its policy may "
+                "have changed: start again, or ask the owner"
             ) from None
-        return self._as_logits(values, model.kind)
+        return values if model.kind == LABELS else self._as_logits(values, model.kind)
 
     def _as_logits(self, values: np.ndarray, kind: str) -> np.ndarray:
         if not np.isfinite(values).all():
@@ -157,8 +163,9 @@ class Client:
         return np.log(np.maximum(values, np.finfo(np.float32).tiny))
 
 
-def _tensor(body: bytes, json_size: str | None, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """One output of an answer, float32; errors of many kinds for an answer that is not as it should be."""
+def _tensor(body: bytes, json_size: str | None, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One output of an answer, float32, labels int64; errors of many kinds for one that is not as it should be."""
+    datatype, kind = ("INT64", "<i8") if name == LABELS else ("FP32", "<f4")
     size = len(body) if json_size is None else int(json_size)
     if not 0 <= size <= len(body):
         raise ValueError("the JSON ends after the body")
@@ -166,11 +173,11 @@ def _tensor(body: bytes, json_size: str | None, name: str, shape: tuple[int, int
     for output in json.loads(body[:size])["outputs"]:
         own = output.get("parameters", {}).get("binary_data_size")
         if output["name"] == name:
-            if output["datatype"] != "FP32" or tuple(output["shape"]) != shape:
+            if output["datatype"] != datatype or tuple(output["shape"]) != shape:
                 raise ValueError("another type or shape")
             if own is None:
-                return np.array(output["data"], dtype=np.float32).reshape(shape)
+                return np.array(output["data"], dtype=kind).reshape(shape)
             data = body[begin : begin + int(own)]
-            return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(shape)
+            return np.frombuffer(data, dtype=kind).astype(kind[1:]).reshape(shape)
         begin += int(own or 0)
     raise KeyError(name)

@@ -17,6 +17,7 @@ from sdb.keys import Owner
 from sdb.keys.sealing import public_of
 from sdb.models.checkpoint import check_fits
 from sdb.runs.resolve import described_data
+from sdb.runs.suspects import suspect_of
 from sdb.runtime import choose_device
 from sdb.service.watch import TokenFile
 from sdb.tracing.ties import Commitment, TieTrace, trace_ties
@@ -70,7 +71,7 @@ def new_ledger(
 
 
 def trace_ties_job(
-    suspect_path: Path,
+    suspect: str,
     *,
     ledgers: Sequence[Path],
     commitments: Sequence[Path],
@@ -80,6 +81,7 @@ def trace_ties_job(
     budget: int | None,
     network: str | None,
     device: str,
+    token_env: str | None,
 ) -> tuple[TieTrace, dict[str, str]]:
     """Ask a suspect about the ties of a box's accounts, see `trace_ties`; also the accounts' names by id.
 
@@ -97,10 +99,9 @@ def trace_ties_job(
     ids = [{name: account for account, name in names.items()}.get(each, each) for each in accounts]
     if unknown := [given for given, account in zip(accounts, ids, strict=True) if account not in known]:
         raise ConfigError(f"--account {unknown[0]}: neither a token's name (--tokens) nor an id in the ledger")
-    suspect = load_model(suspect_path, network).to(choose_device(device))
     terms = opened[0].terms
     result = trace_ties(
-        suspect,
+        suspect_of(suspect, network, choose_device(device), token_env),
         opened,
         Ties.of(owner.secret, terms.box_id, terms.tau),
         owner.queries_key,
