@@ -28,7 +28,8 @@ from few_images import RESULTS, fresh_network
 from ties_page import markdown
 
 import sdb
-from sdb.answers.ledger import Ledger, Terms
+from sdb.answers.entries import Terms
+from sdb.answers.ledger import Ledger
 from sdb.answers.levels import fit as fit_levels
 from sdb.answers.ties import Ties, cost_of, fit_tau, log_probabilities, margins_of
 from sdb.audit.archive import Folder

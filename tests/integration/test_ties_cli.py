@@ -50,8 +50,17 @@ def place(tmp_path_factory, quick_sdb, digits):
     import numpy as np
 
     place = tmp_path_factory.mktemp("ties")
-    common = {"model_name": "net", "num_channels": 6, "dataset": "digits", "learning_rate": 0.01, "subset_percent": 0.4}
-    for name, more in (("teacher", {"epochs": 25}), ("box", {"epochs": 5, "teacher": "teacher", "allowed_loss": 1})):
+    common = {
+        "model_name": "net",
+        "num_channels": 6,
+        "dataset": "digits",
+        "learning_rate": 0.01,
+        "subset_percent": 0.4,
+    }
+    for name, more in (
+        ("teacher", {"epochs": 25}),
+        ("box", {"epochs": 5, "teacher": "teacher", "allowed_loss": 1}),
+    ):
         (place / name).mkdir()
         (place / name / "params.json").write_text(json.dumps(common | {"validation_fraction": 0.4} | more))
     for command in (

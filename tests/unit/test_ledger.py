@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sdb.answers.ledger import Ledger, Terms, image_of, query_bytes
+from sdb.answers.entries import Terms, image_of, query_bytes
+from sdb.answers.ledger import Ledger
 from sdb.answers.ties import Found, Ties
 from sdb.errors import CheckpointError, ConfigError, DataError, StorageError
 from sdb.keys import Owner

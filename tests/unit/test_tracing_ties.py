@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sdb.answers.ledger import Ledger, Terms
+from sdb.answers.entries import Terms
+from sdb.answers.ledger import Ledger
 from sdb.answers.ties import NOBODY, Found, Ties
 from sdb.errors import ConfigError, DataError, KeyFileError, ModelError
 from sdb.keys import Owner

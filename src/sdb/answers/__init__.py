@@ -1,1 +1,1 @@
-"""Answers: what a box or a service says without a key. No training; networks learn it in wrapping."""
+"""Answers: what a box says without a key, and a service to an account, and the ledger of it. No training."""

@@ -142,13 +142,18 @@ def trace(
     if ledger:
         from sdb.runs.ties import trace_ties_job
 
-        found, names = trace_ties_job(
+        names = {}
+        if tokens is not None:
+            from sdb.service.watch import TokenFile
+
+            names = {row.principal.account: row.principal.name for row in TokenFile(tokens).rows()}
+        found = trace_ties_job(
             suspect,
             ledgers=ledger,
             commitments=commitment or (),
             owner_file=owner_file,
             accounts=account or (),
-            tokens=tokens,
+            names=names,
             budget=budget,
             network=network,
             device=device,

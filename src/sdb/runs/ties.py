@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from sdb.answers.ledger import Ledger, Terms
+from sdb.answers.entries import Terms
+from sdb.answers.ledger import Ledger
 from sdb.answers.ties import TieCost, Ties, fit_tau
 from sdb.box.box import Box
 from sdb.box.load import load_model
@@ -19,7 +20,6 @@ from sdb.models.checkpoint import check_fits
 from sdb.runs.resolve import described_data
 from sdb.runs.suspects import suspect_of
 from sdb.runtime import choose_device
-from sdb.service.watch import TokenFile
 from sdb.tracing.ties import Commitment, TieTrace, trace_ties
 from sdb.training.evaluation import answers_to, evaluation_batches
 
@@ -77,13 +77,13 @@ def trace_ties_job(
     commitments: Sequence[Path],
     owner_file: Path,
     accounts: Sequence[str],
-    tokens: Path | None,
+    names: dict[str, str],
     budget: int | None,
     network: str | None,
     device: str,
     token_env: str | None,
-) -> tuple[TieTrace, dict[str, str]]:
-    """Ask a suspect about the ties of a box's accounts, see `trace_ties`; also the accounts' names by id.
+) -> TieTrace:
+    """Ask a suspect about the ties of a box's accounts, see `trace_ties`; accounts also by `names`, which are by id.
 
     Raises:
         ConfigError: no ledger, or an account that is neither a token's name nor in a ledger.
@@ -92,15 +92,12 @@ def trace_ties_job(
         raise ConfigError("ledgers: none; give at least one")
     owner = Owner.load(owner_file)
     opened = [Ledger(path) for path in ledgers]
-    names = {}
-    if tokens is not None:
-        names = {row.principal.account: row.principal.name for row in TokenFile(tokens).rows()}
     known = {entry.account for ledger in opened for entry in ledger.entries()} | names.keys()
     ids = [{name: account for account, name in names.items()}.get(each, each) for each in accounts]
     if unknown := [given for given, account in zip(accounts, ids, strict=True) if account not in known]:
         raise ConfigError(f"--account {unknown[0]}: neither a token's name (--tokens) nor an id in the ledger")
     terms = opened[0].terms
-    result = trace_ties(
+    return trace_ties(
         suspect_of(suspect, network, choose_device(device), token_env),
         opened,
         Ties.of(owner.secret, terms.box_id, terms.tau),
@@ -109,4 +106,3 @@ def trace_ties_job(
         accounts=ids,
         budget=budget,
     )
-    return result, names

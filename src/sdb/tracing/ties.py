@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdb.answers.ledger import Entry, Ledger
+from sdb.answers.entries import Entry
+from sdb.answers.ledger import Ledger
 from sdb.answers.ties import NOBODY, Ties
 from sdb.errors import ConfigError, DataError, KeyFileError, ModelError
 from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
