@@ -73,7 +73,7 @@ class Case:
 
 
 NETS = {"net": ("net", {"num_channels": 16}), "small net": ("net", {"num_channels": 4}), "mlp": ("mlp", {})}
-CROPS = Augment(crop_padding=4, flip=True)
+CROPS, FLIPS = Augment(crop_padding=4, flip=True), Augment(flip=True)
 CASES = {
     "fashion_mnist": Case(1 / 6, 20_000, ("net", {"num_channels": 24}), 10, 20, None, NETS),
     "cifar10": Case(0.1, 20_000, ("preresnet20", {}), 20, 30, CROPS, NETS),
@@ -112,14 +112,18 @@ SMOOTHED = (("label_smoothing", 0.1),)
 THIEVES = {
     "labels": Thief(),
     "label smoothing": Thief(settings=SMOOTHED),
+    "flips": Thief(augment=FLIPS),
+    "smoothing, flips": Thief(settings=SMOOTHED, augment=FLIPS),
     "crops and flips": Thief(augment=CROPS),
+    "crops and flips, 3 times the epochs": Thief(epochs=3, augment=CROPS),
     "smoothing, crops and flips": Thief(settings=SMOOTHED, augment=CROPS),
     "small net": Thief(network="small net"),
     "mlp": Thief(network="mlp"),
     "5,000 queries": Thief(5000),
     "2,000 queries": Thief(2000),
     "1,000 queries": Thief(1000),
-    "2,000 queries, crops and flips": Thief(2000, augment=CROPS),
+    "2,000 queries, flips": Thief(2000, augment=FLIPS),
+    "small net, flips": Thief(network="small net", augment=FLIPS),
     "a quarter of the epochs": Thief(epochs=0.25),
     "weight decay 0.5": Thief(settings=(("weight_decay", 0.5),)),
     "half its own labels": Thief(labels="half its own"),
