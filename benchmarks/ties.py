@@ -46,7 +46,7 @@ from sdb.training.progress import ShowTasks
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRETS, INNOCENTS = 10_000, 20
-NOISE = 16 / 255  # of changed copies
+NOISY, CHANGED = 4, 16  # standard deviation of noise in copies, of 255
 CONTROL = "control"
 
 
@@ -93,6 +93,7 @@ class Thief:
         settings: of its training, beside the usual ones.
         augment: of its training.
         copies: changed copies of each image that it asks about, whose majority it takes.
+        noise: in them; with much of it they are moved and mirrored too.
         labels: what it makes of the accounts' answers, see `LABELS`.
         after: what it does with the trained network, see `AFTER`.
     """
@@ -104,6 +105,7 @@ class Thief:
     settings: tuple[tuple[str, Any], ...] = ()
     augment: Augment | None = None
     copies: int = 1
+    noise: int = 0
     labels: str = "as told"
     after: str = ""
 
@@ -130,7 +132,8 @@ THIEVES = {
     "drops the 10 % least sure": Thief(labels="drops 10"),
     "drops the 20 % least sure": Thief(labels="drops 20"),
     "drops the lowest level": Thief(labels="drops the lowest level"),
-    "majority of 9 changed copies": Thief(copies=9),
+    "majority of 9 noisy copies": Thief(copies=9, noise=NOISY),
+    "majority of 9 changed copies": Thief(copies=9, noise=CHANGED),
     "two accounts, one at random": Thief(accounts=2, labels="one at random"),
     "two accounts, drops disagreements": Thief(accounts=2, labels="drops disagreements"),
     "two accounts, relabels disagreements": Thief(accounts=2, labels="relabels disagreements"),
@@ -208,9 +211,11 @@ def labelled(images: np.ndarray, labels: np.ndarray, own: Splits) -> Splits:
     return replace(own, train=ImageSet(images, labels.astype(np.int64)), augment=None)
 
 
-def changed(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy of images: noise, moved by up to a pixel, one in two mirrored; uint8 (N, C, H, W)."""
-    noisy = (images + rng.normal(0, 255 * NOISE, images.shape)).clip(0, 255).astype(np.uint8)
+def changed(images: np.ndarray, noise: int, rng: np.random.Generator) -> np.ndarray:
+    """A copy of images uint8 (N, C, H, W): noise; with much of it also moved by up to a pixel, one in two mirrored."""
+    noisy = (images + rng.normal(0, noise, images.shape)).round().clip(0, 255).astype(np.uint8)
+    if noise < CHANGED:
+        return noisy
     moved = np.stack([np.roll(each, rng.integers(-1, 2, 2), (1, 2)) for each in noisy])
     mirrored = rng.random(len(moved)) < 0.5
     moved[mirrored] = moved[mirrored][..., ::-1]
@@ -327,7 +332,7 @@ def thief_row(ground: Ground, row: str) -> dict[str, Any]:
         if thief.copies > 1:
             rng = np.random.default_rng(derive_seed(ground.seed, row))
             asked = [
-                service.ask(changed(images, rng), [*accounts, CONTROL])[0][accounts[0]]
+                service.ask(changed(images, thief.noise, rng), [*accounts, CONTROL])[0][accounts[0]]
                 for _ in range(thief.copies)
             ]
             told, logits = [majority(asked, own.num_classes)], np.empty((0, own.num_classes))
