@@ -84,9 +84,8 @@ class FixedRows:
     rows: np.ndarray
     edges: np.ndarray
 
-    def answers(self, logits: np.ndarray, named: np.ndarray) -> np.ndarray:
+    def answers(self, named: np.ndarray, sure: np.ndarray) -> np.ndarray:
         """The rows (N, C) of the classes that are named, at the level of the network's confidence in its best class."""
-        sure = np.exp(log_probabilities(logits).max(axis=1))
         return self.rows[named, (sure[:, None] > self.edges[named]).sum(axis=1)]
 
 
@@ -169,10 +168,14 @@ class Ties:
         Raises:
             ModelError: the logits are not finite, or of fewer than two classes.
         """
-        logs = log_probabilities(logits)
+        return self._find(log_probabilities(logits))
+
+    def _find(self, logs: np.ndarray) -> Found:
         best, margins = margins_of(logs)
         rows = np.flatnonzero(margins < self.tau)
         pairs = np.sort(best[rows], axis=1)
+        if not len(rows):  # as most requests of one image
+            return Found(rows, pairs, best[rows, 0], np.empty(0, dtype=np.int64))
         return Found(rows, pairs, best[rows, 0], cells_of(logs[rows], pairs))
 
     def coins(self, account: str, found: Found) -> np.ndarray:
@@ -182,6 +185,8 @@ class Ties:
             account: id of the account, `NOBODY` for all who have none.
             found: the ties.
         """
+        if not len(found.rows):
+            return np.empty(0, dtype=np.int64)
         places = zip(found.cells.tolist(), *found.pairs.T.tolist(), strict=True)
         bits = np.array([self.coin(account, *place) for place in places], dtype=bool)
         return np.where(bits, found.pairs[:, 0], found.pairs[:, 1])
@@ -195,12 +200,13 @@ class Ties:
             rows: what a box answers with in place of its network's logits; else the two best classes change places
                 where the coin says so.
         """
-        found = self.find(logits)
+        logs = log_probabilities(logits)
+        found = self._find(logs)
         classes = self.coins(account, found)
         if rows is not None:
             named = logits.argmax(axis=1)
             named[found.rows] = classes
-            return Told(rows.answers(logits, named), found, classes)
+            return Told(rows.answers(named, np.exp(logs.max(axis=1))), found, classes)
         turned = classes != found.best
         where, (a, b) = found.rows[turned], found.pairs[turned].T
         answers = logits.copy()
