@@ -76,6 +76,22 @@ def test_a_cell_is_kept_once_for_each_account(path):
     ledger.verify()
 
 
+def test_of_a_request_what_is_new_is_kept(path):
+    assert [entry.cell for entry in filled(path, told([3]), told([3, 8])).entries()] == [3, 8]
+
+
+def test_who_was_erased_begins_anew(path, monkeypatch):
+    """Also in the server that erased it."""
+    ledger = Ledger(path, writing=True)
+    ledger.put(*told([3]))
+    ledger._flush()
+    assert ledger.erase("a") == 1
+    ledger.put(*told([3]))
+    ledger.close()
+    assert [entry.account for entry in Ledger(path).entries()] == [None, "a"]
+    Ledger(path).verify()
+
+
 def test_queries_are_for_the_owner_alone(path):
     ledger = filled(path, told([200]))
     (entry,) = ledger.entries()
@@ -100,6 +116,10 @@ def test_another_query_in_its_place_is_seen(path):
 ALTERATIONS = [
     "UPDATE entries SET answer = 7 - answer WHERE number = 2",
     "UPDATE entries SET account = 'c' WHERE number = 2",
+    "UPDATE entries SET day = day - 1 WHERE number = 2",
+    "UPDATE entries SET cell = 77 WHERE number = 2",
+    "UPDATE entries SET first = 1 WHERE number = 2",
+    "UPDATE entries SET second = 6 WHERE number = 2",
     "UPDATE entries SET query = x'00' WHERE number = 2",
     "UPDATE entries SET salt = x'00' WHERE number = 2",
     "UPDATE entries SET digest = x'00' WHERE number = 2",

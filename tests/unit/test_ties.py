@@ -235,6 +235,20 @@ def test_the_cost_is_what_coins_take():
     assert before - np.mean(after) == pytest.approx(cost.cost, abs=0.004)
 
 
+def test_the_budget_is_kept_where_it_is_not_known_well():
+    """A standard error is added to what is expected."""
+    logits, labels, _ = calibrated(600)
+    cost = fit_tau(logits, labels, budget=0.005)
+    error = (cost.high - cost.low) / (2 * 1.96)
+    assert 0.004 < cost.cost + error <= 0.005
+    assert error > 0.0005
+
+
+def test_of_few_images_nothing_is_learned():
+    assert fit_tau(near(299), np.zeros(299, int), budget=0.1).tau == 0
+    assert fit_tau(near(300), near(300).argmax(axis=1), budget=0.1).tau > 0
+
+
 @pytest.mark.parametrize("count", [0, 100, 400])
 def test_without_images_near_ties_nothing_is_a_tie(count):
     logits = np.zeros((count, 10), np.float32)

@@ -131,7 +131,8 @@ def test_a_cell_in_two_ledgers_is_one_vote(ledger, tmp_path):
     assert {each.account: each.usable for each in result.accounts} == dict.fromkeys("abcd", CELLS)
     # Where the first has no query any more, the second's is asked.
     ledger.expire(10**6)
-    assert trace_ties(Copy("a"), [ledger, second], TIES, PRIVATE).accounts[0].asked == CELLS
+    again = {each.account: each for each in trace_ties(Copy("a"), [ledger, second], TIES, PRIVATE).accounts}
+    assert (again["a"].asked, again["b"].asked, again["b"].told) == (CELLS, 0, CELLS)
 
 
 def test_the_accounts_that_are_tested_are_those_corrected_for(ledger):

@@ -303,9 +303,7 @@ class Ledger:
         """So that nothing that was erased stays in the file or its log."""
         with self._lock:
             try:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                self._connection.execute("VACUUM")
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the rest secure_delete does
             except sqlite3.Error as error:
                 raise self._cannot(error) from None
 
