@@ -156,7 +156,7 @@ def main() -> None:
         shares = " | ".join(f"{100 * mean(code, name):.0f} %" for name in names)
         lines.append(f"| {code} | {mean(code, 'cells'):.0f} | {mean(code, 'cells of 2,000'):.0f} | {shares} |")
     content = {"kind": "tie_cells", "command": command, "environment": environment(), "seeds": seeds}
-    content["markdown"] = lines
+    content["markdown"] = "\n".join(lines)
     out = RESULTS / f"tie-cells-{options.data}.json"
     write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")
 

@@ -6,8 +6,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 
-def markdown(content: dict[str, Any]) -> list[str]:
-    """The section, line by line."""
+def markdown(content: dict[str, Any]) -> str:
+    """The section."""
     seeds = list(content["seeds"].values())
     facts = [seed["facts"] for seed in seeds]
     plain = fmean(each["plain_thief"] for each in facts)
@@ -49,7 +49,7 @@ def markdown(content: dict[str, Any]) -> list[str]:
         f"without ties, of true labels) against {told[0]['secrets']:,} secrets, {total:,} tests: p {rates}; the "
         f"smallest is 10^{min(each['least'] for each in told):.1f}.",
     ]
-    return lines
+    return "\n".join(lines)
 
 
 def _spread(values: list[float]) -> str:
