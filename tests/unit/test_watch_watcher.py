@@ -13,7 +13,7 @@ from sdb.service.watch import ANONYMOUS, Limits, LimitSet, Principal, TokenFile,
 from sdb.service.watch.alerts import Alert, AlertBook, alert_log
 from sdb.service.watch.observer import MAX_WAITING_BYTES
 from sdb.service.watch.store import SqliteStore
-from sdb.service.watch.tokens import TokenExpiredError
+from sdb.service.watch.tokens import TokenExpiredError, account_of, digest_of
 
 NONE = LimitSet(anonymous=Limits(), named=Limits(), everyone=Limits())
 
@@ -54,7 +54,7 @@ def test_who_has_no_valid_token_is_anonymous(open_watch, tokens):
     token, old = tokens.add("anna", "ab" * 16, "labels"), tokens.add("bert")
     tokens.revoke("bert")
     watch = open_watch()
-    assert watch.identify(token) == Principal("anna", "ab" * 16, "labels")
+    assert watch.identify(token) == Principal("anna", "ab" * 16, "labels", account_of(digest_of(token)))
     assert {watch.identify(other) for other in (None, "", "x", old, token + " ")} == {ANONYMOUS}
 
 
