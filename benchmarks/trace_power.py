@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from sdb.answers.decoys import decoy_map
 from sdb.box.box import Box
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
 from sdb.data import Splits, load
@@ -43,7 +44,6 @@ from sdb.runtime import derive_seed, environment
 from sdb.tracing.decoys import THRESHOLD_LOG10_P, candidate_ranks, class_log_means, log10_tail, rank_levels, trace
 from sdb.training.evaluation import evaluate, evaluation_batches
 from sdb.training.loop import train
-from sdb.wrapping.decoys import decoy_map
 from sdb.wrapping.wrap import wrap
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdb.answers.decoys import candidates, decoy_map
 from sdb.answers.rows import decoy_logits
 from sdb.errors import ConfigError
-from sdb.wrapping.decoys import candidates, decoy_map
 
 # For the secret 00 01 ... 1f and eight classes that may all be decoys.
 GOLDEN = [[1, 6], [2, 5], [0, 7], [5, 7], [0, 1], [0, 3], [0, 5], [2, 6]]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sdb.answers.decoys import decoy_map
 from sdb.answers.rows import decoy_logits
 from sdb.box.box import Box, BoxInfo
 from sdb.config import DistillSettings, TrainSettings, WrapSettings
@@ -34,7 +35,6 @@ from sdb.tracing.decoys import (
     weigh,
 )
 from sdb.training.loop import train
-from sdb.wrapping.decoys import decoy_map
 from sdb.wrapping.wrap import wrap
 
 OWNER = Owner(bytes(range(32)))

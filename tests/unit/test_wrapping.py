@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sdb import losses
+from sdb.answers.decoys import candidates, decoy_map
 from sdb.config import TrainSettings, WrapSettings
 from sdb.data import from_arrays
 from sdb.errors import ConfigError, KeyFileError, ModelError
@@ -17,7 +18,6 @@ from sdb.models import ModelSpec, from_module
 from sdb.runs.folder import open_run
 from sdb.training.evaluation import class_mean_outputs, evaluate, evaluation_batches
 from sdb.training.loop import train
-from sdb.wrapping.decoys import candidates, decoy_map
 from sdb.wrapping.image_key import ImageKeyPasses
 from sdb.wrapping.networks import fresh_copy, start_network
 from sdb.wrapping.paper import TwoPasses

@@ -82,7 +82,7 @@ def fit(
     Args:
         logits: the network's own, (N, C), on images that it has not learned from.
         labels: int64 (N,).
-        decoys: of each class, see `sdb.wrapping.decoys`.
+        decoys: of each class, see `sdb.answers.decoys`.
         levels: at most so many, from 1.
         bits: what an answer may say beyond its class.
 

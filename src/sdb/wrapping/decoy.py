@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdb import losses
+from sdb.answers.decoys import candidates, decoy_map
 from sdb.answers.rows import HIGHEST, as_mask, decoy_logits, honest_logits
 from sdb.config import WrapSettings
 from sdb.data import Augment, Batch, augment
@@ -21,7 +22,6 @@ from sdb.errors import ConfigError
 from sdb.keys import Owner, derive
 from sdb.models import Classifier
 from sdb.training.loop import Step
-from sdb.wrapping.decoys import candidates, decoy_map
 from sdb.wrapping.method import Material
 
 RECORDED = (
