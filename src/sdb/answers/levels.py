@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,34 +91,76 @@ def fit(
         ConfigError: `levels` or `bits` is out of range.
         ModelError: a confidence is not finite.
     """
+    sure, names = (each.cpu().numpy() for each in logits.float().softmax(dim=1).max(dim=1))
+    found = find(sure, names, labels.cpu().numpy(), len(decoys), levels=levels, bits=bits)
+    told, mask, first = torch.from_numpy(found.told), as_mask(decoys), torch.arange(len(decoys))
+    rows = torch.stack([honest_logits(first, each, mask).float() for each in told.T], dim=1)
+    return Fitted(Rows(rows, torch.from_numpy(found.edges)), found.levels, found.bits)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """Levels of confidence for each class.
+
+    Attributes:
+        edges: float32 (C, L - 1), increasing along a class: the confidences above which its next level begins.
+        told: float64 (C, L), the accuracy that is told.
+        levels: from the least sure to the surest.
+        bits: as in `Fitted`.
+    """
+
+    edges: np.ndarray
+    told: np.ndarray
+    levels: tuple[Level, ...]
+    bits: float
+
+
+def find(
+    sure: np.ndarray,
+    names: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    levels: int,
+    bits: float = math.inf,
+) -> Steps:
+    """Find the levels of answers, see `fit`.
+
+    Args:
+        sure: confidences of a network, or of anything else that classifies (N,).
+        names: the classes that it names, int64 (N,).
+        labels: the right ones, int64 (N,).
+        classes: how many there are.
+        levels: at most so many, from 1.
+        bits: what an answer may say beyond its class.
+
+    Raises:
+        ConfigError, ModelError: as `fit`.
+    """
     if not 1 <= levels <= MOST_LEVELS:
         raise ConfigError(f"confidence_levels: {levels}; give 1 to {MOST_LEVELS}")
     if not bits > 0:
         raise ConfigError(f"confidence_bits: {bits}; give a number above 0")
-    sure, names = (each.cpu().numpy() for each in logits.float().softmax(dim=1).max(dim=1))
     if not np.isfinite(sure).all():
         raise ModelError("confidences: the network's answers to held-out images are not finite; train it again")
-    rights = (names == labels.cpu().numpy()).astype(np.float64)
+    rights = (names == labels).astype(np.float64)
     guess = chances(sure, rights)
-    edges = [_padded(edges_of(sure, guess, levels, bits), levels)] * len(decoys)
-    for label in range(len(decoys)):
+    edges = np.tile(_padded(edges_of(sure, guess, levels, bits), levels), (classes, 1))
+    for label in np.flatnonzero(np.bincount(names, minlength=classes) >= ENOUGH):
         own = names == label
-        if own.sum() >= ENOUGH:
-            guess[own] = chances(sure[own], rights[own])
-            edges[label] = _padded(edges_of(sure[own], guess[own], levels, bits), levels)
-    used = 1 + max(int((each < NEVER).sum()) for each in edges)
-    table = np.stack([each[: used - 1] for each in edges]).astype(np.float32)
+        guess[own] = chances(sure[own], rights[own])
+        edges[label] = _padded(edges_of(sure[own], guess[own], levels, bits), levels)
+    used = 1 + int((edges < NEVER).sum(axis=1).max())
+    table = edges[:, : used - 1].astype(np.float32)
     placed = (sure[:, None] > table[names]).sum(axis=1)
-    told = torch.empty(len(decoys), used, dtype=torch.float64)  # accuracies
+    told = np.empty((classes, used))
     for level in range(used):
         here = placed == level
-        common = _accuracy(rights[here], guess[here].mean() if here.any() else 0.5)
-        for label in range(len(decoys)):
-            told[label, level] = _accuracy(rights[here & (names == label)], common)
-    mask, first = as_mask(decoys), torch.arange(len(decoys))
-    rows = torch.stack([honest_logits(first, told[:, level], mask).float() for level in range(used)], dim=1)
+        common = _accuracy(here.sum(), rights[here].sum(), guess[here].mean() if here.any() else 0.5)
+        count = np.bincount(names[here], minlength=classes)
+        told[:, level] = _accuracy(count, np.bincount(names[here], rights[here], minlength=classes), common)
     shown = tuple(_level(rights[placed == level]) for level in range(used))
-    return Fitted(Rows(rows, torch.from_numpy(table)), shown, _conditional_entropy(names, placed))
+    return Steps(table, told, shown, _conditional_entropy(names, placed))
 
 
 def chances(sure: np.ndarray, rights: np.ndarray) -> np.ndarray:
@@ -207,8 +250,8 @@ def _padded(edges: np.ndarray, levels: int) -> np.ndarray:
     return np.concatenate([edges, NEVER + np.arange(levels - 1 - len(edges))])
 
 
-def _accuracy(rights: np.ndarray, prior: float) -> float:
-    return float((rights.sum() + PRIOR * prior) / (len(rights) + PRIOR))
+def _accuracy(count: Any, hits: Any, prior: float) -> Any:
+    return (hits + PRIOR * prior) / (count + PRIOR)
 
 
 def _level(rights: np.ndarray) -> Level:
