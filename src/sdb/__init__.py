@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two
     from sdb import data as data
+    from sdb.answers.guard import Guard as Guard
     from sdb.audit.job import audit as audit
     from sdb.audit.plan import AuditSettings as AuditSettings
     from sdb.box.box import Box as Box
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from sdb.models.checkpoint import load_classifier as load_classifier
     from sdb.remote import RemoteTeacher as RemoteTeacher
     from sdb.training.loop import train as train
+    from sdb.wrapping.guarded import guard as guard
     from sdb.wrapping.own_loop import Wrapping as Wrapping
     from sdb.wrapping.wrap import wrap as wrap
 
@@ -46,6 +48,7 @@ _HOMES = {
     "Box": "sdb.box.box",
     "Classifier": "sdb.models",
     "DistillSettings": "sdb.config",
+    "Guard": "sdb.answers.guard",
     "Key": "sdb.keys.keys",
     "ModelSpec": "sdb.models",
     "Owner": "sdb.keys.keys",
@@ -56,6 +59,7 @@ _HOMES = {
     "WrapSettings": "sdb.config",
     "distill": "sdb.distillation",
     "from_module": "sdb.models",
+    "guard": "sdb.wrapping.guarded",
     "load_classifier": "sdb.models.checkpoint",
     "load_data": "sdb.data",
     "train": "sdb.training.loop",
@@ -68,6 +72,7 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
     "Box",
     "Classifier",
     "DistillSettings",
+    "Guard",
     "Key",
     "ModelSpec",
     "Owner",
@@ -81,6 +86,7 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
     "data",
     "distill",
     "from_module",
+    "guard",
     "load_classifier",
     "load_data",
     "train",

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sdb.answers.entries import Terms, image_of, query_bytes
+from sdb.answers.entries import Terms, query_bytes, query_of
 from sdb.answers.ledger import Ledger
 from sdb.answers.ties import Found, Ties
 from sdb.errors import CheckpointError, ConfigError, DataError, StorageError
@@ -275,14 +275,14 @@ def test_terms_out_of_range_are_refused(changes):
 
 @given(arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32)))
 def test_queries_are_kept_without_loss(image):
-    assert (image_of(query_bytes(image)) == image).all()
+    assert (query_of(query_bytes(image)) == image).all()
 
 
 @given(arrays(np.uint8, (3, 2, 2)))
 def test_pixels_are_kept_as_bytes(pixels):
     image = pixels / np.float32(255)
     assert len(query_bytes(image)) == len(b"|u1 3 2 2\n") + 12
-    assert (image_of(query_bytes(image)) == image).all()
+    assert (query_of(query_bytes(image)) == image).all()
 
 
 def test_sealing_is_for_one_key_one_context_and_fresh_each_time():

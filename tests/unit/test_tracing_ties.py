@@ -201,7 +201,7 @@ def test_answers_that_do_not_follow_from_the_secret_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("suspect", "said"),
     [
-        (nn.Linear(3, 10), "fails on images"),
+        (nn.Linear(3, 10), "fails on queries"),
         (lambda images: np.full(len(images), 0.5), "one class per image"),
         (lambda images: np.zeros((len(images), 10), int), "one class per image"),
         (nn.Sequential(nn.Flatten(), nn.Linear(4, 10).requires_grad_(False)), "NaN"),

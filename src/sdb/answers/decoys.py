@@ -8,7 +8,7 @@ it misleads who copies it (near-ties with wrong classes), and it marks the copy:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -26,27 +26,35 @@ def candidates(confusion: np.ndarray, num_decoys: int) -> list[list[int]]:
         num_decoys: decoys per class; at least one candidate more than that is kept where there are enough classes, so
             that the choice stays secret.
     """
-    classes = len(confusion)
-    size = max(min(num_decoys + 1, classes - 1), int(CANDIDATE_SHARE * (classes - 1)))
-    result = []
-    for label, row in enumerate(confusion):
-        others = [other for other in range(classes) if other != label]
-        others.sort(key=lambda other: (row[other], other))
-        result.append(sorted(others[:size]))
-    return result
+    return [unlike(row, label, num_decoys) for label, row in enumerate(confusion)]
 
 
-def decoy_map(secret: bytes, choices: list[list[int]], num_decoys: int) -> list[list[int]]:
+def unlike(means: np.ndarray, label: int, num_decoys: int) -> list[int]:
+    """The classes that may be decoys of one class, in their order, see `candidates`.
+
+    Args:
+        means: (C,), the teacher's mean soft output for images of the class.
+        label: the class.
+        num_decoys: as in `candidates`.
+    """
+    others = len(means) - 1
+    size = max(min(num_decoys + 1, others), int(CANDIDATE_SHARE * others))
+    order = np.argsort(means, kind="stable")
+    return sorted(order[order != label][:size].tolist())
+
+
+def decoy_map(secret: bytes, choices: Iterable[list[int]], num_decoys: int) -> list[list[int]]:
     """The secret choice of `num_decoys` among each class's candidates, the same for the same secret.
 
     Raises:
         ConfigError: there are not enough classes.
     """
-    short = min(len(options) for options in choices)
-    if not 1 <= num_decoys <= short:
-        raise ConfigError(f"num_decoys: {num_decoys} is not in 1..{short} for {len(choices)} classes")
     result = []
     for label, options in enumerate(choices):
+        if not 1 <= num_decoys <= len(options):
+            raise ConfigError(
+                f"num_decoys: {num_decoys} is not in 1..{len(options)}, the classes that can be decoys"
+            )
         stream = _integers(secret + f"/{label}".encode())
         pool = list(options)
         # Fisher-Yates, with unbiased draws from the secret's stream.

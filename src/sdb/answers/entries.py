@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from sdb.errors import ConfigError
+from sdb.errors import ConfigError, DataError
 from sdb.runtime import json_text
+
+# One input of a classifier: an image or another array, text, bytes, or several of these by name.
+Query = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +83,59 @@ class Entry:
     head: bytes
 
 
-def query_bytes(image: np.ndarray) -> bytes:
-    """A query (C, H, W) without loss: its type and shape, then its values, pixels that came from bytes as bytes.
+def query_bytes(query: Query) -> bytes:
+    """A query without loss: an image, or whatever else a classifier was asked.
 
-    Its SHA-256 is what an entry names it by, so the same pixels give the same bytes on every platform.
+    Images are float32 (C, H, W); pixels that came from bytes are kept as bytes. Other arrays are kept as they are,
+    little-endian; so are text, bytes, and several of these by name. The SHA-256 of this is what an entry names a query
+    by, so the same query gives the same bytes on every platform.
+
+    Raises:
+        DataError: it is something else.
     """
-    pixels = np.rint(image * 255).astype(np.uint8)
-    same = np.array_equal(pixels / np.float32(255), image)
-    values = pixels if same else image.astype("<f4")
-    head = " ".join([values.dtype.str, *map(str, values.shape)])
-    return head.encode() + b"\n" + np.ascontiguousarray(values).tobytes()
+    if isinstance(query, str):
+        return b"text\n" + query.encode()
+    if isinstance(query, bytes):
+        return b"bytes\n" + query
+    if isinstance(query, Mapping):
+        parts = [each for name, value in query.items() for each in (name.encode(), query_bytes(value))]
+        return b"named\n" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    values = np.asarray(query)
+    if values.dtype.kind in "OUS" and not values.ndim:
+        return query_bytes(values.item())
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"a query of {values.dtype} cannot be kept: numbers, text and bytes can")
+    if values.dtype == np.float32 and values.ndim == 3:
+        with np.errstate(invalid="ignore"):
+            pixels = np.rint(values * 255).astype(np.uint8)
+        values = pixels if np.array_equal(pixels / np.float32(255), values) else values.astype("<f4")
+        head = values.dtype.str
+    else:
+        values = values.astype(values.dtype.newbyteorder("<"))
+        head = f"array {values.dtype.str}"
+    return " ".join([head, *map(str, values.shape)]).encode() + b"\n" + np.ascontiguousarray(values).tobytes()
 
 
-def image_of(data: bytes) -> np.ndarray:
-    """The image float32 (C, H, W) in [0, 1] that `query_bytes` wrote."""
+def query_of(data: bytes) -> Query:
+    """The query that `query_bytes` wrote."""
     head, _, values = data.partition(b"\n")
     kind, *shape = head.decode().split(" ")
+    if kind == "text":
+        return values.decode()
+    if kind == "bytes":
+        return values
+    if kind == "named":
+        parts, begin = [], 0
+        while begin < len(values):
+            size = int.from_bytes(values[begin : begin + 8], "big")
+            parts.append(values[begin + 8 : begin + 8 + size])
+            begin += 8 + size
+        return {name.decode(): query_of(value) for name, value in zip(parts[::2], parts[1::2], strict=True)}
+    if kind == "array":
+        form = np.dtype(shape.pop(0))
+        if form.kind not in "fiub":
+            raise ValueError(f"values of type {form}")
+        return np.frombuffer(values, form).reshape([int(each) for each in shape])
     if kind not in ("|u1", "<f4"):
         raise ValueError(f"values of type {kind!r}")
     image = np.frombuffer(values, kind).reshape([int(each) for each in shape])

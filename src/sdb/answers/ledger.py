@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Self
 
 import numpy as np
 
-from sdb.answers.entries import Entry, Terms, digest_of, image_of, query_bytes
+from sdb.answers.entries import Entry, Query, Terms, digest_of, query_bytes, query_of
 from sdb.answers.ties import Found
 from sdb.errors import DataError, StorageError
 from sdb.keys.sealing import seal_to, unseal_with
@@ -53,7 +53,7 @@ class _Told:
     """Ties of one request."""
 
     account: str
-    images: np.ndarray
+    queries: Sequence[Query] | np.ndarray
     found: Found
     told: np.ndarray
 
@@ -125,12 +125,12 @@ class Ledger:
             raise StorageError(f"cannot write {path}: {error}; choose another folder") from error
         return cls(path)
 
-    def put(self, account: str, images: np.ndarray, found: Found, told: np.ndarray) -> None:
+    def put(self, account: str, queries: Sequence[Query] | np.ndarray, found: Found, told: np.ndarray) -> None:
         """Take ties that were answered; never blocks.
 
         Args:
             account: whose they are.
-            images: those of the ties, (M, C, H, W), not to be changed afterwards.
+            queries: those of the ties, M of them, not to be changed afterwards; see `query_bytes`.
             found: the ties.
             told: the classes that were answered, int64 (M,).
         """
@@ -140,7 +140,7 @@ class Ledger:
             return
         seen.update(places)
         try:
-            self._waiting.put_nowait(_Told(account, images, found, told))
+            self._waiting.put_nowait(_Told(account, queries, found, told))
         except queue.Full:
             self.dropped += len(told)
 
@@ -178,8 +178,8 @@ class Ledger:
                 raise DataError(f"{self.path}: entry {entry.number} was altered, or one before it was taken away")
         return head
 
-    def query(self, entry: Entry, private: bytes) -> np.ndarray:
-        """The query of an entry, float32 (C, H, W) in [0, 1].
+    def query(self, entry: Entry, private: bytes) -> Query:
+        """The query of an entry; an image is float32 (C, H, W) in [0, 1].
 
         Args:
             entry: of this ledger.
@@ -196,7 +196,7 @@ class Ledger:
         try:
             raw = zlib.decompress(data)
             if hashlib.sha256(raw).digest() == entry.query:
-                return image_of(raw)
+                return query_of(raw)
         except (zlib.error, ValueError):
             pass
         raise DataError(f"{self.path}: the query of entry {entry.number} is not the one that its digest names")
@@ -259,7 +259,7 @@ class Ledger:
                 "SELECT 1 FROM entries WHERE account = ? AND cell = ? AND first = ? AND second = ?", place
             ).fetchone():
                 continue
-            data = query_bytes(told.images[index])
+            data = query_bytes(told.queries[index])
             number += 1
             entry = Entry(
                 number,

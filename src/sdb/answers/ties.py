@@ -18,6 +18,7 @@ from typing import Self
 
 import numpy as np
 
+from sdb.answers.compact import CompactRows
 from sdb.errors import ConfigError, KeyFileError, ModelError
 from sdb.keys import check_secret, derive
 from sdb.keys.keyfile import read_secret, write_secret
@@ -191,7 +192,7 @@ class Ties:
         bits = np.array([self.coin(account, *place) for place in places], dtype=bool)
         return np.where(bits, found.pairs[:, 0], found.pairs[:, 1])
 
-    def answer(self, logits: np.ndarray, account: str, rows: FixedRows | None = None) -> Told:
+    def answer(self, logits: np.ndarray, account: str, rows: FixedRows | CompactRows | None = None) -> Told:
         """What an account is told.
 
         Args:

@@ -13,7 +13,7 @@ import logging
 
 import typer
 
-from sdb.cli import audit, export, grid, judge, keys, ledger, params, report, reproduce, runs, serve, tokens
+from sdb.cli import audit, export, grid, guard, judge, keys, ledger, params, report, reproduce, runs, serve, tokens
 from sdb.cli.examples import example
 from sdb.cli.shell import say
 from sdb.errors import SDBError
@@ -34,6 +34,7 @@ for command in (
 app.add_typer(keys.key_app, name="key")
 app.add_typer(tokens.token_app, name="token")
 app.add_typer(ledger.ledger_app, name="ledger")
+app.add_typer(guard.guard_app, name="guard")
 app.add_typer(report.report_app, name="report")
 
 

@@ -18,7 +18,9 @@ LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger, 
 
 @ledger_app.command("new")
 def ledger_new(
-    box_path: Annotated[Path, typer.Argument(metavar="BOX", help="The box that is served, or its run folder.")],
+    box_path: Annotated[
+        Path, typer.Argument(metavar="BOX", help="The box that is served, its run folder, or a guard.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DB", help="The ledger to make.")],
     ties_file: Annotated[
         Path, typer.Option("--ties", metavar="FILE", help="Where to write the ties' secret, for the server.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sdb.answers.entries import Terms
+from sdb.answers.guard import MANIFEST, Guard
 from sdb.answers.ledger import Ledger
 from sdb.answers.ties import TieCost, Ties, fit_tau
 from sdb.box.box import Box
@@ -39,7 +40,7 @@ def new_ledger(
     other_class_names: bool,
     network: str | None,
 ) -> TieCost:
-    """Make the ties' secret and the ledger of a box; see `sdb ledger new`.
+    """Make the ties' secret and the ledger of a box or guard; see `sdb ledger new`.
 
     Raises:
         ConfigError: too few validation images, or too few of them near ties, to know what ties cost.
@@ -49,6 +50,31 @@ def new_ledger(
         if path.exists():
             raise StorageError(f"{path} exists; it is not overwritten: choose another name")
     owner = Owner.load(owner_file)
+    if (box_path / MANIFEST).exists():
+        guard = Guard.load(box_path)
+        cost, ties = guard.info.ties, guard.ties(owner)
+    else:
+        cost, ties = _ties_of_box(
+            box_path, owner, budget, dataset, data_root, other_class_names=other_class_names, network=network
+        )
+    public = public_of(owner.queries_key).hex()
+    terms = Terms(ties.box_id, ties.id, ties.tau, public, keep_queries, days, cap, int(time.time()))
+    ties.save(ties_file)
+    Ledger.create(out, terms).close()
+    return cost
+
+
+def _ties_of_box(
+    box_path: Path,
+    owner: Owner,
+    budget: float,
+    dataset: str | None,
+    data_root: Path | None,
+    *,
+    other_class_names: bool,
+    network: str | None,
+) -> tuple[TieCost, Ties]:
+    """What ties cost on validation images, and the ties."""
     model = load_model(box_path, network).eval()
     classifier = model.classifier if isinstance(model, Box) else model
     if isinstance(model, Box):
@@ -62,12 +88,7 @@ def new_ledger(
             f"{len(data.validation)} validation images show too few near ties to know what they cost: give more, or "
             "another --budget; without ties, copies of labels carry no mark"
         )
-    ties = Ties.of(owner.secret, model.info.id if isinstance(model, Box) else "", cost.tau)
-    public = public_of(owner.queries_key).hex()
-    terms = Terms(ties.box_id, ties.id, ties.tau, public, keep_queries, days, cap, int(time.time()))
-    ties.save(ties_file)
-    Ledger.create(out, terms).close()
-    return cost
+    return cost, Ties.of(owner.secret, model.info.id if isinstance(model, Box) else "", cost.tau)
 
 
 def trace_ties_job(

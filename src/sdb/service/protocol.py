@@ -56,7 +56,7 @@ def read_request(
     Raises:
         Refusal: 400 or 413, saying what is wrong.
     """
-    text, binary = _split(body, json_size)
+    text, binary = split_body(body, json_size)
     if len(text) > MAX_JSON:
         raise Refusal(413, "more than 16 MiB of JSON: send binary tensors")
     try:
@@ -65,22 +65,22 @@ def read_request(
         raise Refusal(400, "the body is not JSON, or Inference-Header-Content-Length is wrong") from None
     if not isinstance(request, dict):
         raise Refusal(400, "the body must be a JSON object with a list of inputs")
-    inputs = _objects(request, "inputs")
+    inputs = objects_of(request, "inputs")
     if len(inputs) != 1 or inputs[0].get("name") != INPUT:
         raise Refusal(400, f"expected one input, named {INPUT!r}")
-    size = _parameters(inputs[0]).get("binary_data_size")
+    size = parameters_of(inputs[0]).get("binary_data_size")
     if type(size) not in (int, NoneType) or (size or 0) != len(binary):
         raise Refusal(400, f"binary_data_size must be the {len(binary)} bytes that follow the JSON")
     images = read_images(inputs[0], binary, image_shape, max_images)
     name = request.get("id")
     if not isinstance(name, str | None):
         raise Refusal(400, "the request's id must be text")
-    as_bytes = _flag(_parameters(request), "binary_data_output", False)
+    as_bytes = flag_of(parameters_of(request), "binary_data_output", False)
     wanted: dict[str, bool] = {}
-    for output in _objects(request, "outputs") if request.get("outputs") is not None else []:
+    for output in objects_of(request, "outputs") if request.get("outputs") is not None else []:
         if not isinstance(output.get("name"), str):
             raise Refusal(400, "every entry of outputs needs a name")
-        wanted[output["name"]] = _flag(_parameters(output), "binary_data", as_bytes)
+        wanted[output["name"]] = flag_of(parameters_of(output), "binary_data", as_bytes)
     return InferRequest(images, name, wanted, as_bytes)
 
 
@@ -114,7 +114,12 @@ def write_response(
     return text + binary, {"content-type": "application/octet-stream", HEADER: str(len(text))}
 
 
-def _split(body: bytes, json_size: str | None) -> tuple[bytes, memoryview]:
+def split_body(body: bytes, json_size: str | None) -> tuple[bytes, memoryview]:
+    """The JSON of a body and the tensors' bytes behind it.
+
+    Raises:
+        Refusal: 400, the header does not say a size within the body.
+    """
     if json_size is None:
         return body, memoryview(b"")
     if not (json_size.isascii() and json_size.isdecimal()) or len(json_size) > 12 or int(json_size) > len(body):
@@ -123,14 +128,24 @@ def _split(body: bytes, json_size: str | None) -> tuple[bytes, memoryview]:
     return body[:size], memoryview(body)[size:]
 
 
-def _objects(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def objects_of(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """A list of JSON objects.
+
+    Raises:
+        Refusal: 400, it is something else.
+    """
     value = holder.get(name)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise Refusal(400, f"{name} must be a list of objects")
     return value
 
 
-def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
+def parameters_of(holder: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a request or tensor; empty for none.
+
+    Raises:
+        Refusal: 400, they are no object, or name shared memory.
+    """
     value = holder.get("parameters")
     if not isinstance(value, dict | None):
         raise Refusal(400, "parameters must be an object")
@@ -139,7 +154,12 @@ def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
     return value or {}
 
 
-def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+def flag_of(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    """A parameter that is true or false.
+
+    Raises:
+        Refusal: 400, it is neither.
+    """
     value = parameters.get(name)
     if not isinstance(value, bool | None):
         raise Refusal(400, f"{name} must be true or false")

@@ -14,9 +14,9 @@ from sdb.service.limits import Refusal
 INPUT = "image"
 # Pixels are in [0, 1], or whole numbers to 255. Bytes are little-endian, as the protocol has it.
 INPUT_TYPES = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "UINT8": "|u1"}
-OUTPUT_TYPES = {"f4": "FP32", "i8": "INT64"}
+OUTPUT_TYPES = {"f2": "FP16", "f4": "FP32", "f8": "FP64", "i8": "INT64"}
 # Nine digits give every FP32 back, and always 15 letters: an answer's length does not say whose answer it is.
-FLOAT = "% .8e"
+FLOAT, DOUBLE = "% .8e", "% .16e"
 SLACK = 1e-4  # rounding of a client that computed its pixels, as a keyed image's are
 
 
@@ -104,7 +104,7 @@ def write_tensor(name: str, values: np.ndarray, as_bytes: bool) -> tuple[str, by
     if as_bytes:
         data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
         return json_text(entry | {"parameters": {"binary_data_size": len(data)}}), data
-    form = FLOAT if values.dtype.kind == "f" else "%d"
+    form = "%d" if values.dtype.kind == "i" else DOUBLE if values.dtype.itemsize == 8 else FLOAT
     numbers = ", ".join([form] * values.size) % tuple(values.ravel().tolist())
     return f'{json_text(entry)[:-1]}, "data": [{numbers}]}}', b""
 

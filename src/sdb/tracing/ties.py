@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdb.answers.entries import Entry
+from sdb.answers.entries import Entry, Query
 from sdb.answers.ledger import Ledger
 from sdb.answers.ties import NOBODY, Ties
 from sdb.errors import ConfigError, DataError, KeyFileError, ModelError
@@ -33,7 +33,7 @@ from sdb.tracing.decoys import p_text
 THRESHOLD_LOG10_P = -6.0
 VERSION = 1
 BATCH = 256
-Suspect = nn.Module | Callable[[np.ndarray], np.ndarray]
+Suspect = nn.Module | Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class _Vote:
     account: str
     answer: int
     other: int
-    query: np.ndarray
+    query: Query
 
 
 def trace_ties(
@@ -221,8 +221,8 @@ def trace_ties(
     """Ask a suspect about the ties that accounts were told.
 
     Args:
-        suspect: a module from images float32 (N, C, H, W) in [0, 1] to logits, or a function from such images as an
-            array to classes int (N,).
+        suspect: a module from images float32 (N, C, H, W) in [0, 1] to logits, or a function to classes int (N,) from
+            what accounts asked: an array (N, ...) where all queries are arrays of one shape, else a list of queries.
         ledgers: of all servers; a cell that is in several counts once.
         ties: the box's.
         private: the owner's key for queries, `Owner.queries_key`.
@@ -301,17 +301,32 @@ def _drawn(
     return ordered if budget is None else ordered[:budget]
 
 
-def _ask(suspect: Suspect, queries: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _ask(suspect: Suspect, queries: list[Query]) -> Iterator[np.ndarray]:
     """The suspect's classes, by batches."""
     for begin in range(0, len(queries), BATCH):
-        images = np.stack(queries[begin : begin + BATCH])
+        asked = _together(queries[begin : begin + BATCH])
+        if isinstance(suspect, nn.Module) and not isinstance(asked, np.ndarray):
+            raise ModelError(
+                "the queries are no arrays of one shape: give a function from a list of them to classes"
+            )
         try:
-            given = _classes(suspect, images) if isinstance(suspect, nn.Module) else np.asarray(suspect(images))
+            given = _classes(suspect, asked) if isinstance(suspect, nn.Module) else np.asarray(suspect(asked))
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"the suspect fails on images {images.shape[1:]}: {error}") from None
-        if given.shape != (len(images),) or not np.issubdtype(given.dtype, np.integer):
-            raise ModelError(f"the suspect answers {given.dtype} {given.shape}: one class per image is needed")
+            shape = asked.shape[1:] if isinstance(asked, np.ndarray) else "that accounts sent"
+            raise ModelError(f"the suspect fails on queries {shape}: {error}") from None
+        if given.shape != (len(asked),) or not np.issubdtype(given.dtype, np.integer):
+            raise ModelError(f"the suspect answers {given.dtype} {given.shape}: one class per query is needed")
         yield given.astype(np.int64)
+
+
+def _together(queries: list[Query]) -> Any:
+    """Queries as one array where they are arrays alike, else as they are."""
+    first = queries[0]
+    alike = isinstance(first, np.ndarray) and all(
+        isinstance(each, np.ndarray) and each.shape == first.shape and each.dtype == first.dtype
+        for each in queries
+    )
+    return np.stack(queries) if alike else queries
 
 
 def _classes(suspect: nn.Module, images: np.ndarray) -> np.ndarray:

@@ -1,0 +1,175 @@
+"""guard: the commands that put levels, decoys and ties in front of a model that is already served."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdb.cli.shell import Overwrite, print_json, say
+from sdb.errors import ConfigError, MissingExtraError
+
+guard_app = typer.Typer(
+    help="Guard a model that already answers, without training and without its weights.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+GuardFolder = Annotated[Path, typer.Argument(metavar="GUARD", help="The guard's folder.")]
+
+
+@guard_app.command("new")
+def guard_new(
+    calibration: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NPZ",
+            help="numpy.savez(FILE, outputs=..., labels=...), of examples that the model did not learn.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="GUARD", help="The folder to make.")],
+    owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file: sdb key owner.")],
+    partner: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Opens for this partner's key; again for more.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Where NPZ holds inputs: an ONNX file, or package.module:function."),
+    ] = None,
+    levels: Annotated[int, typer.Option(help="Levels of confidence that everyone is told, at most.")] = 2,
+    bits: Annotated[float, typer.Option(help="What an answer may say beyond its class, on average.")] = 1.2,
+    tie_budget: Annotated[float, typer.Option(help="Accuracy that ties may cost, a fraction of answers.")] = 0.001,
+    version: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The model's version; answers of others are refused.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a guard from labelled examples, and say what it will answer."""
+    from sdb.runs.guards import new_guard
+
+    made = new_guard(
+        calibration,
+        out=out,
+        owner_file=owner_file,
+        partners=partner or (),
+        model=model,
+        levels=levels,
+        bits=bits,
+        tie_budget=tie_budget,
+        version=version,
+        overwrite=overwrite,
+    )
+    for line in made.summary().splitlines():
+        say(line)
+    say(f"wrote {out}; next: sdb guard serve {out} --upstream URL --model NAME --output NAME")
+
+
+@guard_app.command("show")
+def guard_show(guard: GuardFolder) -> None:
+    """Say what a guard answers, as JSON."""
+    from dataclasses import asdict
+
+    from sdb.answers.guard import Guard
+
+    loaded = Guard.load(guard)
+    say(loaded.summary())
+    print_json(asdict(loaded.info))
+
+
+@guard_app.command("serve")
+def guard_serve(
+    guard: GuardFolder,
+    upstream: Annotated[str, typer.Option(metavar="URL", help="The server behind it, http://HOST:PORT.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Its model that is guarded.")],
+    output: Annotated[str, typer.Option(metavar="NAME", help="The output of it that is answered.")],
+    upstream_token_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with that server's token.")
+    ] = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="Inputs have no dimension of examples: a request is one example.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name of this server, where a proxy on this machine passes it on."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Examples in one request.")] = 256,
+    max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 64,
+    timeout: Annotated[float, typer.Option(help="Seconds for the model's whole answer.")] = 30.0,
+    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Who has a token: see sdb token.")] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(metavar="DB", help="Count and limit requests: an SQLite file, or redis://HOST/N."),
+    ] = None,
+    budgets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of budgets and rates, see docs/aisvs.md.")
+    ] = None,
+    ties: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Mark near ties by account: sdb ledger new makes it.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DB", help="Keep what accounts are told on ties: sdb ledger new.")
+    ] = None,
+) -> None:
+    """Answer for a model of another server, over the Open Inference Protocol v2 (HTTP).
+
+    Everyone gets the class, an honest level of confidence and decoys; who holds a partner's token gets the model's own
+    answers. Until Ctrl-C or SIGTERM.
+    """
+    if (ties is None) != (ledger is None):
+        raise ConfigError(
+            "--ties and --ledger go together: what is told on ties and not kept can be traced by nobody"
+        )
+    if upstream_token_env is not None and not os.environ.get(upstream_token_env):
+        raise ConfigError(f"--upstream-token-env: {upstream_token_env} is not set")
+    try:
+        from sdb.service.gateway import Served, build_gateway
+        from sdb.service.run import is_loopback
+        from sdb.service.run import serve as run
+    except ImportError as error:
+        raise MissingExtraError(error.name or "aiohttp", "guard", "sdb guard serve") from None
+    from sdb.answers.guard import Guard
+    from sdb.config.address import Address
+    from sdb.service.limits import RequestLimits
+    from sdb.service.upstream import Upstream, described
+
+    loaded = Guard.load(guard)
+    address = Address.parse(f"{upstream.rstrip('/')}/v2/models/{model}")
+    token = None if upstream_token_env is None else os.environ[upstream_token_env]
+    behind = Upstream(address, timeout, max_body * 2**20, token)
+    for line in described(behind, output):
+        say(line)
+    watcher: Any = None
+    if watch is not None or tokens is not None:
+        from sdb.service.watch import LimitSet, Watch
+
+        watcher = Watch.open(watch, tokens=tokens, limits=None if budgets is None else LimitSet.load(budgets))
+    elif budgets is not None:
+        raise ConfigError("--budgets are the watch's: give --watch DB or --tokens FILE too")
+    coins = kept = None
+    if ties is not None and ledger is not None:
+        from sdb.answers.ledger import Ledger
+        from sdb.answers.ties import Ties
+
+        coins, kept = Ties.load(ties), Ledger(ledger, writing=True)
+    limits = RequestLimits(timeout=timeout)
+    try:
+        app = build_gateway(
+            loaded,
+            behind,
+            Served(model, output, not single, max_batch, max_body * 2**20),
+            watch=watcher,
+            limits=limits,
+            allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
+            ties=coins,
+            ledger=kept,
+        )
+        advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"
+        run(app, host, port, limits, lambda url: say(f"guarding {model} at {url} (stop: Ctrl-C){advice}"))
+    finally:
+        if kept is not None:
+            kept.close()
+        if watcher is not None:
+            watcher.close()

@@ -1,0 +1,302 @@
+"""A guard as a server: the Open Inference Protocol v2 in and out, in front of a model that somebody else serves.
+
+Of the guarded model's answers the one named output passes, rewritten; a partner's pass untouched. Whatever is not
+understood is refused: a request, an answer, another output, another version of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdb.answers.guard import Guard
+from sdb.answers.ties import NOBODY
+from sdb.errors import ConfigError, KeyFileError, MissingExtraError, ModelError
+from sdb.service.limits import Refusal, RequestLimits
+from sdb.service.messages import Question, read_question, read_reply
+from sdb.service.protocol import EXTENSIONS, HEADER
+from sdb.service.ties import Teller
+
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.responses import Response, StreamingResponse
+
+    from sdb.service.app import DirectRoute, as_json
+    from sdb.service.bodies import Intake, compress, decompress
+    from sdb.service.guard import Guard as Middleware
+    from sdb.service.guard import add_error_handlers
+    from sdb.service.metrics import Metrics
+    from sdb.service.origins import known_names
+    from sdb.service.upstream import CHUNK, PASSED, Upstream
+    from sdb.service.watch.tokens import ANONYMOUS, TokenExpiredError
+except ImportError as error:
+    raise MissingExtraError(error.name or "fastapi", "guard", "guarding a server") from error
+
+if TYPE_CHECKING:
+    from sdb.answers.ledger import Ledger
+    from sdb.answers.ties import Ties
+    from sdb.service.watch import Principal, Watch
+
+LARGE = 2**20  # bytes; a body that takes longer to read than an answer to rewrite is read beside the event loop
+BROKEN = "the model behind this server gave something else than it was calibrated with"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is guarded.
+
+    Attributes:
+        name: of the model, in URLs.
+        output: its output that is answered.
+        batched: whether the first dimension of inputs and outputs counts examples.
+        most: examples in one request.
+        max_body: bytes of a request.
+    """
+
+    name: str
+    output: str
+    batched: bool = True
+    most: int = 256
+    max_body: int = 64 * 2**20
+
+
+def build_gateway(
+    guard: Guard,
+    upstream: Upstream,
+    served: Served,
+    *,
+    watch: Watch | None = None,
+    limits: RequestLimits | None = None,
+    allowed_hosts: Sequence[str] | None = None,
+    ties: Ties | None = None,
+    ledger: Ledger | None = None,
+) -> FastAPI:
+    """The ASGI application of a guard.
+
+    Args:
+        guard: what is answered.
+        upstream: the server behind it.
+        served: which model of it.
+        watch: says who asks and how much they may; None: everybody is anonymous and nothing is counted.
+        limits: of time.
+        allowed_hosts: names that a request may ask this server by, see `sdb.service.create_app`.
+        ties: how near ties are answered; needs `watch`.
+        ledger: keeps what accounts are told on ties, opened for writing; its closing is the caller's.
+
+    Raises:
+        ConfigError: ties without a watch, or of another guard.
+        KeyFileError: a ledger of other ties.
+    """
+    if ties is not None and watch is None:
+        raise ConfigError("--ties without --tokens FILE: nobody could say whose answers they are")
+    if ties is not None and ties.box_id != guard.info.id:
+        raise ConfigError(
+            f"--ties: of {ties.box_id[:8]}, not of guard {guard.info.id[:8]}: sdb ledger new makes them"
+        )
+    if ties is not None and ledger is not None and ledger.terms.ties_id != ties.id:
+        raise KeyFileError(f"{ledger.path}: is of other ties than --ties: make one with sdb ledger new")
+    gateway = Gateway(guard, upstream, served, watch, limits or RequestLimits(), ties, ledger)
+    names = None if allowed_hosts is None else known_names(allowed_hosts)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        yield
+        await upstream.close()
+
+    app = FastAPI(
+        title="Safe Distillation Box: guard",
+        version=metadata.version("safe-distillation-box"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.router.route_class = DirectRoute
+    app.state.service = gateway
+    add_error_handlers(app)
+    _add_routes(app, gateway)
+    app.add_middleware(Middleware, metrics=gateway.metrics, names=names)
+    return app
+
+
+class Gateway:
+    """What the routes share; `build_gateway` explains the arguments."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        upstream: Upstream,
+        served: Served,
+        watch: Watch | None,
+        limits: RequestLimits,
+        ties: Ties | None,
+        ledger: Ledger | None,
+    ) -> None:
+        self.guard, self.upstream, self.served, self.watch = guard, upstream, served, watch
+        self.rows = {"levels": guard.rows, "labels": guard.flat}
+        self.tellers = {name: Teller(ties, ledger, rows) for name, rows in self.rows.items() if ties is not None}
+        self.intake = Intake(served.max_body, 16 * served.max_body, limits.read_timeout)
+        self.metrics = Metrics(lambda: 0, watch.metrics if watch else None)
+
+    def asker(self, request: Request) -> Principal:
+        """Who sent a request; unknown and wrong tokens are nobody's, like none.
+
+        Raises:
+            Refusal: 401, the token has expired.
+        """
+        if self.watch is None:
+            return ANONYMOUS
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        try:
+            return self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
+        except TokenExpiredError as error:
+            raise Refusal(401, str(error), reason="expired") from None
+
+    def admit(self, principal: Principal, examples: int) -> None:
+        """Count what is asked.
+
+        Raises:
+            Refusal: 429, it is more than this principal may.
+        """
+        if self.watch is not None:
+            admission = self.watch.admit(principal, examples)
+            if not admission.allowed:
+                raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")
+
+    def told(self, principal: Principal, question: Question, outputs: np.ndarray) -> np.ndarray:
+        """What a principal is told in place of outputs of the same shape.
+
+        Raises:
+            ModelError: the outputs are not what the guard was calibrated with.
+        """
+        given = outputs.reshape(1, -1) if outputs.ndim == 1 and question.rows == 1 else outputs
+        logs = self.guard.logs(given)
+        if len(logs) != question.rows:
+            raise ModelError(f"the model gave {len(logs)} rows for {question.rows} examples")
+        kind = "labels" if principal.answers == "labels" else "levels"
+        if self.tellers:
+            answers = self.tellers[kind].answers(principal.account or NOBODY, question, logs, keyless=True)
+        else:
+            answers = self.rows[kind].answers(logs.argmax(axis=1), np.exp(logs.max(axis=1)))
+        return self.guard.told(answers, outputs.dtype).reshape(outputs.shape)
+
+    async def infer(self, request: Request, path: str) -> Response:
+        """Answer an inference request."""
+        encoding, size = request.headers.get("content-encoding", ""), request.headers.get(HEADER)
+        principal = self.asker(request)
+        partner = principal.partner in self.guard.info.key_ids
+        output = None if partner else self.served.output
+
+        def read(sent: bytes) -> tuple[bytes, Question]:
+            body = decompress(sent, encoding, self.served.max_body)
+            return body, read_question(body, size, output, batched=self.served.batched, most=self.served.most)
+
+        async with self.intake.body(request) as sent:
+            heavy = bool(encoding) or (len(sent) > LARGE and size is None)
+            body, question = await asyncio.to_thread(read, sent) if heavy else read(sent)
+        self.admit(principal, question.rows)
+        if partner:
+            return await self._passed(request, path, sent)
+        kept = {name: request.headers[name] for name in ("content-type", HEADER) if name in request.headers}
+        headers, answered = await self.upstream.ask("POST", path, body, kept)
+        try:
+            reply = read_reply(answered, headers.get(HEADER), self.served.output)
+            version = self.guard.info.model.get("version")
+            if version is not None and str(reply.head.get("model_version")) != version:
+                raise ModelError("another version of the model")
+            outputs = self.told(principal, question, reply.outputs)
+        except (ValueError, ModelError):
+            raise Refusal(502, BROKEN, reason="upstream") from None
+        self.metrics.images.inc(question.rows)
+        content, more = reply.write(self.served.output, outputs)
+        content, encoded = compress(content, request.headers.get("accept-encoding", ""))
+        return Response(content, headers=more | encoded)
+
+    async def _passed(self, request: Request, path: str, body: bytes) -> Response:
+        """A partner's request and its answer, as they are."""
+        sent = {name: request.headers[name] for name in PASSED if name in request.headers}
+        context = self.upstream.asked("POST", self.upstream.address.url + path, body, sent)
+        answer = await context.__aenter__()
+        kept = {name: answer.headers[name] for name in PASSED if name in answer.headers}
+
+        async def content() -> AsyncGenerator[bytes]:
+            try:
+                async for part in answer.content.iter_chunked(CHUNK):
+                    yield part
+            finally:
+                await context.__aexit__(None, None, None)
+
+        return StreamingResponse(content(), answer.status, kept)
+
+    async def described(self) -> dict[str, Any]:
+        """Metadata of the model: its own, with the one output that is given, and what the guard says of it."""
+        found, info = await self.upstream.describe(), self.guard.info
+        tensors = [each for each in found.get("outputs") or [] if each.get("name") == self.served.output]
+        says = {
+            "guard_id": info.id,
+            "gives": info.gives,
+            "class_names": list(info.class_names),
+            "max_examples": self.served.most,
+            "confidence": {
+                name: info.measured[f"keyless_{name}"] for name in ("accuracy", "calibration_error", "brier")
+            }
+            | {"bits": info.measured["bits"], "levels": [asdict(level) for level in info.levels]},
+        }
+        kept = {name: found[name] for name in ("name", "versions", "platform", "inputs") if name in found}
+        return kept | {"outputs": tensors, "parameters": says}
+
+
+def _add_routes(app: FastAPI, gateway: Gateway) -> None:
+    """The routes of the protocol; a model's other routes are not passed on."""
+
+    def place(request: Request) -> str:
+        """Below the model's URL, the version that is asked for."""
+        if request.path_params["name"] != gateway.served.name:
+            raise Refusal(404, f"unknown model; this server has {gateway.served.name!r}")
+        version = request.path_params.get("version")
+        if version is not None and not (version.isascii() and version.replace("-", "").replace(".", "").isalnum()):
+            raise Refusal(404, "unknown version")
+        return "" if version is None else f"/versions/{version}"
+
+    async def infer(request: Request) -> Response:
+        return await gateway.infer(request, place(request) + "/infer")
+
+    async def describe(request: Request) -> Response:
+        place(request)
+        return as_json(await gateway.described())
+
+    async def model_ready(request: Request) -> Response:
+        place(request)
+        if not await gateway.upstream.ready():
+            raise Refusal(503, "the model behind this server is not ready", 1.0, "upstream")
+        return as_json({"name": gateway.served.name, "ready": True})
+
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_api_route(path + "/infer", infer, methods=["POST"])
+        app.add_api_route(path + "/ready", model_ready, methods=["GET"])
+        app.add_api_route(path, describe, methods=["GET"])
+
+    @app.get("/v2")
+    async def server(request: Request) -> Response:
+        return as_json({"name": "sdb guard", "version": app.version, "extensions": list(EXTENSIONS)})
+
+    @app.get("/v2/health/live")
+    async def live(request: Request) -> Response:
+        return as_json({"live": True})
+
+    @app.get("/v2/health/ready")
+    async def ready(request: Request) -> Response:
+        if not await gateway.upstream.ready():
+            raise Refusal(503, "the model behind this server is not ready", 1.0, "upstream")
+        return as_json({"live": True, "ready": True})
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return Response(gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
