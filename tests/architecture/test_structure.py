@@ -49,6 +49,7 @@ EXTRAS = {
     "transformers",
     "fastapi",
     "uvicorn",
+    "aiohttp",
     "httpx2",
     "tenacity",
     "onnx",

@@ -202,8 +202,8 @@ def test_answers_that_do_not_follow_from_the_secret_are_refused(tmp_path):
     ("suspect", "said"),
     [
         (nn.Linear(3, 10), "fails on queries"),
-        (lambda images: np.full(len(images), 0.5), "one class per image"),
-        (lambda images: np.zeros((len(images), 10), int), "one class per image"),
+        (lambda images: np.full(len(images), 0.5), "one class per query"),
+        (lambda images: np.zeros((len(images), 10), int), "one class per query"),
         (nn.Sequential(nn.Flatten(), nn.Linear(4, 10).requires_grad_(False)), "NaN"),
     ],
 )

@@ -19,7 +19,7 @@ LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger, 
 @ledger_app.command("new")
 def ledger_new(
     box_path: Annotated[
-        Path, typer.Argument(metavar="BOX", help="The box that is served, its run folder, or a guard.")
+        Path, typer.Argument(metavar="BOX", help="The box that is served (or its run folder), or a guard.")
     ],
     out: Annotated[Path, typer.Option(metavar="DB", help="The ledger to make.")],
     ties_file: Annotated[

@@ -38,12 +38,14 @@ class Question:
         tensors: the JSON objects of its inputs.
         places: where the bytes of each begin, None where its data are in the JSON.
         binary: the bytes of all.
+        batched: whether the first dimension of every input counts examples.
     """
 
     rows: int
     tensors: list[dict[str, Any]]
     places: list[int | None]
     binary: memoryview
+    batched: bool
 
     def __getitem__(self, rows: np.ndarray) -> Sequence[Query]:
         """What was asked in some rows: of one input its value, of several a dictionary by name."""
@@ -51,9 +53,10 @@ class Question:
             str(tensor["name"]): _values(tensor, place, self.binary)
             for tensor, place in zip(self.tensors, self.places, strict=True)
         }
-        single = len(columns) == 1
+        if not self.batched:
+            columns = {name: [column] for name, column in columns.items()}
         found = [{name: column[row] for name, column in columns.items()} for row in rows.tolist()]
-        return [next(iter(each.values())) for each in found] if single else found
+        return found if len(columns) > 1 else [next(iter(each.values())) for each in found]
 
 
 def read_question(body: bytes, json_size: str | None, output: str | None, *, batched: bool, most: int) -> Question:
@@ -108,7 +111,7 @@ def read_question(body: bytes, json_size: str | None, output: str | None, *, bat
         if parameters_of(each).keys() - {"binary_data"}:
             raise Refusal(400, "of an output's parameters this server knows binary_data alone")
         flag_of(parameters_of(each), "binary_data", False)
-    return Question(rows, tensors, places, binary)
+    return Question(rows, tensors, places, binary, batched)
 
 
 def _values(tensor: dict[str, Any], place: int | None, binary: memoryview) -> Sequence[Any] | np.ndarray:
@@ -126,7 +129,7 @@ def _values(tensor: dict[str, Any], place: int | None, binary: memoryview) -> Se
             if len(values) != prod(shape):
                 raise ValueError("not as many as the shape says")
             width = prod(shape[1:])
-            if width == 1:
+            if width == 1 or len(shape) < 2:
                 return values
             return [
                 {str(i): each for i, each in enumerate(values[k : k + width])}
