@@ -7,10 +7,10 @@ import pytest
 
 from sdb.answers.entries import Terms
 from sdb.answers.ledger import Ledger
+from sdb.answers.teller import Teller
 from sdb.answers.ties import NOBODY, FixedRows, Ties
 from sdb.keys import Owner
 from sdb.keys.sealing import public_of
-from sdb.service.ties import Teller
 
 OWNER = Owner(bytes(range(32)))
 TIES = Ties.of(OWNER.secret, "box", 0.2)

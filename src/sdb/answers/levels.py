@@ -26,6 +26,8 @@ SMALLEST = 10
 ENOUGH = 300
 # What the regression, or the level over all classes, says counts as this many images.
 PRIOR = 30
+# The same for what a level says of its classes, by how much these differ.
+STRENGTHS = (PRIOR, 3, 10, 100)
 # By how much a further level must lower the Brier score, a share of it.
 GAIN = 0.02
 # A likelihood ratio that chance exceeds in 1 of 20 cases; confidences nearer 0 and 1 than this are taken to be there.
@@ -78,7 +80,8 @@ def fit(
 
     How often an answer of some confidence is right is estimated by a logistic regression on that confidence; where the
     images do not show that it matters, and with fewer than `FEWEST` images, there is one level. A level's accuracy is
-    what was seen, with the regression as `PRIOR` more images; so is a class's at a level, with the level's accuracy.
+    what was seen, with the regression as `PRIOR` more images; so is a class's at a level, with the level's accuracy as
+    more or fewer images, by how much the classes differ.
 
     Args:
         logits: the network's own, (N, C), on images that it has not learned from.
@@ -158,7 +161,8 @@ def find(
         here = placed == level
         common = _accuracy(here.sum(), rights[here].sum(), guess[here].mean() if here.any() else 0.5)
         count = np.bincount(names[here], minlength=classes)
-        told[:, level] = _accuracy(count, np.bincount(names[here], rights[here], minlength=classes), common)
+        hits = np.bincount(names[here], rights[here], minlength=classes)
+        told[:, level] = _accuracy(count, hits, common, _strength(count, hits, common))
     shown = tuple(_level(rights[placed == level]) for level in range(used))
     return Steps(table, told, shown, _conditional_entropy(names, placed))
 
@@ -250,8 +254,27 @@ def _padded(edges: np.ndarray, levels: int) -> np.ndarray:
     return np.concatenate([edges, NEVER + np.arange(levels - 1 - len(edges))])
 
 
-def _accuracy(count: Any, hits: Any, prior: float) -> Any:
-    return (hits + PRIOR * prior) / (count + PRIOR)
+def _accuracy(count: Any, hits: Any, prior: float, strength: int = PRIOR) -> Any:
+    return (hits + strength * prior) / (count + strength)
+
+
+def _strength(count: np.ndarray, hits: np.ndarray, prior: float) -> int:
+    """As how many images a level's accuracy counts for its classes: the likeliest, the less the more they differ.
+
+    Source: the beta-binomial likelihood of empirical Bayes; Skellam, Journal of the Royal Statistical Society B (1948).
+    """
+
+    def likelihood(strength: int) -> float:
+        right, wrong = strength * prior, strength * (1 - prior)
+        seen = sum(
+            math.lgamma(h + right) + math.lgamma(n - h + wrong) - math.lgamma(n + strength)
+            for n, h in zip(count.tolist(), hits.tolist(), strict=True)
+            if n
+        )
+        classes = int(np.count_nonzero(count))
+        return seen + classes * (math.lgamma(strength) - math.lgamma(right) - math.lgamma(wrong))
+
+    return max(STRENGTHS, key=likelihood)
 
 
 def _level(rights: np.ndarray) -> Level:

@@ -36,7 +36,7 @@ except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "serve", "serving") from error
 
 if TYPE_CHECKING:
-    from sdb.service.ties import Teller
+    from sdb.answers.teller import Teller
     from sdb.service.watch import Watch
 
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdb.answers.guard import Guard
+from sdb.answers.teller import Teller
 from sdb.answers.ties import NOBODY
 from sdb.errors import ConfigError, KeyFileError, MissingExtraError, ModelError
 from sdb.service.limits import Refusal, RequestLimits
 from sdb.service.messages import Question, read_question, read_reply
 from sdb.service.protocol import EXTENSIONS, HEADER
-from sdb.service.ties import Teller
 
 try:
     from fastapi import FastAPI, Request

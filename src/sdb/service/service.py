@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from fastapi import Request
 
+from sdb.answers.teller import Teller
 from sdb.service.answers import check_answers
 from sdb.service.batching import Batcher
 from sdb.service.bodies import Intake, decompress
 from sdb.service.limits import MAX_READING, Refusal, RequestLimits
 from sdb.service.metrics import Metrics
 from sdb.service.model import KEYLESS, Model
-from sdb.service.ties import Teller
 from sdb.service.watch.tokens import TokenExpiredError
 
 if TYPE_CHECKING:
