@@ -244,6 +244,16 @@ def test_the_budget_is_kept_where_it_is_not_known_well():
     assert error > 0.0005
 
 
+def test_unlucky_images_do_not_open_the_margin():
+    """Images on which the second class happens to be as good do not outweigh what honest networks are known for."""
+    logits, _, _ = calibrated(400)
+    second = np.argsort(logits, axis=1)[:, 0]
+    labels = np.where(np.arange(400) % 2, second, logits.argmax(axis=1))  # no lead at all, as far as these show
+    cost = fit_tau(logits, labels, budget=0.005)
+    assert cost.tau < WIDEST
+    assert cost.cost > 0.002
+
+
 def test_of_few_images_nothing_is_learned():
     assert fit_tau(near(299), np.zeros(299, int), budget=0.1).tau == 0
     assert fit_tau(near(300), near(300).argmax(axis=1), budget=0.1).tau > 0

@@ -30,6 +30,9 @@ BUDGET = 0.001
 WIDEST = 0.3
 # From fewer held-out images, or fewer of them within the widest margin, nothing is learned about ties.
 FEWEST, FEWEST_NEAR = 300, 30
+# What is taken for the first class's lead per margin before any image is seen: 1 for an honest network, less for one
+# that is too sure. It counts as much as an estimate of this standard error.
+LEAD, LEAD_ERROR = 1.0, 0.3
 # Of a cell's code: width of a step of log-probability, and how many steps there are.
 STEP, STEPS = 2.0, 16
 # The account of all who have no token: a copy of its answers names nobody.
@@ -223,9 +226,9 @@ def fit_tau(logits: np.ndarray, labels: np.ndarray, budget: float = BUDGET) -> T
     """The widest margin whose ties cost no more accuracy than a budget.
 
     Two classes at a margin of 0 are equally good, and the better one's lead is taken to grow in proportion to the
-    margin. That needs one number, found by least squares over all margins up to the widest; its standard error is
-    added, so that the budget holds in five of six cases. Counting lost answers directly would need a hundred thousand
-    images.
+    margin. That needs one number, found by least squares over all margins up to the widest, with what is true of honest
+    networks as prior; its standard error is added, so that the budget holds in five of six cases. Counting lost answers
+    directly would need a hundred thousand images.
 
     Args:
         logits: a network's own, (N, C), on images that it has not learned from.
@@ -273,10 +276,11 @@ def _slope(best: np.ndarray, margins: np.ndarray, labels: np.ndarray) -> tuple[f
     lead = (best[:, 0] == labels).astype(float) - (best[:, 1] == labels)
     squares = (margins**2).sum()
     if squares == 0:
-        return 0.0, 0.0
+        return LEAD, LEAD_ERROR
     slope = (lead * margins).sum() / squares
     error = np.sqrt((margins**2 * (lead - slope * margins) ** 2).sum()) / squares
-    return float(slope), float(error)
+    own, prior = 1 / max(error, 1e-9) ** 2, 1 / LEAD_ERROR**2
+    return float((slope * own + LEAD * prior) / (own + prior)), float((own + prior) ** -0.5)
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
