@@ -3,8 +3,10 @@
 import json
 import re
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,3 +243,13 @@ def test_guards_that_cannot_be_made(upstream, quick_sdb):
     done = quick_sdb("guard", "show", "owner.json", cwd=place)
     assert done.returncode == 2
     assert "no guard is there" in done.stderr or "damaged guard" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_example_of_magika_runs(tmp_path):
+    pytest.importorskip("magika")
+    script = Path(__file__).parents[2] / "examples" / "guard_magika.py"
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "The suspect learned from the answers of account mallory" in done.stdout
+    assert "alice: it agrees" not in done.stdout
