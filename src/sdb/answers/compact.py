@@ -66,17 +66,25 @@ class CompactRows:
 
     def answers(self, named: np.ndarray, sure: np.ndarray) -> np.ndarray:
         """Log-probabilities float64 (N, C) of the classes that are named, at the level of a confidence (N,)."""
-        shares = _shares(self.told[named, self.level(named, sure)], self.classes, self.decoys.shape[1])
-        answers = np.repeat(np.log(shares[2])[:, None], self.classes, axis=1)
-        np.put_along_axis(answers, self.decoys[named], np.log(shares[1])[:, None], axis=1)
-        answers[np.arange(len(named)), named] = np.log(shares[0])
+        return self._filled(named, *(np.log(each) for each in self._shares(named, sure)))
+
+    def shares(self, named: np.ndarray, sure: np.ndarray) -> np.ndarray:
+        """The same as probabilities."""
+        return self._filled(named, *self._shares(named, sure))
+
+    def _filled(self, named: np.ndarray, first: np.ndarray, decoy: np.ndarray, other: np.ndarray) -> np.ndarray:
+        answers = np.empty((len(named), self.classes))
+        answers[:] = other[:, None]
+        np.put_along_axis(answers, self.decoys[named], decoy[:, None], axis=1)
+        answers[np.arange(len(named)), named] = first
         return answers
 
-
-def _shares(accuracy: np.ndarray, classes: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the class, of each of its `count` decoys and of every other class; see `sdb.answers.rows.honest_logits`."""
-    lead, others = math.exp(LEAD), classes - 1 - count
-    first = accuracy.astype(np.float64).clip(lead / (classes - 1 + lead), HIGHEST)
-    rest = 1 - first
-    decoy = np.minimum(rest * (1 - REST * (others > 0)) / count, first / lead)
-    return first, decoy, (rest - decoy * count) / others if others else decoy
+    def _shares(self, named: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the class, of each of its decoys and of every other class; see `sdb.answers.rows.honest_logits`."""
+        lead, count = math.exp(LEAD), self.decoys.shape[1]
+        others = self.classes - 1 - count
+        accuracy = self.told[named, self.level(named, sure)]
+        first = accuracy.astype(np.float64).clip(lead / (self.classes - 1 + lead), HIGHEST)
+        rest = 1 - first
+        decoy = np.minimum(rest * (1 - REST * (others > 0)) / count, first / lead)
+        return first, decoy, (rest - decoy * count) / others if others else decoy

@@ -104,9 +104,33 @@ class Guard:
             ModelError: they are not what the guard was calibrated with.
         """
         given = as_outputs(outputs, self.info.class_names)
-        logs = self.logs(given)
-        named = logs.argmax(axis=1)
-        return self.told(self.rows.answers(named, np.exp(logs.max(axis=1))), given.dtype)
+        return self.answer_by(self.rows, given)
+
+    def answer_by(self, rows: CompactRows, outputs: np.ndarray) -> np.ndarray:
+        """The same by other rows of this guard, such as `flat`; no logarithm of each value is taken."""
+        self.check(outputs)
+        named, best = outputs.argmax(axis=1), outputs.max(axis=1).astype(np.float64)
+        if self.info.gives == "probabilities":
+            sure = best / outputs.sum(axis=1, dtype=np.float64)
+            return rows.shares(named, sure).astype(outputs.dtype)
+        sure = 1 / np.exp(outputs.astype(np.float64) - best[:, None]).sum(axis=1)
+        return rows.answers(named, sure).astype(outputs.dtype)
+
+    def check(self, outputs: np.ndarray) -> None:
+        """Refuse outputs that are not what the guard was calibrated with.
+
+        Raises:
+            ModelError: saying what they are.
+        """
+        classes = len(self.info.class_names)
+        if outputs.ndim != 2 or outputs.shape[1] != classes:
+            raise ModelError(f"the model gave {outputs.shape}; this guard was made for (N, {classes})")
+        if not np.isfinite(outputs.sum(dtype=np.float64)):
+            raise ModelError("the model gave NaN or infinity")
+        # Few logits may look like probabilities by chance, and small ones like scores.
+        kind = kind_of(outputs) if len(outputs) else self.info.gives
+        if kind != self.info.gives and (self.info.gives == "probabilities" or (kind and len(outputs) > 1)):
+            raise ModelError(f"the model gave {kind or 'scores that do not sum to 1'}, not {self.info.gives}")
 
     def logs(self, outputs: np.ndarray) -> np.ndarray:
         """Natural logarithms float64 (N, C) of the probabilities that outputs say.
@@ -114,15 +138,7 @@ class Guard:
         Raises:
             ModelError: the outputs are not what the guard was calibrated with.
         """
-        classes = len(self.info.class_names)
-        if outputs.ndim != 2 or outputs.shape[1] != classes:
-            raise ModelError(f"the model gave {outputs.shape}; this guard was made for (N, {classes})")
-        if not np.isfinite(outputs).all():
-            raise ModelError("the model gave NaN or infinity")
-        # Few logits may look like probabilities by chance, and small ones like scores.
-        kind = kind_of(outputs) if len(outputs) else self.info.gives
-        if kind != self.info.gives and (self.info.gives == "probabilities" or (kind and len(outputs) > 1)):
-            raise ModelError(f"the model gave {kind or 'scores that do not sum to 1'}, not {self.info.gives}")
+        self.check(outputs)
         return log_shares(outputs, self.info.gives)
 
     def told(self, logs: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -313,7 +329,7 @@ def kind_of(outputs: np.ndarray) -> Gives | None:
     inside = outputs.min() >= -SUM_SLACK and outputs.max() <= 1 + SUM_SLACK
     if not inside:
         return "logits"
-    sums = outputs.astype(np.float64).sum(axis=1)
+    sums = outputs.sum(axis=1, dtype=np.float64)
     return "probabilities" if (np.abs(sums - 1) <= SUM_SLACK).all() else None
 
 
