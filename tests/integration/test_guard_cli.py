@@ -253,3 +253,24 @@ def test_the_example_of_magika_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "The suspect learned from the answers of account mallory" in done.stdout
     assert "alice: it agrees" not in done.stdout
+
+
+def test_grpc_beside_http(guarded, upstream, sdb_command):
+    grpc = pytest.importorskip("tritonclient.grpc")
+    start, env = sdb_command
+    arguments = ("guard", "serve", "digits.guard", "--upstream", guarded[1], "--model", "digits", "--port", "0")
+    more = ("--output", "probabilities", "--upstream-grpc", "127.0.0.1:1", "--grpc-port", "0")
+    with subprocess.Popen(
+        [*start, *arguments, *more], cwd=upstream[0], env=env, stderr=subprocess.PIPE, text=True
+    ) as server:
+        said = [server.stderr.readline(), server.stderr.readline()]
+        (line,) = (each for each in said if "by gRPC at" in each)
+        with grpc.InferenceServerClient(line.split()[-1]) as client:
+            assert client.is_server_live()
+            tensor = grpc.InferInput("image", [1, 1, 8, 8], "FP32")
+            tensor.set_data_from_numpy(np.zeros((1, 1, 8, 8), np.float32))
+            with pytest.raises(grpc.InferenceServerException, match="does not answer"):
+                client.infer("digits", [tensor])
+        server.terminate()
+        assert "Traceback" not in server.stderr.read()
+        assert server.wait(20) == 0

@@ -14,6 +14,7 @@ from sdb.answers.entries import query_bytes, query_of
 from sdb.answers.guard import Guard, as_outputs, kind_of, log_shares
 from sdb.answers.levels import fit
 from sdb.answers.rows import as_mask, honest_logits
+from sdb.box.signing import SigningKey, sign_box, verify_box
 from sdb.errors import CheckpointError, ConfigError, DataError, KeyFileError, ModelError, RunExistsError
 from sdb.keys import Key, Owner
 from sdb.wrapping.guarded import decoys_of
@@ -312,3 +313,26 @@ def test_queries_of_any_kind_come_back(query):
 def test_queries_that_cannot_be_kept():
     with pytest.raises(DataError, match="cannot be kept"):
         query_bytes(np.array([object()]))
+
+
+def test_a_signature_holds_every_byte(made, tmp_path):
+    path, key = tmp_path / "a.guard", SigningKey.generate()
+    made.save(path)
+    assert sign_box(path, key) == made.info.id == verify_box(path, key.public)
+    assert Guard.load(path).info == made.info
+    with pytest.raises(CheckpointError, match="signed already"):
+        sign_box(path, key)
+    with pytest.raises(CheckpointError, match="do not use it"):
+        verify_box(path, SigningKey.generate().public)
+    text = (path / "guard.json").read_bytes()
+    (path / "guard.json").write_bytes(text.replace(b'"examples": 900', b'"examples": 999'))
+    with pytest.raises(CheckpointError, match="was altered after it was signed"):
+        verify_box(path, key.public)
+    (path / "guard.json").write_bytes(text)
+    (path / "more.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="not part of this guard"):
+        verify_box(path, key.public)
+    made.save(path, overwrite=True)
+    (path / "more.txt").unlink()
+    with pytest.raises(CheckpointError, match="not signed"):
+        verify_box(path, key.public)

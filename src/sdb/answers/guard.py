@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sdb.keys import Key, Owner
 
 VERSION = 1
-MANIFEST, ROWS = "guard.json", "rows.safetensors"
+MANIFEST, ROWS, SIGNATURE = "guard.json", "rows.safetensors", "signature.json"
 Gives = Literal["logits", "probabilities"]
 # Outputs are taken for probabilities where they are in [0, 1] and sum to 1 up to this: half precision, and rounding.
 SUM_SLACK = 1e-2
@@ -202,6 +202,7 @@ class Guard:
         rows = to_bytes({each.name: getattr(self.rows, each.name) for each in fields(self.rows)})
         body = {"sdb_guard": VERSION} | asdict(self.info) | {"rows": hashlib.sha256(rows).hexdigest()}
         path.mkdir(parents=True, exist_ok=True)
+        (path / SIGNATURE).unlink(missing_ok=True)  # of what is replaced
         write_atomic(path / ROWS, rows)
         write_atomic(path / MANIFEST, json_text(body, indent=1).encode() + b"\n")
 

@@ -1,4 +1,4 @@
-"""Signed boxes: who made a box, by Ed25519, with nothing but `cryptography`.
+"""Signed boxes and guards: who made one, by Ed25519, with nothing but `cryptography`.
 
     key = SigningKey.generate()
     key.save("signing.json"); write_public(key.public, "signing.pub")
@@ -22,10 +22,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
+from sdb.answers.guard import MANIFEST, ROWS, Guard
 from sdb.box.boxfile import SIGNATURE, add_signature, check_box_files, read_raw_files
 from sdb.errors import CheckpointError, KeyFileError
 from sdb.keys.keyfile import read_secret, write_secret
-from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
+from sdb.runtime import SECRET_LIMIT, WEIGHTS_LIMIT, json_text, parse_json, read_bytes, write_atomic
 
 VERSION = 1
 SECRET_BYTES = 32
@@ -114,31 +115,48 @@ def read_public(path: Path | str) -> Ed25519PublicKey:
 
 
 def sign_box(path: Path | str, key: SigningKey, overwrite: bool = False) -> str:
-    """Sign a box, in place, and return the box's id.
+    """Sign a box or a guard, in place, and return its id.
 
     Raises:
-        CheckpointError: the box is damaged, or is signed already and `overwrite` is false.
+        CheckpointError: it is damaged, or is signed already and `overwrite` is false.
         StorageError: the disk is full; the box is untouched.
     """
     path = Path(path)
-    files = read_raw_files(path)
-    manifest, _ = check_box_files(files, path)
+    name, files = _read(path)
     if files.pop(SIGNATURE, None) is not None and not overwrite:
         raise CheckpointError(f"{path} is signed already; --overwrite puts your signature in place of that one")
-    signature = Ed25519PrivateKey.from_private_bytes(key.secret).sign(_statement(manifest["id"], files))
-    add_signature(path, _signature_file(key_id(key.public), signature))
-    return manifest["id"]
+    signature = Ed25519PrivateKey.from_private_bytes(key.secret).sign(_statement(name, files))
+    content = _signature_file(key_id(key.public), signature)
+    if MANIFEST in files:
+        write_atomic(path / SIGNATURE, content)
+    else:
+        add_signature(path, content)
+    return name
+
+
+def _read(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Id and files of a box, or of a guard, whose folder holds nothing but its own.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not (path / MANIFEST).exists():
+        files = read_raw_files(path)
+        return check_box_files(files, path)[0]["id"], files
+    if extra := sorted({each.name for each in path.iterdir()} - {MANIFEST, ROWS, SIGNATURE}):
+        raise CheckpointError(f"{path}: {extra[0]} is not part of this guard; remove it")
+    name = Guard.load(path).info.id
+    return name, {each.name: read_bytes(each, WEIGHTS_LIMIT) for each in path.iterdir()}
 
 
 def verify_box(path: Path | str, public: Ed25519PublicKey) -> str:
-    """Check that this key's owner signed this box as it is, and return the box's id.
+    """Check that this key's owner signed this box or guard as it is, and return its id.
 
     Raises:
         CheckpointError: not signed, signed by another, altered in any byte, or damaged.
     """
     path = Path(path)
-    files = read_raw_files(path)
-    manifest, _ = check_box_files(files, path)
+    name, files = _read(path)
     if SIGNATURE not in files:
         raise CheckpointError(f"{path} is not signed; ask its maker for a signed copy")
     data = files.pop(SIGNATURE)
@@ -154,13 +172,13 @@ def verify_box(path: Path | str, public: Ed25519PublicKey) -> str:
     if signer != key_id(public):
         raise CheckpointError(f"{path} is signed by {signer[:8]}, not by {key_id(public)[:8]}: do not use it")
     try:
-        public.verify(signature, _statement(manifest["id"], files))
+        public.verify(signature, _statement(name, files))
     except InvalidSignature:
         raise CheckpointError(
             f"{path}: the signature does not fit: the box was altered after it was signed, or the signature is of "
             "another box; do not use it, and ask its maker for a copy"
         ) from None
-    return manifest["id"]
+    return name
 
 
 def _statement(box_id: str, files: dict[str, bytes]) -> bytes:

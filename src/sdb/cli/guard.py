@@ -83,6 +83,12 @@ def guard_serve(
     upstream: Annotated[str, typer.Option(metavar="URL", help="The server behind it, http://HOST:PORT.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="Its model that is guarded.")],
     output: Annotated[str, typer.Option(metavar="NAME", help="The output of it that is answered.")],
+    upstream_grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="That server's gRPC, with --grpc-port.")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Also answer gRPC here; 0 for any that is free.")
+    ] = None,
     upstream_token_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with that server's token.")
     ] = None,
@@ -113,7 +119,7 @@ def guard_serve(
         Path | None, typer.Option(metavar="DB", help="Keep what accounts are told on ties: sdb ledger new.")
     ] = None,
 ) -> None:
-    """Answer for a model of another server, over the Open Inference Protocol v2 (HTTP).
+    """Answer for a model of another server, over the Open Inference Protocol v2.
 
     Everyone gets the class, an honest level of confidence and decoys; who holds a partner's token gets the model's own
     answers. Until Ctrl-C or SIGTERM.
@@ -122,10 +128,12 @@ def guard_serve(
         raise ConfigError(
             "--ties and --ledger go together: what is told on ties and not kept can be traced by nobody"
         )
+    if (upstream_grpc is None) != (grpc_port is None):
+        raise ConfigError("--upstream-grpc and --grpc-port go together: gRPC is passed on as gRPC")
     if upstream_token_env is not None and not os.environ.get(upstream_token_env):
         raise ConfigError(f"--upstream-token-env: {upstream_token_env} is not set")
     try:
-        from sdb.service.gateway import Served, build_gateway
+        from sdb.service.gateway import Gateway, Served, build_gateway
         from sdb.service.run import is_loopback
         from sdb.service.run import serve as run
     except ImportError as error:
@@ -154,7 +162,16 @@ def guard_serve(
         from sdb.answers.ties import Ties
 
         coins, kept = Ties.load(ties), Ledger(ledger, writing=True)
-    limits = RequestLimits(timeout=timeout)
+    limits, beside = RequestLimits(timeout=timeout), None
+    if upstream_grpc is not None:
+        from sdb.service.grpc_gateway import GrpcGateway
+
+        where = f"[{host}]" if ":" in host else host
+
+        def beside(gateway: Gateway, target: str = upstream_grpc) -> GrpcGateway:
+            said = f"guarding {model} by gRPC at {where}"
+            return GrpcGateway(gateway, target, f"{where}:{grpc_port}", timeout, lambda at: say(f"{said}:{at}"))
+
     try:
         app = build_gateway(
             loaded,
@@ -165,6 +182,7 @@ def guard_serve(
             allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
             ties=coins,
             ledger=kept,
+            beside=beside,
         )
         advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"
         run(app, host, port, limits, lambda url: say(f"guarding {model} at {url} (stop: Ctrl-C){advice}"))

@@ -7,11 +7,11 @@ understood is refused: a request, an answer, another output, another version of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -47,6 +47,18 @@ LARGE = 2**20  # bytes; a body that takes longer to read than an answer to rewri
 BROKEN = "the model behind this server gave something else than it was calibrated with"
 
 
+class Beside(Protocol):
+    """A server beside the HTTP one, see `sdb.service.grpc_gateway`."""
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        ...
+
+    async def stop(self) -> None:
+        """Answer what was accepted, and end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """What is guarded.
@@ -76,6 +88,7 @@ def build_gateway(
     allowed_hosts: Sequence[str] | None = None,
     ties: Ties | None = None,
     ledger: Ledger | None = None,
+    beside: Callable[[Gateway], Beside] | None = None,
 ) -> FastAPI:
     """The ASGI application of a guard.
 
@@ -88,6 +101,7 @@ def build_gateway(
         allowed_hosts: names that a request may ask this server by, see `sdb.service.create_app`.
         ties: how near ties are answered; needs `watch`.
         ledger: keeps what accounts are told on ties, opened for writing; its closing is the caller's.
+        beside: makes a server that runs as long as this one and shares all that the guard knows.
 
     Raises:
         ConfigError: ties without a watch, or of another guard.
@@ -106,7 +120,12 @@ def build_gateway(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        other = None if beside is None else beside(gateway)
+        if other is not None:
+            await other.start()
         yield
+        if other is not None:
+            await other.stop()
         await upstream.close()
 
     app = FastAPI(
@@ -145,15 +164,15 @@ class Gateway:
         self.intake = Intake(served.max_body, 16 * served.max_body, limits.read_timeout)
         self.metrics = Metrics(lambda: 0, watch.metrics if watch else None)
 
-    def asker(self, request: Request) -> Principal:
-        """Who sent a request; unknown and wrong tokens are nobody's, like none.
+    def asker(self, authorization: str) -> Principal:
+        """Who sent a request with this header; unknown and wrong tokens are nobody's, like none.
 
         Raises:
             Refusal: 401, the token has expired.
         """
         if self.watch is None:
             return ANONYMOUS
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        scheme, _, token = authorization.partition(" ")
         try:
             return self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
         except TokenExpiredError as error:
@@ -170,12 +189,19 @@ class Gateway:
             if not admission.allowed:
                 raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")
 
-    def told(self, principal: Principal, question: Question, outputs: np.ndarray) -> np.ndarray:
-        """What a principal is told in place of outputs of the same shape.
+    def is_partner(self, principal: Principal) -> bool:
+        """Whether a principal gets the model's own answers."""
+        return principal.partner in self.guard.info.key_ids
+
+    def told(self, principal: Principal, question: Question, outputs: np.ndarray, version: Any) -> np.ndarray:
+        """What a principal is told in place of outputs of the same shape, from this version of the model.
 
         Raises:
-            ModelError: the outputs are not what the guard was calibrated with.
+            ModelError: they are not what the guard was calibrated with.
         """
+        own = self.guard.info.model.get("version")
+        if own is not None and str(version) != own:
+            raise ModelError("another version of the model")
         given = outputs.reshape(1, -1) if outputs.ndim == 1 and question.rows == 1 else outputs
         if len(given) != question.rows:
             raise ModelError(f"the model gave {len(given)} rows for {question.rows} examples")
@@ -189,8 +215,8 @@ class Gateway:
     async def infer(self, request: Request, path: str) -> Response:
         """Answer an inference request."""
         encoding, size = request.headers.get("content-encoding", ""), request.headers.get(HEADER)
-        principal = self.asker(request)
-        partner = principal.partner in self.guard.info.key_ids
+        principal = self.asker(request.headers.get("authorization", ""))
+        partner = self.is_partner(principal)
         output = None if partner else self.served.output
 
         def read(sent: bytes) -> tuple[bytes, Question]:
@@ -207,10 +233,7 @@ class Gateway:
         headers, answered = await self.upstream.ask("POST", path, body, kept)
         try:
             reply = read_reply(answered, headers.get(HEADER), self.served.output)
-            version = self.guard.info.model.get("version")
-            if version is not None and str(reply.head.get("model_version")) != version:
-                raise ModelError("another version of the model")
-            outputs = self.told(principal, question, reply.outputs)
+            outputs = self.told(principal, question, reply.outputs, reply.head.get("model_version"))
         except (ValueError, ModelError):
             raise Refusal(502, BROKEN, reason="upstream") from None
         self.metrics.images.inc(question.rows)

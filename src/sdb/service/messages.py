@@ -85,11 +85,6 @@ def read_question(body: bytes, json_size: str | None, output: str | None, *, bat
     tensors, places, begin = objects_of(request, "inputs"), list[int | None](), 0
     for tensor in tensors:
         size = parameters_of(tensor).get("binary_data_size")
-        if not isinstance(tensor.get("name"), str) or not isinstance(tensor.get("datatype"), str):
-            raise Refusal(400, "every input needs a name and a datatype")
-        shape = tensor.get("shape")
-        if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
-            raise Refusal(400, "the shape of an input must be a list of whole numbers")
         if size is not None and (type(size) is not int or size < 0):
             raise Refusal(400, "binary_data_size must be a whole number")
         places.append(None if size is None else begin)
@@ -98,20 +93,48 @@ def read_question(body: bytes, json_size: str | None, output: str | None, *, bat
         raise Refusal(
             400, f"binary_data_size of the inputs is {begin} in all; {len(binary)} bytes follow the JSON"
         )
+    if output is not None and request.get("outputs") is not None:
+        check_outputs(objects_of(request, "outputs"), output)
+    return Question(rows_of(tensors, batched, most), tensors, places, binary, batched)
+
+
+def rows_of(tensors: list[dict[str, Any]], batched: bool, most: int) -> int:
+    """How many examples inputs hold.
+
+    Args:
+        tensors: the objects that describe them.
+        batched: whether the first dimension of every input counts examples.
+        most: that there may be.
+
+    Raises:
+        Refusal: 400 or 413.
+    """
+    for tensor in tensors:
+        if not isinstance(tensor.get("name"), str) or not isinstance(tensor.get("datatype"), str):
+            raise Refusal(400, "every input needs a name and a datatype")
+        shape = tensor.get("shape")
+        if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
+            raise Refusal(400, "the shape of an input must be a list of whole numbers")
     counts = {tensor["shape"][0] if batched and tensor["shape"] else 1 for tensor in tensors}
     if len(counts) != 1 or 0 in counts:
         raise Refusal(400, "every input must hold the same number of examples, at least 1")
     if (rows := counts.pop()) > most:
         raise Refusal(413, f"too many examples in one request: send at most {most}")
-    for each in (
-        objects_of(request, "outputs") if output is not None and request.get("outputs") is not None else []
-    ):
+    return rows
+
+
+def check_outputs(wanted: list[dict[str, Any]], output: str) -> None:
+    """Refuse a request for anything but the one output.
+
+    Raises:
+        Refusal: 400.
+    """
+    for each in wanted:
         if each.get("name") != output:
             raise Refusal(400, f"an output was asked for that is not given here; given is {output!r}")
         if parameters_of(each).keys() - {"binary_data"}:
             raise Refusal(400, "of an output's parameters this server knows binary_data alone")
         flag_of(parameters_of(each), "binary_data", False)
-    return Question(rows, tensors, places, binary, batched)
 
 
 def _values(tensor: dict[str, Any], place: int | None, binary: memoryview) -> Sequence[Any] | np.ndarray:
