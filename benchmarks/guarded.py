@@ -42,7 +42,7 @@ from sdb.tracing.ties import trace_ties
 from sdb.training.evaluation import honesty
 from sdb.wrapping.guarded import guard
 
-HASHES, BATCH, SMOOTHING = 2**15, 64, 0.1
+HASHES, BATCH, SMOOTHING = 2**13, 64, 0.1
 
 
 @dataclass(frozen=True)

@@ -431,6 +431,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where everything is kept (default: runs/ties/DATA)")
     parser.add_argument("--out", type=Path, help="(default: docs/results/ties-DATA.json)")
+    parser.add_argument("--write", action="store_true", help="do nothing more: write what is done")
     options = parser.parse_args()
     folder = (options.work or ROOT / "runs" / "ties" / options.data).absolute()
     root = None if options.data_root is None else options.data_root.absolute()
@@ -445,16 +446,16 @@ def main() -> int:
                 given = (piece, case, options.data, root, seed, folder)
                 works.append(Work(f"{seed} {piece}", do, given, missing))
     print(f"{options.data}: {len(works)} pieces missing", flush=True)
-    if works:
+    if works and not options.write:
         shown = ShowTasks(options.data, dict.fromkeys((work.name for work in works), 1.0))
         run(works, Where(workers=options.workers), shown.on_progress)
         shown.close()
-    rows = {
-        str(seed): {
-            name: archive.result(f"seed-{seed}/results/{name}") for name in ("facts", *THIEVES, "innocents")
-        }
-        for seed in range(options.seeds)
-    }
+    rows: dict[str, dict[str, Any]] = {}
+    for seed in range(options.seeds):
+        places = {name: f"seed-{seed}/results/{name}" for name in ("facts", *THIEVES, "innocents")}
+        done = {name: archive.result(place) for name, place in places.items() if archive.has(place)}
+        if "facts" in done:
+            rows[str(seed)] = done
     root_given = " --data-root DIR" if options.data_root else ""
     content = {
         "kind": "ties",

@@ -28,7 +28,7 @@ def markdown(content: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in (name for name in seeds[0] if name not in ("facts", "innocents")):
-        rows = [seed[name] for seed in seeds]
+        rows = [seed[name] for seed in seeds if name in seed]
         values = [max(each["corrected_log10_p"] for each in row["accounts"]) for row in rows]
         usable = fmean(each["usable"] for row in rows for each in row["accounts"])
         hits = fmean(each["hits"] for row in rows for each in row["accounts"])
@@ -38,6 +38,8 @@ def markdown(content: dict[str, Any]) -> str:
             f"| {name} | {_spread(accuracy)} | {100 * (fmean(accuracy) - plain):+.1f} | {usable:.0f} | "
             f"{100 * hits / max(usable, 1):.0f} % | {fmean(values):.1f} | {max(values):.1f} | {control:.1f} |"
         )
+    if any("innocents" not in seed for seed in seeds):
+        return "\n".join([*lines, "", "Other thieves, and innocents, are missing: the command goes on."])
     told = [seed["innocents"] for seed in seeds]
     total = sum(each["tests"] for each in told)
     rates = ", ".join(
