@@ -150,7 +150,11 @@ def test_the_account_is_named(stolen, quick_sdb):
     assert done.stderr.startswith("The suspect learned from the answers of account bob: it agrees with ")
     assert "alice" not in done.stderr
     assert re.search(r"^bob .*\n^alice ", done.stdout, re.M)
-    done = trace(quick_sdb, stolen, "stolen.onnx", "--json", "-", "--account", "bob")
+    done = trace(quick_sdb, stolen, "stolen.onnx", "--json", "-", "--account", "bob", "--report", "trace.html")
+    page = (stolen / "trace.html").read_text()
+    assert "An account is named" in page
+    assert "The suspect learned from the answers of account bob" in page
+    assert 'aria-label="Agreement with each account&#x27;s coins. bob: ' in page
     (row,) = json.loads(done.stdout)["ties"]["accounts"]
     assert row["name"] == "bob"
     assert row["named"]

@@ -91,6 +91,9 @@ def trace(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all rows here; - for stdout.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Write a page about ties, with a plot, here.")
+    ] = None,
 ) -> None:
     """Look for a mark in a suspect: a box's decoys (--box), or the ties that accounts were told (--ledger).
 
@@ -110,6 +113,7 @@ def trace(
         "--tokens": tokens,
         "--budget": budget,
         "--token-env": token_env,
+        "--report": report,
     }
     for options, flag, missing in (
         (of_decoys, "--box BOX", box_path is None),
@@ -162,6 +166,10 @@ def trace(
         values |= {"ties": found.to_json(names)}
         say(found.sentence(names))
         lines += found.lines(names)
+        if report is not None:
+            from sdb.report.trace_page import write_trace_page
+
+            write_trace_page(values["ties"], found.sentence(names), suspect, report)
     if json_file == Path("-"):
         print_json(values)
         return
