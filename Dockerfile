@@ -11,8 +11,8 @@ COPY constraints.txt ./
 RUN /opt/sdb/bin/pip install -c constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
-RUN /opt/sdb/bin/pip install -c constraints.txt ".[serve,onnx,redis]" \
-    && /opt/sdb/bin/python -c "import sdb.service.app, onnxruntime, redis"
+RUN /opt/sdb/bin/pip install -c constraints.txt ".[serve,onnx,redis,guard]" \
+    && /opt/sdb/bin/python -c "import sdb.service.app, sdb.service.grpc_gateway, onnxruntime, redis"
 
 FROM python:3.11-slim-bookworm
 # /box holds boxes and ONNX files, read only; /state what is written: tokens and counts.
