@@ -336,3 +336,25 @@ def test_a_signature_holds_every_byte(made, tmp_path):
     (path / "more.txt").unlink()
     with pytest.raises(CheckpointError, match="not signed"):
         verify_box(path, key.public)
+
+
+def test_a_sequence_classifier_of_transformers(owner):
+    """Token ids and their mask, by name; what it gives is an output object."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    more = {"num_labels": 3, "initializer_range": 0.5}
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=16, **sizes, **more)
+    config.id2label = {0: "refund", 1: "order", 2: "other"}
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval()
+    rng = np.random.default_rng(0)
+    inputs = {"input_ids": rng.integers(0, 50, (120, 12)), "attention_mask": np.ones((120, 12), dtype=np.int64)}
+    with torch.inference_mode():
+        logits = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits
+    guard = sdb.guard(model, (inputs, logits.argmax(dim=1).numpy()), owner=owner, partners=("clinic",))
+    assert guard.info.class_names == ("refund", "order", "other")
+    assert guard.info.measured["teacher_accuracy"] == 1.0
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    assert (guard(**tensors).argmax(axis=1) == logits.argmax(dim=1).numpy()).all()
+    with torch.inference_mode():
+        assert torch.equal(guard.unlock(owner.partner("clinic"))(**tensors).logits, logits)
