@@ -216,6 +216,32 @@ def test_damaged_guards_are_refused(made, tmp_path, file, change, said):
         Guard.load(tmp_path / "a.guard")
 
 
+def test_what_it_says_of_itself_was_measured_on_other_examples(owner):
+    """Rows that know the examples would look better than they are."""
+    shares, labels = examples(classes=40, count=200)
+    guard = sdb.guard(None, (shares, labels), owner=owner)
+    same = guard.answer(shares).max(axis=1)
+    right = shares.argmax(axis=1) == labels
+    told, seen = guard.info.measured["keyless_brier"], ((same - right) ** 2).mean()
+    more, truth = examples(classes=40, count=20_000, seed=5)
+    real = ((guard.answer(more).max(axis=1) - (more.argmax(axis=1) == truth)) ** 2).mean()
+    assert seen < told
+    assert abs(told - real) < 0.05
+
+
+def test_a_class_that_is_often_wrong_says_so(owner):
+    """Where classes differ a lot, a class's own examples count for more than its level."""
+    rng = np.random.default_rng(0)
+    named = rng.integers(0, 10, 1500)
+    labels = np.where((named < 5) & (rng.random(1500) < 0.8), (named + 1) % 10, named)
+    shares = np.full((1500, 10), 0.1 / 9, dtype=np.float32)
+    shares[np.arange(1500), named] = 0.9
+    guard = sdb.guard(None, (shares, labels), owner=owner)
+    told = guard.answer(shares).max(axis=1)
+    assert told[named < 5].max() < 0.3
+    assert told[named >= 5].min() > 0.95
+
+
 def test_ten_thousand_classes(owner):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10_000, 60)

@@ -90,6 +90,8 @@ class Behind:
             shares = shares[:-1]
         if self.mode == "classes":
             shares = shares[:, 1:]
+        if self.mode == "single":
+            shares = shares[0]
         if self.mode == "huge":
             return 200, [], b"x" * 5_000_000
         hidden = {"name": "hidden", "datatype": "FP32", "shape": [count, 2], "data": [0.123456] * (2 * count)}
@@ -221,6 +223,18 @@ def test_what_is_not_understood_is_refused(behind, client, mode, status):
     assert answer.json().keys() == {"error"}
     for told in ("secret", "0.12", "hidden", "traceback"):
         assert told not in answer.text
+
+
+def test_a_model_without_a_dimension_of_examples(behind):
+    behind.mode = "single"
+    served = Served("texts", "scores", batched=False)
+    with TestClient(build_gateway(GUARD, upstream_of(behind.port), served), base_url="http://localhost") as client:
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [7], "data": list("seven!!")}
+        answer = ask(client, {"inputs": [tensor]})
+        assert answer.status_code == 200, answer.text
+        given = outputs_of(answer)
+        assert given.shape == (CLASSES,)
+        assert given == pytest.approx(GUARD.answer(examples()[0][:1])[0], abs=1e-6)
 
 
 def test_a_server_that_is_not_there(behind):
