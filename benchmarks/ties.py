@@ -228,7 +228,7 @@ def changed(images: np.ndarray, noise: int, rng: np.random.Generator) -> np.ndar
 
 
 class Partner(nn.Module):
-    """A partner's answers: the network's own, the two best classes changed where the coin says so."""
+    """A partner's answers: the network's own, on ties with the class of its coin ahead."""
 
     def __init__(self, ground: Ground, account: str) -> None:
         super().__init__()

@@ -221,6 +221,7 @@ def test_what_is_not_understood_is_refused(behind, client, mode, status):
     answer = ask(client, question(binary=mode in ("size", "nan")))
     assert answer.status_code == status
     assert answer.json().keys() == {"error"}
+    assert ("more than it may" in answer.text) == (mode == "huge")
     for told in ("secret", "0.12", "hidden", "traceback"):
         assert told not in answer.text
 
@@ -304,6 +305,14 @@ def test_nothing_else_of_the_server_is_reached(behind, client, path):
 def test_a_version_is_asked_for_by_its_path(behind, client):
     assert ask(client, question(), path="/v2/models/texts/versions/7/infer").status_code == 200
     assert behind.paths[-1] == "/v2/models/texts/versions/7/infer"
+
+
+def test_labels_alone_are_one_row_a_class(behind, tmp_path):
+    token = TokenFile(tmp_path / "tokens.db", create=True).add("plain", "", "labels")
+    with gateway(behind, watch=Watch.open(tokens=tmp_path / "tokens.db")) as client:
+        given = outputs_of(ask(client, question(200), token))
+    assert (given.argmax(axis=1) == examples()[0][:200].argmax(axis=1)).all()
+    assert len(np.unique(given, axis=0)) == CLASSES
 
 
 def test_budgets_count_examples(behind, tokens, tmp_path):

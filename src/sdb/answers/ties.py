@@ -33,6 +33,8 @@ FEWEST, FEWEST_NEAR = 300, 30
 # What is taken for the first class's lead per margin before any image is seen: 1 for an honest network, less for one
 # that is too sure. It counts as much as an estimate of this standard error.
 LEAD, LEAD_ERROR = 1.0, 0.3
+# By how much, in nats, the class of the coin stands before the other in soft answers that keep the network's own.
+LEAN = 1.0
 # Of a cell's code: width of a step of log-probability, and how many steps there are.
 STEP, STEPS = 2.0, 16
 # The account of all who have no token: a copy of its answers names nobody.
@@ -201,8 +203,9 @@ class Ties:
         Args:
             logits: the network's own, (N, C).
             account: its id, `NOBODY` for all who have none.
-            rows: what a box answers with in place of its network's logits; else the two best classes change places
-                where the coin says so.
+            rows: what a box answers with in place of its network's logits; else the class that the coin says is put
+                `LEAN` ahead of the other, and the two keep the probability that they had together. Students of soft
+                answers learn that; they hardly notice two nearly equal classes that change places.
         """
         logs = log_probabilities(logits)
         found = self._find(logs)
@@ -211,10 +214,11 @@ class Ties:
             named = logits.argmax(axis=1)
             named[found.rows] = classes
             return Told(rows.answers(named, np.exp(logs.max(axis=1))), found, classes)
-        turned = classes != found.best
-        where, (a, b) = found.rows[turned], found.pairs[turned].T
+        where, others = found.rows, found.pairs.sum(axis=1) - classes
+        together = np.logaddexp(logits[where, classes], logits[where, others])
         answers = logits.copy()
-        answers[where, a], answers[where, b] = logits[where, b], logits[where, a]
+        answers[where, classes] = together - np.log1p(np.exp(-LEAN))
+        answers[where, others] = together - np.log1p(np.exp(LEAN))
         return Told(answers, found, classes)
 
     def coin(self, account: str, cell: int, first: int, second: int) -> bool:
