@@ -202,6 +202,7 @@ def ways_of(labels: np.ndarray, teacher: torch.Tensor, told: torch.Tensor) -> di
         "bar/alone, smoothed": of_labels(labels, SMOOTHING),
         "bar/top-1": of_labels(named),
         "bar/top-1, smoothed": of_labels(named, SMOOTHING),
+        "bar/top-1, smoothed more": of_labels(named, 3 * SMOOTHING),
         "thief/levels as targets": of_levels(told),
         "thief/levels as weights": by_weight(told),
     }
