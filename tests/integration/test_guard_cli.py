@@ -255,6 +255,34 @@ def test_the_example_of_magika_runs(tmp_path):
     assert "alice: it agrees" not in done.stdout
 
 
+def test_a_served_model_is_asked_about_inputs(upstream, quick_sdb, digits):
+    """As from recorded outputs."""
+    pytest.importorskip("httpx2")
+    place, url = upstream
+    images = digits.test.images[:300].astype(np.float32) / np.float32(255)
+    found = {}
+    for name, given in (("inputs", images), ("outputs", asked(url, images[:200]))):
+        labels = digits.test.labels[: len(given)]
+        np.savez(place / f"{name}.npz", **{name: given, "labels": labels})
+        more = ("--model", f"{url}/v2/models/digits") if name == "inputs" else ()
+        new = ("guard", "new", f"{name}.npz", "--out", f"{name}.guard", "--owner", "owner.json", *more)
+        done = quick_sdb(*new, cwd=place)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads((place / f"{name}.guard" / "guard.json").read_text())
+    assert found["inputs"]["examples"] == 300
+    assert found["inputs"]["gives"] == found["outputs"]["gives"] == "probabilities"
+    right = asked(url, images[:256]).argmax(axis=1), asked(url, images[256:]).argmax(axis=1)
+    accuracy = (np.concatenate(right) == digits.test.labels[:300]).mean()
+    assert found["inputs"]["measured"]["teacher_accuracy"] == pytest.approx(accuracy)
+    np.savez(place / "wrong.npz", inputs=images[:, :, :4], labels=digits.test.labels[:300])
+    new = ("guard", "new", "wrong.npz", "--out", "wrong.guard", "--owner", "owner.json")
+    done = quick_sdb(*new, "--model", f"{url}/v2/models/digits", cwd=place)
+    assert done.returncode == 2
+    assert "400" in done.stderr
+    done = quick_sdb(*new, "--model", f"{url}/v2/models/digits", "--output", "scores", cwd=place)
+    assert "the model gives probabilities" in done.stderr
+
+
 def test_grpc_beside_http(guarded, upstream, sdb_command):
     grpc = pytest.importorskip("tritonclient.grpc")
     start, env = sdb_command

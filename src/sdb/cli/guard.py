@@ -35,7 +35,17 @@ def guard_new(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Where NPZ holds inputs: an ONNX file, or package.module:function."),
+        typer.Option(
+            metavar="MODEL",
+            help="Where NPZ holds inputs: http://HOST:PORT/v2/models/NAME, an ONNX file, or package.module:function.",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The output of a served model that has several.")
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="Environment variable with the token for a served model."),
     ] = None,
     levels: Annotated[int, typer.Option(help="Levels of confidence that everyone is told, at most.")] = 2,
     bits: Annotated[float, typer.Option(help="What an answer may say beyond its class, on average.")] = 1.2,
@@ -54,6 +64,8 @@ def guard_new(
         owner_file=owner_file,
         partners=partner or (),
         model=model,
+        output=output,
+        token_env=token_env,
         levels=levels,
         bits=bits,
         tie_budget=tie_budget,

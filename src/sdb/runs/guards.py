@@ -25,6 +25,8 @@ def new_guard(
     owner_file: Path,
     partners: Sequence[str],
     model: str | None,
+    output: str | None,
+    token_env: str | None,
     levels: int,
     bits: float,
     tie_budget: float,
@@ -38,14 +40,16 @@ def new_guard(
     """
     owner, arrays = Owner.load(owner_file), read_calibration(calibration)
     if OUTPUTS not in arrays and model is None:
-        raise ConfigError(f"{calibration}: holds inputs; give --model FILE.onnx or package.module:function to ask")
+        raise ConfigError(
+            f"{calibration}: holds inputs; give --model FILE.onnx, URL or package.module:function to ask"
+        )
     given: Any = arrays.get(OUTPUTS)
     if given is None:
         columns = {name[len(INPUTS) + 1 :]: each for name, each in arrays.items() if name.startswith(f"{INPUTS}.")}
         given = columns or arrays[INPUTS]
     names = arrays.get(NAMES)
     made = guard(
-        None if model is None else _model(model),
+        None if model is None else _model(model, output, token_env),
         (given, arrays[LABELS]),
         owner=owner,
         partners=partners,
@@ -60,7 +64,11 @@ def new_guard(
     return made
 
 
-def _model(text: str) -> Any:
+def _model(text: str, output: str | None, token_env: str | None) -> Any:
+    if text.startswith(("http://", "https://")):
+        from sdb.runs.asked_model import asked_model
+
+        return asked_model(text, output, token_env)
     if ":" not in text or Path(text).exists():
         return Path(text)
     module, _, name = text.partition(":")

@@ -1,0 +1,76 @@
+"""A model of another server as a function, for the calibration of a guard: whatever inputs it takes, one output."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sdb.config.address import Address
+from sdb.errors import ConfigError, RemoteError
+from sdb.remote.wire import Wire
+from sdb.runtime import json_text
+from sdb.service.messages import NUMBERS, read_reply
+from sdb.service.protocol import HEADER
+
+LIMIT = 2**26  # bytes of an answer
+# The protocol's name of a numpy type, without its byte order.
+NAMES = {np.dtype(form).str[1:]: name for name, form in NUMBERS.items()}
+
+
+def asked_model(url: str, output: str | None, token_env: str | None) -> Callable[..., np.ndarray]:
+    """A function from inputs to outputs float (N, C): one array, or arrays by the names of the model's inputs.
+
+    Args:
+        url: http://HOST:PORT/v2/models/NAME.
+        output: which of the model's outputs; None where it has one.
+        token_env: environment variable with that server's token.
+
+    Raises:
+        ConfigError: the URL names no model, the output is none of its own, or has to be said.
+        RemoteError: it is not reached, or does not describe itself.
+    """
+    wire = Wire(Address.parse(url), None if token_env is None else os.environ.get(token_env), 60.0)
+    _, data = wire.ask("GET", "", None, {"Accept": "application/json"}, LIMIT)
+    try:
+        found = json.loads(data)
+        first = str(found["inputs"][0]["name"])
+        names = [str(each["name"]) for each in found["outputs"]]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise RemoteError(f"{url} does not describe itself as a model of the Open Inference Protocol v2") from None
+    if (output is None and len(names) != 1) or (output is not None and output not in names):
+        raise ConfigError(f"--output {output!r}: the model gives {', '.join(names)}; name one of them")
+    wanted = output or names[0]
+
+    def ask(*given: Any, **named: Any) -> np.ndarray:
+        columns = named or {first: given[0]}
+        tensors, parts = [], []
+        for name, values in columns.items():
+            kind, shape, raw = _tensor(np.asarray(values))
+            parameters = {"binary_data_size": len(raw)}
+            tensors.append({"name": name, "datatype": kind, "shape": shape, "parameters": parameters})
+            parts.append(raw)
+        outputs = [{"name": wanted, "parameters": {"binary_data": True}}]
+        text = json_text({"inputs": tensors, "outputs": outputs}).encode()
+        sent = {"Content-Type": "application/octet-stream", HEADER: str(len(text))}
+        headers, body = wire.ask("POST", "/infer", text + b"".join(parts), sent, LIMIT)
+        try:
+            return read_reply(body, headers.get(HEADER), wanted).outputs
+        except ValueError as error:
+            raise RemoteError(f"{url} answered with something else than the protocol says ({error})") from None
+
+    return ask
+
+
+def _tensor(values: np.ndarray) -> tuple[str, list[int], bytes]:
+    """Datatype, shape and bytes of an input."""
+    if values.dtype.kind in "OUS":
+        words = [each.encode() if isinstance(each, str) else bytes(each) for each in values.ravel().tolist()]
+        return "BYTES", list(values.shape), b"".join(len(word).to_bytes(4, "little") + word for word in words)
+    form = values.dtype.newbyteorder("<")
+    if (name := NAMES.get(form.str[1:])) is None:
+        raise ConfigError(f"inputs of {values.dtype}: the protocol has no such type")
+    return name, list(values.shape), np.ascontiguousarray(values, form).tobytes()
