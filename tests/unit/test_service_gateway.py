@@ -19,7 +19,7 @@ import sdb
 from sdb.answers.entries import Terms
 from sdb.answers.ledger import Ledger
 from sdb.config.address import Address
-from sdb.errors import ConfigError, KeyFileError
+from sdb.errors import ConfigError, KeyFileError, RemoteError
 from sdb.keys import Owner
 from sdb.keys.sealing import public_of
 from sdb.service.gateway import Served, build_gateway
@@ -62,8 +62,9 @@ class Behind:
         elif scope["path"].endswith("/ready"):
             status = 503 if self.mode == "down" else 200
         else:
+            inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
             outputs = [{"name": name, "datatype": "FP32", "shape": [-1, CLASSES]} for name in ("scores", "hidden")]
-            content = json.dumps({"name": "texts", "secret": 1, "inputs": [], "outputs": outputs}).encode()
+            content = json.dumps({"name": "texts", "secret": 1, "inputs": inputs, "outputs": outputs}).encode()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -403,3 +404,21 @@ def test_a_request_without_a_dimension_of_examples_is_one():
     body = json.dumps({"inputs": [tensor | {"data": [1, "a"]}]}).encode()
     with pytest.raises(Refusal, match="are not what its shape"):
         read_question(body, None, "scores", batched=False, most=9)[np.array([0])]
+
+
+def test_a_served_model_as_a_function(behind):
+    """What the calibration of a guard asks."""
+    pytest.importorskip("httpx2")
+    from sdb.remote.any_model import asked_model
+
+    url = f"http://127.0.0.1:{behind.port}/v2/models/texts"
+    ask = asked_model(url, "scores", None)
+    for given in (np.array(["a", "b"]), np.array([[1], [2]]), np.array([True, False])):
+        assert (ask(text=given) == examples()[0][:2]).all()
+    with pytest.raises(ConfigError, match="no such type"):
+        ask(text=np.array([1j]))
+    with pytest.raises(ConfigError, match="gives scores, hidden; name one"):
+        asked_model(url, None, None)
+    behind.mode = "output"
+    with pytest.raises(RemoteError, match="did not answer with scores"):
+        ask(text=np.array(["a"]))

@@ -18,6 +18,8 @@ REQUEST_IMAGES, REQUEST_BYTES = 128, 4 * 2**20
 METADATA_LIMIT = 2**20  # bytes
 HEADER = "Inference-Header-Content-Length"
 SOFT, LABELS = ("logits", "probabilities"), "labels"
+# Of outputs that are read, in the protocol's words and numpy's.
+TYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,20 @@ class Client:
 
 def _tensor(body: bytes, json_size: str | None, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One output of an answer, float32, labels int64; errors of many kinds for one that is not as it should be."""
-    datatype, kind = ("INT64", "<i8") if name == LABELS else ("FP32", "<f4")
+    values = read_output(body, json_size, name)
+    if values.dtype != (np.int64 if name == LABELS else np.float32) or values.shape != shape:
+        raise ValueError("another type or shape")
+    return values
+
+
+def read_output(body: bytes, json_size: str | None, name: str) -> np.ndarray:
+    """One output of an answer; errors of many kinds for one that is not as it should be.
+
+    Args:
+        body: of the answer.
+        json_size: value of `Inference-Header-Content-Length`, None where it was not sent.
+        name: of the output.
+    """
     size = len(body) if json_size is None else int(json_size)
     if not 0 <= size <= len(body):
         raise ValueError("the JSON ends after the body")
@@ -173,11 +188,10 @@ def _tensor(body: bytes, json_size: str | None, name: str, shape: tuple[int, ...
     for output in json.loads(body[:size])["outputs"]:
         own = output.get("parameters", {}).get("binary_data_size")
         if output["name"] == name:
-            if output["datatype"] != datatype or tuple(output["shape"]) != shape:
-                raise ValueError("another type or shape")
+            kind = TYPES[output["datatype"]]
             if own is None:
-                return np.array(output["data"], dtype=kind).reshape(shape)
+                return np.array(output["data"], dtype=kind).astype(kind[1:]).reshape(output["shape"])
             data = body[begin : begin + int(own)]
-            return np.frombuffer(data, dtype=kind).astype(kind[1:]).reshape(shape)
+            return np.frombuffer(data, dtype=kind).astype(kind[1:]).reshape(output["shape"])
         begin += int(own or 0)
     raise KeyError(name)

@@ -66,7 +66,7 @@ def new_guard(
 
 def _model(text: str, output: str | None, token_env: str | None) -> Any:
     if text.startswith(("http://", "https://")):
-        from sdb.runs.asked_model import asked_model
+        from sdb.remote.any_model import asked_model
 
         return asked_model(text, output, token_env)
     if ":" not in text or Path(text).exists():

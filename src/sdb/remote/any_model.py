@@ -11,14 +11,12 @@ import numpy as np
 
 from sdb.config.address import Address
 from sdb.errors import ConfigError, RemoteError
+from sdb.remote.protocol import HEADER, read_output
 from sdb.remote.wire import Wire
 from sdb.runtime import json_text
-from sdb.service.messages import NUMBERS, read_reply
-from sdb.service.protocol import HEADER
 
 LIMIT = 2**26  # bytes of an answer
-# The protocol's name of a numpy type, without its byte order.
-NAMES = {np.dtype(form).str[1:]: name for name, form in NUMBERS.items()}
+KINDS = {"f": "FP", "i": "INT", "u": "UINT"}
 
 
 def asked_model(url: str, output: str | None, token_env: str | None) -> Callable[..., np.ndarray]:
@@ -58,9 +56,9 @@ def asked_model(url: str, output: str | None, token_env: str | None) -> Callable
         sent = {"Content-Type": "application/octet-stream", HEADER: str(len(text))}
         headers, body = wire.ask("POST", "/infer", text + b"".join(parts), sent, LIMIT)
         try:
-            return read_reply(body, headers.get(HEADER), wanted).outputs
-        except ValueError as error:
-            raise RemoteError(f"{url} answered with something else than the protocol says ({error})") from None
+            return read_output(body, headers.get(HEADER), wanted)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise RemoteError(f"{url} did not answer with {wanted} as the protocol has it") from None
 
     return ask
 
@@ -70,7 +68,8 @@ def _tensor(values: np.ndarray) -> tuple[str, list[int], bytes]:
     if values.dtype.kind in "OUS":
         words = [each.encode() if isinstance(each, str) else bytes(each) for each in values.ravel().tolist()]
         return "BYTES", list(values.shape), b"".join(len(word).to_bytes(4, "little") + word for word in words)
-    form = values.dtype.newbyteorder("<")
-    if (name := NAMES.get(form.str[1:])) is None:
+    if values.dtype.kind not in "fiub":
         raise ConfigError(f"inputs of {values.dtype}: the protocol has no such type")
+    form = values.dtype.newbyteorder("<")
+    name = "BOOL" if form.kind == "b" else f"{KINDS[form.kind]}{8 * form.itemsize}"
     return name, list(values.shape), np.ascontiguousarray(values, form).tobytes()
