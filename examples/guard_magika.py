@@ -26,7 +26,7 @@ from torch import nn
 
 import sdb
 from sdb.answers.entries import Terms
-from sdb.answers.guard import log_shares
+from sdb.answers.guard import logits_of
 from sdb.answers.ledger import Ledger
 from sdb.answers.teller import Teller
 from sdb.keys.sealing import public_of
@@ -129,9 +129,9 @@ def main() -> int:
         Ledger.create(Path(folder) / "ledger.db", terms).close()
         ledger = Ledger(Path(folder) / "ledger.db", writing=True)
         teller, pool, rest = Teller(ties, ledger, guard.rows), slice(third, 2 * third), slice(2 * third, None)
-        logs = log_shares(own[pool], "probabilities")
+        logits = logits_of(own[pool], "probabilities")
         told = {
-            name: guard.told(teller.answers(name, inputs[pool], logs, keyless=True), own.dtype)
+            name: guard.told(teller.answers(name, inputs[pool], logits, keyless=True), own.dtype)
             for name in ("mallory", "alice")
         }
         ledger.close()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import sdb
 from sdb.answers.compact import CompactRows
 from sdb.answers.entries import query_bytes, query_of
-from sdb.answers.guard import Guard, as_outputs, kind_of, log_shares
+from sdb.answers.guard import Guard, as_outputs, kind_of, logits_of
 from sdb.answers.levels import fit
 from sdb.answers.rows import as_mask, honest_logits
+from sdb.answers.ties import log_probabilities
 from sdb.box.signing import SigningKey, sign_box, verify_box
 from sdb.errors import CheckpointError, ConfigError, DataError, KeyFileError, ModelError, RunExistsError
 from sdb.keys import Key, Owner
@@ -102,7 +103,7 @@ def test_logits_are_answered_by_logits(owner):
 
 def test_decoys_are_the_owner_s_secret(made, owner):
     shares, _ = examples()
-    logs = log_shares(shares, "probabilities")
+    logs = log_probabilities(logits_of(shares, "probabilities"))
     assert (decoys_of(owner, made.info.id, np.exp(logs), 2) == made.rows.decoys).all()
     assert (decoys_of(Owner.generate(), made.info.id, np.exp(logs), 2) != made.rows.decoys).any()
 

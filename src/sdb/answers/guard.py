@@ -132,15 +132,6 @@ class Guard:
         if kind != self.info.gives and (self.info.gives == "probabilities" or (kind and len(outputs) > 1)):
             raise ModelError(f"the model gave {kind or 'scores that do not sum to 1'}, not {self.info.gives}")
 
-    def logs(self, outputs: np.ndarray) -> np.ndarray:
-        """Natural logarithms float64 (N, C) of the probabilities that outputs say.
-
-        Raises:
-            ModelError: the outputs are not what the guard was calibrated with.
-        """
-        self.check(outputs)
-        return log_shares(outputs, self.info.gives)
-
     def told(self, logs: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Log-probabilities (N, C) as the model's kind of outputs."""
         if self.info.gives == "logits":
@@ -334,10 +325,7 @@ def kind_of(outputs: np.ndarray) -> Gives | None:
     return "probabilities" if (np.abs(sums - 1) <= SUM_SLACK).all() else None
 
 
-def log_shares(outputs: np.ndarray, gives: Gives) -> np.ndarray:
-    """Natural logarithms float64 (N, C) of probabilities, from either kind of outputs."""
+def logits_of(outputs: np.ndarray, gives: Gives) -> np.ndarray:
+    """Logits float64 (N, C) of either kind of outputs."""
     values = outputs.astype(np.float64)
-    if gives == "probabilities":
-        values = np.log(values.clip(SMALLEST))
-    values = values - values.max(axis=1, keepdims=True)
-    return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return values if gives == "logits" else np.log(values.clip(SMALLEST))

@@ -10,35 +10,40 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sdb.answers.guard import Guard
+from sdb.answers.guard import Guard, logits_of
 from sdb.answers.teller import Teller
 from sdb.answers.ties import NOBODY
-from sdb.errors import ConfigError, KeyFileError, MissingExtraError, ModelError
+from sdb.errors import MissingExtraError, ModelError
 from sdb.service.limits import Refusal, RequestLimits
 from sdb.service.messages import Question, read_question, read_reply
 from sdb.service.protocol import EXTENSIONS, HEADER
+from sdb.service.ties import check_ties
 
 try:
     from fastapi import FastAPI, Request
-    from fastapi.responses import Response, StreamingResponse
+    from fastapi.responses import Response
 
     from sdb.service.app import DirectRoute, as_json
+    from sdb.service.asking import admit, identified
     from sdb.service.bodies import Intake, compress, decompress
     from sdb.service.guard import Guard as Middleware
     from sdb.service.guard import add_error_handlers
     from sdb.service.metrics import Metrics
     from sdb.service.origins import known_names
     from sdb.service.upstream import CHUNK, PASSED, Upstream
-    from sdb.service.watch.tokens import ANONYMOUS, TokenExpiredError
+    from sdb.service.watch.tokens import ANONYMOUS
 except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "guard", "guarding a server") from error
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from sdb.answers.ledger import Ledger
     from sdb.answers.ties import Ties
     from sdb.service.watch import Principal, Watch
@@ -107,14 +112,8 @@ def build_gateway(
         ConfigError: ties without a watch, or of another guard.
         KeyFileError: a ledger of other ties.
     """
-    if ties is not None and watch is None:
-        raise ConfigError("--ties without --tokens FILE: nobody could say whose answers they are")
-    if ties is not None and ties.box_id != guard.info.id:
-        raise ConfigError(
-            f"--ties: of {ties.box_id[:8]}, not of guard {guard.info.id[:8]}: sdb ledger new makes them"
-        )
-    if ties is not None and ledger is not None and ledger.terms.ties_id != ties.id:
-        raise KeyFileError(f"{ledger.path}: is of other ties than --ties: make one with sdb ledger new")
+    if ties is not None:
+        check_ties(ties, guard.info.id, watch, ledger, "guard")
     gateway = Gateway(guard, upstream, served, watch, limits or RequestLimits(), ties, ledger)
     names = None if allowed_hosts is None else known_names(allowed_hosts)
 
@@ -165,29 +164,13 @@ class Gateway:
         self.metrics = Metrics(lambda: 0, watch.metrics if watch else None)
 
     def asker(self, authorization: str) -> Principal:
-        """Who sent a request with this header; unknown and wrong tokens are nobody's, like none.
-
-        Raises:
-            Refusal: 401, the token has expired.
-        """
-        if self.watch is None:
-            return ANONYMOUS
-        scheme, _, token = authorization.partition(" ")
-        try:
-            return self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
-        except TokenExpiredError as error:
-            raise Refusal(401, str(error), reason="expired") from None
+        """Who sent a request with this header, see `identified`."""
+        return ANONYMOUS if self.watch is None else identified(self.watch, authorization)
 
     def admit(self, principal: Principal, examples: int) -> None:
-        """Count what is asked.
-
-        Raises:
-            Refusal: 429, it is more than this principal may.
-        """
+        """Count what is asked, see `admit`."""
         if self.watch is not None:
-            admission = self.watch.admit(principal, examples)
-            if not admission.allowed:
-                raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")
+            admit(self.watch, principal, examples)
 
     def is_partner(self, principal: Principal) -> bool:
         """Whether a principal gets the model's own answers."""
@@ -208,8 +191,9 @@ class Gateway:
         kind = "labels" if principal.answers == "labels" else "levels"
         if not self.tellers:
             return self.guard.answer_by(self.rows[kind], given).reshape(outputs.shape)
-        logs = self.guard.logs(given)
-        answers = self.tellers[kind].answers(principal.account or NOBODY, question, logs, keyless=True)
+        self.guard.check(given)
+        logits = logits_of(given, self.guard.info.gives)
+        answers = self.tellers[kind].answers(principal.account or NOBODY, question, logits, keyless=True)
         return self.guard.told(answers, outputs.dtype).reshape(outputs.shape)
 
     async def infer(self, request: Request, path: str) -> Response:
@@ -228,7 +212,8 @@ class Gateway:
             body, question = await asyncio.to_thread(read, sent) if heavy else read(sent)
         self.admit(principal, question.rows)
         if partner:
-            return await self._passed(request, path, sent)
+            kept = {name: request.headers[name] for name in PASSED if name in request.headers}
+            return Passed(self.upstream, self.upstream.address.url + path, sent, kept)
         kept = {name: request.headers[name] for name in ("content-type", HEADER) if name in request.headers}
         headers, answered = await self.upstream.ask("POST", path, body, kept)
         try:
@@ -240,22 +225,6 @@ class Gateway:
         content, more = reply.write(self.served.output, outputs)
         content, encoded = compress(content, request.headers.get("accept-encoding", ""))
         return Response(content, headers=more | encoded)
-
-    async def _passed(self, request: Request, path: str, body: bytes) -> Response:
-        """A partner's request and its answer, as they are."""
-        sent = {name: request.headers[name] for name in PASSED if name in request.headers}
-        context = self.upstream.asked("POST", self.upstream.address.url + path, body, sent)
-        answer = await context.__aenter__()
-        kept = {name: answer.headers[name] for name in PASSED if name in answer.headers}
-
-        async def content() -> AsyncGenerator[bytes]:
-            try:
-                async for part in answer.content.iter_chunked(CHUNK):
-                    yield part
-            finally:
-                await context.__aexit__(None, None, None)
-
-        return StreamingResponse(content(), answer.status, kept)
 
     async def described(self) -> dict[str, Any]:
         """Metadata of the model: its own, with the one output that is given, and what the guard says of it."""
@@ -273,6 +242,23 @@ class Gateway:
         }
         kept = {name: found[name] for name in ("name", "versions", "platform", "inputs") if name in found}
         return kept | {"outputs": tensors, "parameters": says}
+
+
+class Passed(Response):
+    """A partner's answer as the model gives it, from a request that is sent on as it came."""
+
+    def __init__(self, upstream: Upstream, url: str, body: bytes, headers: dict[str, str]) -> None:
+        self.background = None
+        self.ask = partial(upstream.asked, "POST", url, body, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask, and pass on what arrives; the connection is free again however this ends."""
+        async with self.ask() as answer:
+            kept = [(name.encode(), answer.headers[name].encode()) for name in PASSED if name in answer.headers]
+            await send({"type": "http.response.start", "status": answer.status, "headers": kept})
+            async for part in answer.content.iter_chunked(CHUNK):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
 
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:

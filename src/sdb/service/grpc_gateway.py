@@ -7,7 +7,7 @@ Of the service's methods those are answered that ask a model; the others do not 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class GrpcGateway:
     address: str
     timeout: float
     on_ready: Callable[[int], None] = lambda port: None
-    _open: list[Any] = field(default_factory=list)
+    _server: Any = None
 
     async def start(self) -> None:
         """Listen.
@@ -101,13 +101,12 @@ class GrpcGateway:
         except RuntimeError:
             raise ConfigError(f"cannot listen on {self.address} for gRPC: choose another --grpc-port") from None
         await server.start()
-        self._open = [server]
+        self._server = server
         self.on_ready(port)
 
     async def stop(self) -> None:
         """Answer what was accepted, and close."""
-        for server in self._open:
-            await server.stop(self.timeout)
+        await self._server.stop(self.timeout)
         await self._channel.close()
 
     def _told(self, method: Method) -> Method:

@@ -16,8 +16,8 @@ import numpy as np
 
 from sdb.answers.entries import Query
 from sdb.runtime import json_text
-from sdb.service.limits import MAX_JSON, Refusal
-from sdb.service.protocol import HEADER, flag_of, objects_of, parameters_of, split_body
+from sdb.service.limits import Refusal
+from sdb.service.protocol import HEADER, flag_of, objects_of, parameters_of, request_of, split_body
 from sdb.service.tensors import write_tensor
 
 # The protocol's types of numbers as numpy's, little-endian.
@@ -72,15 +72,7 @@ def read_question(body: bytes, json_size: str | None, output: str | None, *, bat
     Raises:
         Refusal: 400 or 413, saying what is wrong.
     """
-    text, binary = split_body(body, json_size)
-    if len(text) > MAX_JSON:
-        raise Refusal(413, "more than 16 MiB of JSON: send binary tensors")
-    try:
-        request = json.loads(text)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "the body is not JSON, or Inference-Header-Content-Length is wrong") from None
-    if not isinstance(request, dict):
-        raise Refusal(400, "the body must be a JSON object with a list of inputs")
+    request, binary = request_of(body, json_size)
     parameters_of(request)
     tensors, places, begin = objects_of(request, "inputs"), list[int | None](), 0
     for tensor in tensors:

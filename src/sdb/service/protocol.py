@@ -56,15 +56,7 @@ def read_request(
     Raises:
         Refusal: 400 or 413, saying what is wrong.
     """
-    text, binary = split_body(body, json_size)
-    if len(text) > MAX_JSON:
-        raise Refusal(413, "more than 16 MiB of JSON: send binary tensors")
-    try:
-        request = json.loads(text)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "the body is not JSON, or Inference-Header-Content-Length is wrong") from None
-    if not isinstance(request, dict):
-        raise Refusal(400, "the body must be a JSON object with a list of inputs")
+    request, binary = request_of(body, json_size)
     inputs = objects_of(request, "inputs")
     if len(inputs) != 1 or inputs[0].get("name") != INPUT:
         raise Refusal(400, f"expected one input, named {INPUT!r}")
@@ -112,6 +104,24 @@ def write_response(
     if not binary:
         return text, {"content-type": "application/json"}
     return text + binary, {"content-type": "application/octet-stream", HEADER: str(len(text))}
+
+
+def request_of(body: bytes, json_size: str | None) -> tuple[dict[str, Any], memoryview]:
+    """The JSON object of a request's body, and the tensors' bytes behind it.
+
+    Raises:
+        Refusal: 400 or 413, saying what is wrong.
+    """
+    text, binary = split_body(body, json_size)
+    if len(text) > MAX_JSON:
+        raise Refusal(413, "more than 16 MiB of JSON: send binary tensors")
+    try:
+        request = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "the body is not JSON, or Inference-Header-Content-Length is wrong") from None
+    if not isinstance(request, dict):
+        raise Refusal(400, "the body must be a JSON object with a list of inputs")
+    return request, binary
 
 
 def split_body(body: bytes, json_size: str | None) -> tuple[bytes, memoryview]:

@@ -13,12 +13,12 @@ from fastapi import Request
 
 from sdb.answers.teller import Teller
 from sdb.service.answers import check_answers
+from sdb.service.asking import admit, identified
 from sdb.service.batching import Batcher
 from sdb.service.bodies import Intake, decompress
 from sdb.service.limits import MAX_READING, Refusal, RequestLimits
 from sdb.service.metrics import Metrics
 from sdb.service.model import KEYLESS, Model
-from sdb.service.watch.tokens import TokenExpiredError
 
 if TYPE_CHECKING:
     from sdb.service.watch import Principal, Watch
@@ -63,11 +63,7 @@ class Service:
         """
         if self.watch is None:
             return Asker(None, KEYLESS, self.answers)
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        try:
-            principal = self.watch.identify(token.strip() if scheme.lower() == "bearer" and token else None)
-        except TokenExpiredError as error:
-            raise Refusal(401, str(error), reason="expired") from None
+        principal = identified(self.watch, request.headers.get("authorization", ""))
         variant = principal.partner if principal.partner in self.model.variants else KEYLESS
         return Asker(principal, variant, principal.answers or self.answers)
 
@@ -106,9 +102,7 @@ class Service:
         """
         self.batcher.check_room(len(images))  # before the watch counts them
         if self.watch is not None and asker.principal is not None:
-            admission = self.watch.admit(asker.principal, len(images))
-            if not admission.allowed:
-                raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")
+            admit(self.watch, asker.principal, len(images))
         logits = await self.batcher.submit(asker.variant, images)
         if not np.isfinite(logits).all():
             raise ArithmeticError("the model gave logits that are not finite")

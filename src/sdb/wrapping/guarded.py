@@ -16,9 +16,9 @@ import numpy as np
 
 from sdb.answers.compact import CompactRows
 from sdb.answers.decoys import decoy_map, unlike
-from sdb.answers.guard import Guard, GuardInfo, as_outputs, kind_of, log_shares
+from sdb.answers.guard import Guard, GuardInfo, as_outputs, kind_of, logits_of
 from sdb.answers.levels import FOLDS, Steps, find
-from sdb.answers.ties import BUDGET, fit_tau
+from sdb.answers.ties import BUDGET, fit_tau, log_probabilities
 from sdb.errors import ConfigError, DataError, MissingExtraError, ModelError
 from sdb.keys import Key, Owner, derive
 
@@ -223,7 +223,7 @@ def _checked(outputs: np.ndarray, labels: Any) -> tuple[np.ndarray, np.ndarray, 
         raise DataError(f"labels: {given.dtype} {given.shape}; give {len(outputs)} whole numbers, one per example")
     if given.min() < 0 or given.max() >= outputs.shape[1]:
         raise DataError(f"labels: {given.min()} to {given.max()}; classes are 0 to {outputs.shape[1] - 1}")
-    return log_shares(outputs, gives), given.astype(np.int64), gives
+    return log_probabilities(logits_of(outputs, gives)), given.astype(np.int64), gives
 
 
 def _rows(steps: Steps, decoys: np.ndarray) -> CompactRows:
