@@ -33,19 +33,25 @@ CLASSES, OUTPUT = 1000, "scores"
 WARM, CLIENTS = 30, 16
 
 
-async def behind(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """An ASGI application that answers as a model of the protocol would."""
-    body, more = [], scope["type"] == "http"
+async def received(scope: dict[str, Any], receive: Any) -> bytes:
+    """The body of a request; empty for what is none."""
+    parts, more = [], scope["type"] == "http"
     while more:
         message = await receive()
-        body.append(message.get("body", b""))
+        parts.append(message.get("body", b""))
         more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def behind(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An ASGI application that answers as a model of the protocol would."""
+    body = await received(scope, receive)
     if scope["type"] != "http":
         return
     headers, content = [], b"{}"
     if scope["path"].endswith("/infer"):
         size = int(dict(scope["headers"])[b"inference-header-content-length"])
-        request = json.loads(b"".join(body)[:size])
+        request = json.loads(body[:size])
         count = request["inputs"][0]["shape"][0]
         if "slow" in scope["path"]:
             await asyncio.sleep(0.02)
@@ -67,11 +73,7 @@ def plain_proxy(address: str) -> Any:
     sessions = []
 
     async def passed(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        body, more = [], scope["type"] == "http"
-        while more:
-            message = await receive()
-            body.append(message.get("body", b""))
-            more = message.get("more_body", False)
+        body = await received(scope, receive)
         if not sessions:
             sessions.append(aiohttp.ClientSession(auto_decompress=False))
         sent = {
@@ -79,9 +81,7 @@ def plain_proxy(address: str) -> Any:
             for name, value in scope["headers"]
             if name.startswith((b"inf", b"content-t"))
         }
-        async with sessions[0].request(
-            scope["method"], address + scope["path"], data=b"".join(body), headers=sent
-        ) as got:
+        async with sessions[0].request(scope["method"], address + scope["path"], data=body, headers=sent) as got:
             content = await got.read()
         size = got.headers.get("inference-header-content-length", "").encode()
         headers = [(b"inference-header-content-length", size)] if size else []

@@ -57,7 +57,7 @@ class GuardInfo:
             answered by rows that were found without it; and bits: what an answer says beyond its class.
         levels: of confidence, from the least sure.
         ties: what near ties would cost, see `sdb.answers.ties`; a margin of 0 where too few examples say.
-        model: name and version of the model, where they are known; answers of another version are refused.
+        model: its version, where it is known: answers of another are refused.
         id: random name of this guard.
     """
 

@@ -1,19 +1,14 @@
 """An audit's charts: protection against cost, thief against partner, and what a nearly right key opens."""
 
-import io
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sdb.report.charts import COLOURS as COLOURS
-from sdb.report.charts import inline_svg
+from sdb.report.charts import chart_style, drawn, plain_axes
 from sdb.report.claim import Unlock
 from sdb.report.intervals import Difference, points, points_and_half
 
@@ -58,30 +53,6 @@ def frontier(pairs: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in pairs) for a, b in pairs]
 
 
-def _svg(figure: Figure, name: str, words: str) -> str:
-    buffer = io.BytesIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing, facecolor="none")
-    return inline_svg(buffer.getvalue().decode(), name, words)
-
-
-def _style(name: str) -> AbstractContextManager[None]:
-    """Text stays text, and the same chart gets the same ids every time."""
-    return mpl.rc_context({"svg.hashsalt": f"sdb-{name}", "svg.fonttype": "none", "font.size": 9.5})
-
-
-def _plain(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
-    """The look of the other charts: no frame, pale lines, labels in the second ink."""
-    ink, line = COLOURS["--ink-2"], COLOURS["--line"]
-    axes.tick_params(length=0, labelcolor=ink, pad=5)
-    axes.grid(axis=grid, color=line, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.patch.set_visible(False)
-    axes.figure.patch.set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
 def _signed(value: float, _: int) -> str:
     return f"{value:+g}".replace("-", "\u2212") if value else "0"
 
@@ -96,7 +67,7 @@ def pareto_chart(standings: Sequence[Standing]) -> str:
         The chart as SVG for the page.
     """
     shown = [(row, 100 * row.cost.value, -100 * row.thief.value) for row in standings if row.thief]
-    with _style("pareto"):
+    with chart_style("pareto", 9.5):
         figure = Figure(figsize=(_WIDTH, 4.0))
         axes = figure.add_axes((0.115, 0.135, 0.865, 0.835))
         axes.axhline(0, color=COLOURS["--ink-2"], linewidth=1.0, dashes=(2, 2))
@@ -120,13 +91,13 @@ def pareto_chart(standings: Sequence[Standing]) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(_signed))
         axes.set_xlabel("users: points against the teacher", color=COLOURS["--ink-2"])
         axes.set_ylabel("best thief: points below the bar", color=COLOURS["--ink-2"])
-        _plain(axes, "both")
+        plain_axes(axes, figure, "both")
         ends = "; ".join(
             f"{row.title}: users {points(row.cost.value)}, best thief {points(row.thief.value)}"
             for row, _, _ in shown
             if row.thief
         )
-        return _svg(figure, "pareto", f"Scatter chart of cost against protection, in points. {ends}.")
+        return drawn(figure, "pareto", f"Scatter chart of cost against protection, in points. {ends}.")
 
 
 def _number(axes: Axes, shown: Sequence[tuple[Standing, float, float]]) -> None:
@@ -158,7 +129,7 @@ def partner_chart(standings: Sequence[Standing], teaches: Difference) -> str:
         standings: The defences; at least one.
         teaches: What the unprotected teacher's student gains over the bar.
     """
-    with _style("partner"):
+    with chart_style("partner", 9.5):
         height = 0.85 + 0.31 * len(standings)
         figure = Figure(figsize=(_WIDTH, height))
         axes = figure.add_axes((0.36, 0.55 / height, 0.62, 1 - 0.65 / height))
@@ -182,11 +153,11 @@ def partner_chart(standings: Sequence[Standing], teaches: Difference) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_signed))
         axes.set_xlabel("student against one trained alone, points", color=COLOURS["--ink-2"])
-        _plain(axes, "x")
+        plain_axes(axes, figure, "x")
         ends = "; ".join(
             f"{row.title}: thief {_told(row.thief)}, partner {_told(row.partner)}" for row in standings
         )
-        return _svg(
+        return drawn(
             figure, "partner", f"Chart of best thief and partner per defence, in points against the bar. {ends}."
         )
 
@@ -207,7 +178,7 @@ def unlock_chart(rows: Sequence[Unlock]) -> str:
     Args:
         rows: Keys; those without a similarity are drawn as level lines. At least one has one.
     """
-    with _style("unlock"):
+    with chart_style("unlock", 9.5):
         figure = Figure(figsize=(_WIDTH, 2.9))
         axes = figure.add_axes((0.1, 0.165, 0.88, 0.8))
         for row in rows:
@@ -229,6 +200,6 @@ def unlock_chart(rows: Sequence[Unlock]) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
         axes.set_xlabel("similarity to the true key (1 is the key itself)", color=COLOURS["--ink-2"])
         axes.set_ylabel("nats", color=COLOURS["--ink-2"])
-        _plain(axes, "y")
+        plain_axes(axes, figure, "y")
         ends = "; ".join(f"{row.label}: {row.distance:.2f}" for row in rows[:12])
-        return _svg(figure, "unlock", f"Scatter chart of distance from the teacher, in nats. {ends}.")
+        return drawn(figure, "unlock", f"Scatter chart of distance from the teacher, in nats. {ends}.")

@@ -4,9 +4,12 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -97,9 +100,8 @@ def curve_chart(name: str, title: str, curves: Sequence[Curve]) -> CurveChart:
     """
     floor = floor_of(curves)
     legend: list[LegendEntry] = []
-    with mpl.rc_context({"svg.hashsalt": f"sdb-{name}", "svg.fonttype": "none", "font.size": 10}):
+    with chart_style(name):
         figure = Figure(figsize=(5.2, 2.9))
-        canvas = FigureCanvasSVG(figure)
         axes = figure.add_axes((0.1, 0.165, 0.885, 0.8))
         for curve in curves:
             variable, dashes = STYLES.get(curve.id, FALLBACK)
@@ -130,15 +132,37 @@ def curve_chart(name: str, title: str, curves: Sequence[Curve]) -> CurveChart:
         for side, spine in axes.spines.items():
             spine.set_visible(side == "bottom")
             spine.set_color(COLOURS["--line"])
-        buffer = io.BytesIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        canvas.print_figure(buffer, format="svg", metadata=nothing, facecolor="none")
+        drawing = drawn(figure, name, describe(title, legend))
     epochs = sorted({epoch for curve in curves for epoch in curve.epochs})
     columns = [dict(zip(curve.epochs, curve.accuracy, strict=True)) for curve in curves]
     table = [(epoch, [column.get(epoch) for column in columns]) for epoch in epochs]
     cut = any(value < floor for curve in curves for value in curve.accuracy)
-    drawing = inline_svg(buffer.getvalue().decode(), name, describe(title, legend))
     return CurveChart(name, title, drawing, floor, cut, legend, table)
+
+
+def chart_style(name: str, size: float = 10) -> AbstractContextManager[None]:
+    """Text stays text, of so many points, and the same chart gets the same ids every time."""
+    return mpl.rc_context({"svg.hashsalt": f"sdb-{name}", "svg.fonttype": "none", "font.size": size})
+
+
+def plain_axes(axes: Axes, figure: Figure, grid: Literal["both", "x", "y", ""]) -> None:
+    """No frame, labels in the second ink, pale lines along the axes that are named."""
+    axes.tick_params(length=0, labelcolor=COLOURS["--ink-2"], pad=5)
+    if grid:
+        axes.grid(axis=grid, color=COLOURS["--line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def drawn(figure: Figure, name: str, words: str) -> str:
+    """The figure as SVG to be inlined, with what it shows in words; see `chart_style` for what must be around it."""
+    buffer = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing, facecolor="none")
+    return inline_svg(buffer.getvalue().decode(), name, words)
 
 
 def describe(title: str, legend: Sequence[LegendEntry]) -> str:

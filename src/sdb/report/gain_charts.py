@@ -1,16 +1,12 @@
 """The demo's first figures, as SVG to be inlined: gains over the bar, and how honest confidences are."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sdb.report.charts import COLOURS, STYLES, inline_svg
+from sdb.report.charts import COLOURS, STYLES, chart_style, drawn, plain_axes
 from sdb.report.intervals import points_and_half
 from sdb.report.record import Confidence, Regime
 
@@ -35,7 +31,7 @@ def gain_chart(regime: Regime) -> str:
 def gains_chart(shown: Sequence[Bar]) -> str:
     """Points over the bar, with the 95 % interval over pairs; a bar for each way to learn."""
     rows = list(reversed(shown))
-    with _style("gains"):
+    with chart_style("gains"):
         figure = Figure(figsize=(7.2, 0.42 * len(rows) + 0.7))
         axes = figure.add_axes(
             (0.29, 0.55 / (0.42 * len(rows) + 0.7), 0.69, 0.92 - 0.5 / (0.42 * len(rows) + 0.7))
@@ -48,14 +44,14 @@ def gains_chart(shown: Sequence[Bar]) -> str:
         axes.axvline(0, color=COLOURS["--ink-2"], linewidth=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
         axes.set_xlabel("points over the bar", color=COLOURS["--ink-2"])
-        _plain(axes, figure, "x")
+        plain_axes(axes, figure, "x")
         words = "; ".join(f"{row.label}: {points_and_half(row.value, row.half)} points" for row in shown)
-        return _drawn(figure, "gains", f"Bar chart of what students gain over the bar. {words}.")
+        return drawn(figure, "gains", f"Bar chart of what students gain over the bar. {words}.")
 
 
 def reliability_chart(confidence: Confidence) -> str:
     """Accuracy against confidence, a point per bin, larger where more answers are; honest ones lie on the diagonal."""
-    with _style("reliability"):
+    with chart_style("reliability"):
         figure = Figure(figsize=(5.2, 3.2))
         axes = figure.add_axes((0.14, 0.15, 0.83, 0.82))
         axes.plot([0, 100], [0, 100], color=COLOURS["--line"], linewidth=1.2)
@@ -71,30 +67,9 @@ def reliability_chart(confidence: Confidence) -> str:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.set_xlabel("confidence", color=COLOURS["--ink-2"])
         axes.set_ylabel("right", color=COLOURS["--ink-2"])
-        _plain(axes, figure, "both")
+        plain_axes(axes, figure, "both")
         words = "; ".join(
             f"{model.label}: {100 * model.calibration_error:.1f} points off on average"
             for model in confidence.models
         )
-        return _drawn(figure, "reliability", f"Accuracy against confidence. {words}.")
-
-
-def _style(name: str):
-    return mpl.rc_context({"svg.hashsalt": f"sdb-{name}", "svg.fonttype": "none", "font.size": 10})
-
-
-def _plain(axes: Axes, figure: Figure, grid: str) -> None:
-    axes.tick_params(length=0, labelcolor=COLOURS["--ink-2"], pad=5)
-    axes.grid(axis=grid, color=COLOURS["--line"], linewidth=0.8)  # ty: ignore[invalid-argument-type]
-    axes.set_axisbelow(True)
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _drawn(figure: Figure, name: str, words: str) -> str:
-    buffer = io.BytesIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing, facecolor="none")
-    return inline_svg(buffer.getvalue().decode(), name, words)
+        return drawn(figure, "reliability", f"Accuracy against confidence. {words}.")

@@ -1,19 +1,16 @@
 """The page of a trace by ties: who agrees with whose coins, and what that is worth."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sdb.report.charts import COLOURS, inline_svg
+from sdb.report.charts import COLOURS, chart_style, drawn, plain_axes
 from sdb.report.template import Tone, pages_of, style
 from sdb.runtime import write_atomic
 
@@ -82,7 +79,7 @@ def agreement_chart(rows: Sequence[Row], threshold: float) -> str:
     In the band lies a model that is independent of the secret in 95 of 100 cases; at the tick an account is named.
     """
     shown, height = list(reversed(rows)), 0.42 * len(rows) + 0.75
-    with mpl.rc_context({"svg.hashsalt": "sdb-trace", "svg.fonttype": "none", "font.size": 10}):
+    with chart_style("trace"):
         figure = Figure(figsize=(7.2, height))
         axes = figure.add_axes((0.22, 0.58 / height, 0.75, 1 - 0.68 / height))
         for place, row in enumerate(shown):
@@ -101,14 +98,9 @@ def agreement_chart(rows: Sequence[Row], threshold: float) -> str:
         )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %" if value <= 100 else ""))
         axes.set_xlabel("coins that the suspect agrees with", color=COLOURS["--ink-2"])
-        axes.tick_params(length=0, labelcolor=COLOURS["--ink-2"], pad=5)
-        for part in (axes.patch, figure.patch, *axes.spines.values()):
-            part.set_visible(False)
-        buffer = io.BytesIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing, facecolor="none")
-    words = "; ".join(f"{row.name}: {row.hits} of {row.usable}" for row in rows)
-    return inline_svg(buffer.getvalue().decode(), "trace", f"Agreement with each account's coins. {words}.")
+        plain_axes(axes, figure, "")
+        words = "; ".join(f"{row.name}: {row.hits} of {row.usable}" for row in rows)
+        return drawn(figure, "trace", f"Agreement with each account's coins. {words}.")
 
 
 def _least(row: Row, threshold: float) -> int | None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from sdb.box.load import load_model
-from sdb.errors import MissingExtraError, ModelError
+from sdb.errors import ModelError
 from sdb.models.external import from_factory
+from sdb.models.onnx_file import open_onnx
 from sdb.remote import RemoteSuspect, token_from
 from sdb.tracing.ties import Suspect
 
@@ -40,16 +41,7 @@ def suspect_of(text: str, network: str | None, device: torch.device, token_env: 
 
 def _by_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The first input takes images, the first output gives logits (N, C) or classes (N,)."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "onnx", "asking an ONNX file") from None
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common base for its errors
-        raise ModelError(f"{path}: ONNX Runtime does not load it ({type(error).__name__})") from None
+    session = open_onnx(path)
     name, fixed = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
 
     def classes(images: np.ndarray) -> np.ndarray:

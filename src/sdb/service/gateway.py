@@ -248,7 +248,6 @@ class Passed(Response):
     """A partner's answer as the model gives it, from a request that is sent on as it came."""
 
     def __init__(self, upstream: Upstream, url: str, body: bytes, headers: dict[str, str]) -> None:
-        self.background = None
         self.ask = partial(upstream.asked, "POST", url, body, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

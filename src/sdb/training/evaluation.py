@@ -48,7 +48,11 @@ def honesty(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), equation 3, with 15 bins; Brier, 1950.
     """
     confidence, answer = logits.float().softmax(dim=1).max(dim=1)
-    correct = (answer == labels).float()
+    return honesty_of(confidence, (answer == labels).float(), bins)
+
+
+def honesty_of(confidence: Tensor, correct: Tensor, bins: int = 15) -> dict[str, float]:
+    """The same of confidences (N,), with 1 where an answer is right and 0 where not, of the same type (N,)."""
     return {
         "calibration_error": _error(confidence, correct, bins),
         "confidence": float(confidence.mean()),
@@ -109,7 +113,7 @@ def measured(models: Mapping[str, nn.Module | None], batches: Batches | LoaderBa
 def _error(confidence: Tensor, correct: Tensor, bins: int) -> float:
     """Sum over bins of |sum of correct - sum of confidence|, over the number of images."""
     place = (confidence * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins).index_add_(0, place, correct - confidence)
+    gaps = torch.zeros(bins, dtype=correct.dtype).index_add_(0, place, correct - confidence)
     return float(gaps.abs().sum() / len(confidence))
 
 

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sdb.answers.compact import CompactRows
 from sdb.answers.decoys import decoy_map, unlike
 from sdb.answers.guard import Guard, GuardInfo, as_outputs, kind_of, logits_of
 from sdb.answers.levels import FOLDS, Steps, find
 from sdb.answers.ties import BUDGET, fit_tau, log_probabilities
-from sdb.errors import ConfigError, DataError, MissingExtraError, ModelError
+from sdb.errors import ConfigError, DataError, ModelError
 from sdb.keys import Key, Owner, derive
+from sdb.models.onnx_file import open_onnx
+from sdb.training.evaluation import honesty_of
 
 LEVELS, BITS, DECOYS = 2, 1.2, 2
 MOST_CLASSES = 10_000
 BATCH = 256
-BINS = 15
 Model = Callable[..., Any]
 
 
@@ -153,8 +155,6 @@ def asked(model: Model, inputs: Any, class_names: tuple[str, ...] = ()) -> np.nd
 
 def _quietly(model: Model, batch: Any) -> Any:
     """Ask once; a module of torch in evaluation mode, without gradients."""
-    import torch
-
     if not isinstance(model, torch.nn.Module):
         return model(**batch) if isinstance(batch, Mapping) else model(batch)
 
@@ -234,12 +234,10 @@ def _cross_fitted(
     sure: np.ndarray, named: np.ndarray, labels: np.ndarray, classes: int, levels: int, bits: float
 ) -> np.ndarray:
     """Confidences (N,) from levels that were found without the example itself: what new inputs can expect."""
-    told = np.empty(len(sure))
-    for fold in range(FOLDS):
-        own = np.arange(len(sure)) % FOLDS == fold
-        if not own.any() or own.all():
-            own = np.ones(len(sure), dtype=bool)
-        rest = ~own if not own.all() else own
+    told, folds = np.empty(len(sure)), np.arange(len(sure)) % FOLDS
+    for fold in np.unique(folds):
+        own = folds == fold
+        rest = own if own.all() else ~own  # of a single example there is no other
         steps = find(sure[rest], named[rest], labels[rest], classes, levels=levels, bits=bits)
         level = (sure[own].astype(np.float32)[:, None] > steps.edges[named[own]]).sum(axis=1)
         told[own] = steps.told[named[own], level]
@@ -247,14 +245,10 @@ def _cross_fitted(
 
 
 def _honesty(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Accuracy, expected calibration error and Brier score of confidences, fractions; see `sdb.training.evaluation`."""
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(place, sure - right, minlength=BINS)
-    return {
-        "accuracy": float(right.mean()),
-        "calibration_error": float(np.abs(gaps).sum() / len(sure)),
-        "brier": float(((sure - right) ** 2).mean()),
-    }
+    """Accuracy, expected calibration error and Brier score of confidences, fractions."""
+    found = honesty_of(torch.from_numpy(sure), torch.from_numpy(right.astype(np.float64)))
+    kept = {name: found[name] for name in ("calibration_error", "brier")}
+    return {"accuracy": float(right.mean())} | kept
 
 
 def by_onnx(path: Path) -> Model:
@@ -264,16 +258,7 @@ def by_onnx(path: Path) -> Model:
         ModelError: missing, or ONNX Runtime does not load it.
         MissingExtraError: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "onnx", "asking an ONNX file") from None
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common base for its errors
-        raise ModelError(f"{path}: ONNX Runtime does not load it ({type(error).__name__})") from None
+    session = open_onnx(path)
     first = session.get_inputs()[0].name
 
     def answers(*inputs: Any, **named: Any) -> Any:
