@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from sdb.cli.serving import (
+    AllowedHost,
+    Budgets,
+    Host,
+    LedgerFile,
+    Port,
+    TiesFile,
+    Tokens,
+    WatchStore,
+    check_marks,
+    opened,
+)
 from sdb.cli.shell import Overwrite, print_json, say
 from sdb.errors import ConfigError, MissingExtraError
 
@@ -107,39 +119,24 @@ def guard_serve(
     single: Annotated[
         bool, typer.Option("--single", help="Inputs have no dimension of examples: a request is one example.")
     ] = False,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A name of this server, where a proxy on this machine passes it on."),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    allowed_host: AllowedHost = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Examples in one request.")] = 256,
     max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds for the model's whole answer.")] = 30.0,
-    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Who has a token: see sdb token.")] = None,
-    watch: Annotated[
-        str | None,
-        typer.Option(metavar="DB", help="Count and limit requests: an SQLite file, or redis://HOST/N."),
-    ] = None,
-    budgets: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON of budgets and rates, see docs/aisvs.md.")
-    ] = None,
-    ties: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Mark near ties by account: sdb ledger new makes it.")
-    ] = None,
-    ledger: Annotated[
-        Path | None, typer.Option(metavar="DB", help="Keep what accounts are told on ties: sdb ledger new.")
-    ] = None,
+    tokens: Tokens = None,
+    watch: WatchStore = None,
+    budgets: Budgets = None,
+    ties: TiesFile = None,
+    ledger: LedgerFile = None,
 ) -> None:
     """Answer for a model of another server, over the Open Inference Protocol v2.
 
     Everyone gets the class, an honest level of confidence and decoys; who holds a partner's token gets the model's own
     answers. Until Ctrl-C or SIGTERM.
     """
-    if (ties is None) != (ledger is None):
-        raise ConfigError(
-            "--ties and --ledger go together: what is told on ties and not kept can be traced by nobody"
-        )
+    check_marks(ties, ledger)
     if (upstream_grpc is None) != (grpc_port is None):
         raise ConfigError("--upstream-grpc and --grpc-port go together: gRPC is passed on as gRPC")
     if upstream_token_env is not None and not os.environ.get(upstream_token_env):
@@ -161,19 +158,6 @@ def guard_serve(
     behind = Upstream(address, timeout, max_body * 2**20, token)
     for line in described(behind, output):
         say(line)
-    watcher: Any = None
-    if watch is not None or tokens is not None:
-        from sdb.service.watch import LimitSet, Watch
-
-        watcher = Watch.open(watch, tokens=tokens, limits=None if budgets is None else LimitSet.load(budgets))
-    elif budgets is not None:
-        raise ConfigError("--budgets are the watch's: give --watch DB or --tokens FILE too")
-    coins = kept = None
-    if ties is not None and ledger is not None:
-        from sdb.answers.ledger import Ledger
-        from sdb.answers.ties import Ties
-
-        coins, kept = Ties.load(ties), Ledger(ledger, writing=True)
     limits, beside = RequestLimits(timeout=timeout), None
     if upstream_grpc is not None:
         from sdb.service.grpc_gateway import GrpcGateway
@@ -184,22 +168,17 @@ def guard_serve(
             said = f"guarding {model} by gRPC at {where}"
             return GrpcGateway(gateway, target, f"{where}:{grpc_port}", timeout, lambda at: say(f"{said}:{at}"))
 
-    try:
+    with opened(tokens=tokens, watch=watch, budgets=budgets, ties=ties, ledger=ledger) as known:
         app = build_gateway(
             loaded,
             behind,
             Served(model, output, not single, max_batch, max_body * 2**20),
-            watch=watcher,
+            watch=known.watch,
             limits=limits,
             allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
-            ties=coins,
-            ledger=kept,
+            ties=known.ties,
+            ledger=known.ledger,
             beside=beside,
         )
         advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"
         run(app, host, port, limits, lambda url: say(f"guarding {model} at {url} (stop: Ctrl-C){advice}"))
-    finally:
-        if kept is not None:
-            kept.close()
-        if watcher is not None:
-            watcher.close()
