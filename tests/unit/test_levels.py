@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from sdb.answers.levels import (
     FEWEST,
     GAIN,
+    PRIOR,
     SMALLEST,
     chances,
     clopper_pearson,
     cross_fitted,
     edges_of,
+    find,
     fit,
 )
 from sdb.answers.rows import as_mask, honest_logits
@@ -266,3 +268,13 @@ def test_an_image_s_own_label_does_not_show_in_its_cross_fitted_answer():
     after = cross_fitted(logits, changed, TEN, levels=2)
     assert torch.equal(before[7], after[7])
     assert not torch.equal(before, after)
+
+
+def test_a_few_images_do_not_tell_classes_apart():
+    """Both errors of ten answers are of one class: that may be luck, so a level counts for it as it usually does."""
+    names = np.repeat(np.arange(5), 2)
+    labels = np.where(names == 0, 5, names)
+    found = find(np.full(10, 0.9), names, labels, 6, levels=1)
+    common = (8 + PRIOR * 9 / 12) / (10 + PRIOR)
+    assert found.told[0, 0] == pytest.approx(PRIOR * common / (2 + PRIOR))
+    assert found.told[1:5, 0] == pytest.approx((2 + PRIOR * common) / (2 + PRIOR))

@@ -261,6 +261,8 @@ def _accuracy(count: Any, hits: Any, prior: float, strength: int = PRIOR) -> Any
 def _strength(count: np.ndarray, hits: np.ndarray, prior: float) -> int:
     """As how many images a level's accuracy counts for its classes: the likeliest, the less the more they differ.
 
+    `PRIOR` of them where the images do not show it (likelihood ratio): with ten images the likeliest is luck.
+
     Source: the beta-binomial likelihood of empirical Bayes; Skellam, Journal of the Royal Statistical Society B (1948).
     """
 
@@ -274,7 +276,8 @@ def _strength(count: np.ndarray, hits: np.ndarray, prior: float) -> int:
         classes = int(np.count_nonzero(count))
         return seen + classes * (math.lgamma(strength) - math.lgamma(right) - math.lgamma(wrong))
 
-    return max(STRENGTHS, key=likelihood)
+    best = max(STRENGTHS, key=likelihood)
+    return best if 2 * (likelihood(best) - likelihood(PRIOR)) > CLEAR else PRIOR
 
 
 def _level(rights: np.ndarray) -> Level:
