@@ -10,10 +10,10 @@ import pytest
 
 from sdb.errors import ConfigError
 from sdb.report.intervals import Difference
-from sdb.report.judgement import Judged, Judgement, at_stake, together
+from sdb.report.judgement import Judged, Judgement, at_stake, judge_honesty, together
 from sdb.report.page import render
 from sdb.report.record import read_record
-from sdb.report.verdict import dishonest, judge
+from sdb.report.verdict import judge
 
 E = Judgement
 make_record = runpy.run_path(str(Path(__file__).with_name("test_report.py")))["make_record"]
@@ -101,10 +101,17 @@ def test_a_partner_is_held_against_a_student_of_the_teacher(short, judgement):
 
 
 @pytest.mark.parametrize(
-    ("box", "teacher", "lies"), [(0.03, 0.01, True), (0.03, 0.025, False), (0.019, 0.0, False), (0.4, 0.01, True)]
+    ("box", "teacher", "found"),
+    [
+        (0.032, 0.01, E.BROKEN),
+        (0.03, 0.025, E.ESTABLISHED),
+        (0.019, 0.0, E.ESTABLISHED),
+        (0.4, 0.01, E.BROKEN),
+        (0.024, 0.01, E.NOT_SETTLED),
+    ],
 )
-def test_a_confidence_that_is_not_true_breaks_a_promise(box, teacher, lies):
-    assert dishonest(box, teacher) is lies
+def test_a_confidence_that_is_not_true_breaks_a_promise_unless_it_may_be_chance(box, teacher, found):
+    assert judge_honesty(box, teacher, 0.01).judgement is found
 
 
 def test_users_are_not_served_by_a_confidence_that_is_not_true():
@@ -112,6 +119,13 @@ def test_users_are_not_served_by_a_confidence_that_is_not_true():
     promise = verdict.promises[0]
     assert (promise.judged.judgement, promise.status) == (E.BROKEN, "Not honest")
     assert "40.0 points off on average, the teacher's 1.0" in promise.sentence
+
+
+def test_a_confidence_that_chance_can_explain_is_not_called_a_lie():
+    """On 500 images 2.4 points is what an honest box shows now and then."""
+    promise = verdict_of(error=0.024).promises[0]
+    assert (promise.judged.judgement, promise.status) == (E.NOT_SETTLED, "Perhaps not honest")
+    assert "may be chance" in promise.sentence
 
 
 def test_nothing_at_stake_comes_before_established_and_after_broken():

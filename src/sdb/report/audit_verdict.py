@@ -30,8 +30,8 @@ from sdb.report.judgement import (
     Judged,
     Judgement,
     at_stake,
-    dishonest,
     judge_excess,
+    judge_honesty,
     not_settled,
     together,
 )
@@ -134,6 +134,7 @@ class Promise:
         gap: Ours less theirs.
         judged: How it came out.
         calibration: Calibration errors of both; None where they were not measured.
+        honest: Whether confidence is what it says.
     """
 
     ours: tuple[float, float] | None
@@ -141,11 +142,12 @@ class Promise:
     gap: Difference | None
     judged: Judged
     calibration: tuple[float, float] | None = None
+    honest: Judged | None = None
 
     @property
     def lies(self) -> bool:
-        """Whether confidence is not what it says."""
-        return self.calibration is not None and dishonest(*self.calibration)
+        """Whether confidence is not what it says, beyond chance."""
+        return self.honest is not None and self.honest.judgement is Judgement.BROKEN
 
 
 @dataclass(frozen=True)
@@ -318,10 +320,10 @@ def _everyone(claim: Claim) -> Promise:
     )
     if box.calibration_error is None or references.calibration_error is None:
         return promise
-    promise = replace(promise, calibration=(fmean(box.calibration_error), fmean(references.calibration_error)))
-    return (
-        replace(promise, judged=replace(promise.judged, judgement=Judgement.BROKEN)) if promise.lies else promise
-    )
+    errors = fmean(box.calibration_error), fmean(references.calibration_error)
+    honest = judge_honesty(*errors, half_width(box.keyless, claim.data.test))
+    judged = together([promise.judged, honest])
+    return replace(promise, calibration=errors, honest=honest, judged=judged)
 
 
 def _partner(claim: Claim, found: Measured | None) -> Promise | None:

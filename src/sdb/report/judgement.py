@@ -119,6 +119,15 @@ def together(parts: Iterable[Judged]) -> Judged:
     return Judged(Judgement.NOT_SETTLED, tuple(reasons) or (NOT_MEASURED,), smallest)
 
 
-def dishonest(box: float, teacher: float) -> bool:
-    """Whether confidence is further off than `HONEST`, and by more than `NOTABLE` than the teacher's."""
-    return box > HONEST and box > teacher + NOTABLE
+def judge_honesty(error: float, teacher: float, half: float) -> Judged:
+    """Judge a calibration error: up to `HONEST` is honest, and so is one within `NOTABLE` of the teacher's.
+
+    Args:
+        error: The box's, a fraction.
+        teacher: The teacher's.
+        half: 95 % half-width of the box's accuracy: as far off may be who is right, on so few images, by chance.
+    """
+    over = error - max(HONEST, teacher + NOTABLE)
+    if over <= 0:
+        return Judged(Judgement.ESTABLISHED)
+    return Judged(Judgement.BROKEN) if over >= half else not_settled(TOO_SMALL)

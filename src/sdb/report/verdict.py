@@ -6,15 +6,15 @@ its numbers look like so far is said beside that.
 
 from dataclasses import dataclass, replace
 
-from sdb.report.intervals import Difference, difference, percent, points_and_half
+from sdb.report.intervals import Difference, difference, half_width, percent, points_and_half
 from sdb.report.judgement import (
     ACCURACY_BUDGET,
     NOTABLE,
     Judged,
     Judgement,
     at_stake,
-    dishonest,
     judge_excess,
+    judge_honesty,
     together,
 )
 from sdb.report.record import Confidence, Excess, GainRow, Record, Regime, RowId
@@ -203,10 +203,15 @@ def _served(record: Record, confidence: Confidence) -> Promise:
         f"{promise.sentence} Its confidence is {100 * box.calibration_error:.1f} points off on average, the teacher's "
         f"{100 * teacher.calibration_error:.1f}."
     )
-    if not dishonest(box.calibration_error, teacher.calibration_error):
+    half = half_width([promise.ours], record.data.test)
+    honest = judge_honesty(box.calibration_error, teacher.calibration_error, half)
+    judged = together([promise.judged, honest])
+    if honest.judgement is Judgement.ESTABLISHED:
         return replace(promise, sentence=said)
-    judged = Judged(Judgement.BROKEN, (), promise.judged.smallest)
-    return replace(promise, judged=judged, status="Not honest", sentence=f"{said} So it is not what it says.")
+    if honest.judgement is Judgement.BROKEN:
+        return replace(promise, judged=judged, status="Not honest", sentence=f"{said} So it is not what it says.")
+    said += " On so few images that may be chance."
+    return replace(promise, judged=judged, status="Perhaps not honest", sentence=said)
 
 
 def _denied(title: str, who: str, row: GainRow, worth: Difference, record: Record, regime: Regime) -> Promise:
