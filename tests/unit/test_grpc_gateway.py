@@ -1,7 +1,12 @@
 """The guard over gRPC, with tritonclient before it and a server of the protocol behind it."""
 
 import asyncio
+import datetime
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,9 @@ pytest.importorskip("tritonclient.grpc")
 
 import grpc
 import tritonclient.grpc as client_of
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
@@ -48,6 +56,7 @@ class Behind(rpc.GRPCInferenceServiceServicer):
     mode = ""
 
     async def ModelInfer(self, request, context):
+        self.headers = dict(context.invocation_metadata())
         if self.mode == "fails":
             await context.abort(grpc.StatusCode.INTERNAL, "secret traceback")
         if self.mode == "refuses":
@@ -90,14 +99,18 @@ class Running:
         self.loop, self.done = asyncio.get_running_loop(), asyncio.Event()
         server = grpc.aio.server()
         rpc.add_GRPCInferenceServiceServicer_to_server(self.behind, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        if tls := self.more.get("tls"):
+            port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([tls]))
+        else:
+            port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        upstream = Upstream(Address.parse("http://127.0.0.1:1/v2/models/texts"), 1, 2**20)
-        served = Served("texts", "scores")
+        upstream = Upstream(Address.parse("http://127.0.0.1:1/v2/models/texts"), 1, 2**20, "their-token")
+        served = Served("texts", "scores", others=frozenset({"second"}))
         gateway = Gateway(
             GUARD, upstream, served, self.more["watch"], RequestLimits(), self.more["ties"], self.more["ledger"]
         )
-        guarded = GrpcGateway(gateway, f"127.0.0.1:{port}", "127.0.0.1:0", 1.0, self.told)
+        behind = f"grpcs://localhost:{port}" if tls else f"127.0.0.1:{port}"
+        guarded = GrpcGateway(gateway, behind, "127.0.0.1:0", 1.0, self.told)
         await guarded.start()
         await self.done.wait()
         await guarded.stop()
@@ -144,6 +157,59 @@ def test_the_one_output_is_rewritten_and_the_rest_dropped(running, mode):
         assert answer.as_numpy("scores") == pytest.approx(GUARD.answer(shares_of(50)), abs=1e-6)
         assert [each.name for each in answer.get_response().outputs] == ["scores"]
         assert answer.get_response().id == "mine"
+
+
+def test_other_models_pass_as_they_are_where_they_are_named(running):
+    answer = running.ask(5, model="second", output=None)
+    assert [each.name for each in answer.get_response().outputs] == ["hidden", "scores"]
+    assert (answer.as_numpy("scores") == shares_of(5)).all()
+    with client_of.InferenceServerClient(running.url) as client:
+        assert len(client.get_model_metadata("second").outputs) == 2
+        assert client.is_model_ready("second")
+
+
+def test_the_server_behind_is_asked_with_its_own_token_and_no_client_s(running):
+    running.ask(token="a-client-s")
+    assert running.behind.headers["authorization"] == "Bearer their-token"
+
+
+def certificate():
+    """A private key and its certificate for localhost, PEM."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 7, begin, begin + datetime.timedelta(days=1))
+        .add_extension(names, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    return secret, made.public_bytes(pem)
+
+
+def test_the_server_behind_may_speak_tls(tmp_path, monkeypatch):
+    secret, public = certificate()
+    (tmp_path / "roots.pem").write_bytes(public)
+    refused = pytest.raises(client_of.InferenceServerException, match="does not answer")
+    with Running(tls=(secret, public)) as stranger, refused:  # nobody vouches for it
+        stranger.ask()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from tests.unit import test_grpc_gateway as t; t.over_tls()"
+    )
+    env = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "roots.pem"), "SECRET": secret.decode()}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], env=os.environ | env, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "5", done.stderr
+
+
+def over_tls():
+    """In a process of its own: gRPC reads its roots once."""
+    public = Path(os.environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"]).read_bytes()
+    with Running(tls=(os.environ["SECRET"].encode(), public)) as found:
+        print(len(found.ask(5).as_numpy("scores")))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from sdb.keys.sealing import public_of
 from sdb.service.gateway import Served, build_gateway
 from sdb.service.limits import Refusal
 from sdb.service.messages import read_question, read_reply
+from sdb.service.reloading import follow
 from sdb.service.upstream import Upstream, described
 from sdb.service.watch import LimitSet, TokenFile, Watch
 
@@ -422,3 +423,61 @@ def test_a_served_model_as_a_function(behind):
     behind.mode = "output"
     with pytest.raises(RemoteError, match="did not answer with scores"):
         ask(text=np.array(["a"]))
+
+
+def test_other_models_pass_as_they_are_where_they_are_named(behind, tokens):
+    app = build_gateway(GUARD, upstream_of(behind.port), Served("texts", "scores", others=frozenset({"other"})))
+    with TestClient(app, base_url="http://localhost") as client:
+        given = ask(client, question(3), path="/v2/models/other/versions/2/infer")
+        assert json.loads(given.content)["outputs"][0]["name"] == "hidden"
+        assert behind.paths[-1] == "/v2/models/other/versions/2/infer"
+        assert client.get("/v2/models/other").json()["secret"] == 1
+        behind.mode = "422"  # what that model refuses is its own affair
+        assert (given := ask(client, question(3), path="/v2/models/other/infer")).status_code == 422
+        assert given.text == "secret reason"
+        behind.mode = "down"
+        assert client.get("/v2/models/other/ready").status_code == 503
+        assert client.get("/v2/models/third").status_code == 404
+        behind.mode = ""
+        assert b"hidden" not in ask(client, question(3)).content  # the guarded one does not
+
+
+def test_a_guard_that_is_written_again_is_taken_while_it_is_served(behind, tmp_path):
+    said = []
+    one_level = sdb.guard(None, examples(), owner=OWNER, confidence_levels=1)
+    GUARD.save(tmp_path / "texts.guard")
+    app = build_gateway(
+        sdb.Guard.load(tmp_path / "texts.guard"),
+        upstream_of(behind.port),
+        Served("texts", "scores"),
+        follow=lambda gateway: follow(tmp_path / "texts.guard", gateway, said.append, every=0.02),
+    )
+
+    def written(guard, word):
+        guard.save(tmp_path / "texts.guard", overwrite=True)
+        until(word)
+
+    def until(word):
+        deadline = time.monotonic() + 20
+        while not any(word in each for each in said):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+
+    with TestClient(app, base_url="http://localhost") as client:
+        assert outputs_of(ask(client, question(50))) == pytest.approx(GUARD.answer(examples()[0][:50]), abs=1e-6)
+        written(one_level, one_level.info.id[:8])
+        told = one_level.answer(examples()[0][:50])
+        assert outputs_of(ask(client, question(50))) == pytest.approx(told, abs=1e-6)
+        written(sdb.guard(None, examples(), owner=Owner(bytes(32))), "owner_id differs")
+        assert outputs_of(ask(client, question(50))) == pytest.approx(told, abs=1e-6)
+        (tmp_path / "texts.guard" / "guard.json").write_text("{}")
+        until("is not taken, answers stay as they are: " + str(tmp_path / "texts.guard") + ": guard version None")
+        assert outputs_of(ask(client, question(50))) == pytest.approx(told, abs=1e-6)
+
+
+def test_a_guard_of_other_ties_is_not_taken(behind, tokens, tmp_path):
+    ties = GUARD.ties(OWNER)
+    watch = Watch.open(tokens=tmp_path / "tokens.db")
+    app = build_gateway(GUARD, upstream_of(behind.port), Served("texts", "scores"), watch=watch, ties=ties)
+    with pytest.raises(ConfigError, match="sdb ledger new"):
+        app.state.service.take(sdb.guard(None, examples(), owner=OWNER, version="7"))

@@ -108,7 +108,8 @@ def guard_serve(
     model: Annotated[str, typer.Option(metavar="NAME", help="Its model that is guarded.")],
     output: Annotated[str, typer.Option(metavar="NAME", help="The output of it that is answered.")],
     upstream_grpc: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="That server's gRPC, with --grpc-port.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="That server's gRPC, with --grpc-port; TLS: grpcs://..."),
     ] = None,
     grpc_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Also answer gRPC here; 0 for any that is free.")
@@ -119,6 +120,10 @@ def guard_serve(
     single: Annotated[
         bool, typer.Option("--single", help="Inputs have no dimension of examples: a request is one example.")
     ] = False,
+    pass_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another model of that server, passed on as it is; again for more."),
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     allowed_host: AllowedHost = None,
@@ -139,6 +144,8 @@ def guard_serve(
     check_marks(ties, ledger)
     if (upstream_grpc is None) != (grpc_port is None):
         raise ConfigError("--upstream-grpc and --grpc-port go together: gRPC is passed on as gRPC")
+    if model in (others := frozenset(pass_model or ())):
+        raise ConfigError(f"--pass-model {model!r} is the guarded model: nobody but partners may ask it as it is")
     if upstream_token_env is not None and not os.environ.get(upstream_token_env):
         raise ConfigError(f"--upstream-token-env: {upstream_token_env} is not set")
     try:
@@ -150,6 +157,7 @@ def guard_serve(
     from sdb.answers.guard import Guard
     from sdb.config.address import Address
     from sdb.service.limits import RequestLimits
+    from sdb.service.reloading import follow
     from sdb.service.upstream import Upstream, described
 
     loaded = Guard.load(guard)
@@ -172,13 +180,14 @@ def guard_serve(
         app = build_gateway(
             loaded,
             behind,
-            Served(model, output, not single, max_batch, max_body * 2**20),
+            Served(model, output, not single, max_batch, max_body * 2**20, others),
             watch=known.watch,
             limits=limits,
             allowed_hosts=(allowed_host or ()) if allowed_host or is_loopback(host) else None,
             ties=known.ties,
             ledger=known.ledger,
             beside=beside,
+            follow=lambda gateway: follow(guard, gateway, say),
         )
         advice = "" if is_loopback(host) else "; others can reach it, unencrypted: put a TLS proxy in front"
         run(app, host, port, limits, lambda url: say(f"guarding {model} at {url} (stop: Ctrl-C){advice}"))

@@ -7,7 +7,7 @@ understood is refused: a request, an answer, another output, another version of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 from sdb.answers.guard import Guard, logits_of
 from sdb.answers.teller import Teller
 from sdb.answers.ties import NOBODY
-from sdb.errors import MissingExtraError, ModelError
+from sdb.errors import ConfigError, MissingExtraError, ModelError
 from sdb.service.limits import Refusal, RequestLimits
 from sdb.service.messages import Question, read_question, read_reply
 from sdb.service.protocol import EXTENSIONS, HEADER
@@ -74,6 +74,7 @@ class Served:
         batched: whether the first dimension of inputs and outputs counts examples.
         most: examples in one request.
         max_body: bytes of a request.
+        others: further models of that server, which everyone may ask as they are, uncounted.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Served:
     batched: bool = True
     most: int = 256
     max_body: int = 64 * 2**20
+    others: frozenset[str] = frozenset()
 
 
 def build_gateway(
@@ -94,6 +96,7 @@ def build_gateway(
     ties: Ties | None = None,
     ledger: Ledger | None = None,
     beside: Callable[[Gateway], Beside] | None = None,
+    follow: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None,
 ) -> FastAPI:
     """The ASGI application of a guard.
 
@@ -107,6 +110,7 @@ def build_gateway(
         ties: how near ties are answered; needs `watch`.
         ledger: keeps what accounts are told on ties, opened for writing; its closing is the caller's.
         beside: makes a server that runs as long as this one and shares all that the guard knows.
+        follow: gives the gateway a newer guard when there is one, see `sdb.service.reloading`; ends with the server.
 
     Raises:
         ConfigError: ties without a watch, or of another guard.
@@ -122,7 +126,10 @@ def build_gateway(
         other = None if beside is None else beside(gateway)
         if other is not None:
             await other.start()
+        following = None if follow is None else asyncio.create_task(follow(gateway))
         yield
+        if following is not None:
+            following.cancel()
         if other is not None:
             await other.stop()
         await upstream.close()
@@ -157,11 +164,30 @@ class Gateway:
         ties: Ties | None,
         ledger: Ledger | None,
     ) -> None:
-        self.guard, self.upstream, self.served, self.watch = guard, upstream, served, watch
-        self.rows = {"levels": guard.rows, "labels": guard.flat}
-        self.tellers = {name: Teller(ties, ledger, rows) for name, rows in self.rows.items() if ties is not None}
+        self.upstream, self.served, self.watch = upstream, served, watch
+        self.ties, self.ledger = ties, ledger
+        self._answer_by(guard)
         self.intake = Intake(served.max_body, 16 * served.max_body, limits.read_timeout)
         self.metrics = Metrics(lambda: 0, watch.metrics if watch else None)
+
+    def _answer_by(self, guard: Guard) -> None:
+        self.guard, self.rows = guard, {"levels": guard.rows, "labels": guard.flat}
+        ties, ledger = self.ties, self.ledger
+        self.tellers = {name: Teller(ties, ledger, rows) for name, rows in self.rows.items() if ties is not None}
+
+    def take(self, guard: Guard) -> None:
+        """Answer by another guard from now on.
+
+        Raises:
+            ConfigError: it is of another owner or for other classes, or the ties are of the one before.
+        """
+        old, new = self.guard.info, guard.info
+        for name in ("owner_id", "class_names", "gives"):
+            if getattr(old, name) != getattr(new, name):
+                raise ConfigError(f"its {name} differs from what is served: start a server for it")
+        if self.ties is not None:
+            check_ties(self.ties, new.id, self.watch, self.ledger, "guard")
+        self._answer_by(guard)
 
     def asker(self, authorization: str) -> Principal:
         """Who sent a request with this header, see `identified`."""
@@ -212,8 +238,7 @@ class Gateway:
             body, question = await asyncio.to_thread(read, sent) if heavy else read(sent)
         self.admit(principal, question.rows)
         if partner:
-            kept = {name: request.headers[name] for name in PASSED if name in request.headers}
-            return Passed(self.upstream, self.upstream.address.url + path, sent, kept)
+            return Passed(self.upstream, self.upstream.address.url + path, "POST", sent, request)
         kept = {name: request.headers[name] for name in ("content-type", HEADER) if name in request.headers}
         headers, answered = await self.upstream.ask("POST", path, body, kept)
         try:
@@ -225,6 +250,15 @@ class Gateway:
         content, more = reply.write(self.served.output, outputs)
         content, encoded = compress(content, request.headers.get("accept-encoding", ""))
         return Response(content, headers=more | encoded)
+
+    async def passed(self, request: Request, name: str, path: str) -> Response:
+        """What the server behind says to a request about another of its models, as it says it."""
+        self.asker(request.headers.get("authorization", ""))  # an expired token is refused here too
+        url = self.upstream.url_of(name) + path
+        if request.method == "GET":
+            return Passed(self.upstream, url, "GET", None, request)
+        async with self.intake.body(request) as sent:
+            return Passed(self.upstream, url, "POST", sent, request)
 
     async def described(self) -> dict[str, Any]:
         """Metadata of the model: its own, with the one output that is given, and what the guard says of it."""
@@ -245,10 +279,11 @@ class Gateway:
 
 
 class Passed(Response):
-    """A partner's answer as the model gives it, from a request that is sent on as it came."""
+    """An answer as the model gives it, to a request that is sent on as it came."""
 
-    def __init__(self, upstream: Upstream, url: str, body: bytes, headers: dict[str, str]) -> None:
-        self.ask = partial(upstream.asked, "POST", url, body, headers)
+    def __init__(self, upstream: Upstream, url: str, method: str, body: bytes | None, request: Request) -> None:
+        headers = {name: request.headers[name] for name in PASSED if name in request.headers}
+        self.ask = partial(upstream.asked, method, url, body, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask, and pass on what arrives; the connection is free again however this ends."""
@@ -263,24 +298,29 @@ class Passed(Response):
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """The routes of the protocol; a model's other routes are not passed on."""
 
-    def place(request: Request) -> str:
-        """Below the model's URL, the version that is asked for."""
-        if request.path_params["name"] != gateway.served.name:
+    def place(request: Request) -> tuple[str, str]:
+        """Another model that is asked, "" for the guarded one; and below a model's URL, the version."""
+        name, version = request.path_params["name"], request.path_params.get("version")
+        if name != gateway.served.name and name not in gateway.served.others:
             raise Refusal(404, f"unknown model; this server has {gateway.served.name!r}")
-        version = request.path_params.get("version")
         if version is not None and not (version.isascii() and version.replace("-", "").replace(".", "").isalnum()):
             raise Refusal(404, "unknown version")
-        return "" if version is None else f"/versions/{version}"
+        return "" if name == gateway.served.name else name, "" if version is None else f"/versions/{version}"
 
     async def infer(request: Request) -> Response:
-        return await gateway.infer(request, place(request) + "/infer")
+        other, version = place(request)
+        if other:
+            return await gateway.passed(request, other, f"{version}/infer")
+        return await gateway.infer(request, f"{version}/infer")
 
     async def describe(request: Request) -> Response:
-        place(request)
-        return as_json(await gateway.described())
+        other, version = place(request)
+        return await gateway.passed(request, other, version) if other else as_json(await gateway.described())
 
     async def model_ready(request: Request) -> Response:
-        place(request)
+        other, version = place(request)
+        if other:
+            return await gateway.passed(request, other, f"{version}/ready")
         if not await gateway.upstream.ready():
             raise Refusal(503, "the model behind this server is not ready", 1.0, "upstream")
         return as_json({"name": gateway.served.name, "ready": True})

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sdb.service.watch import Principal
 
 messages: Any = service_pb2  # its classes are made when it is imported
-SERVICE = "inference.GRPCInferenceService"
+SERVICE, SECURE = "inference.GRPCInferenceService", "grpcs://"
 STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -62,7 +62,7 @@ class GrpcGateway:
 
     Attributes:
         gateway: what is answered, and to whom.
-        upstream: HOST:PORT of the server behind it.
+        upstream: HOST:PORT of the server behind it, or grpcs://HOST:PORT for TLS.
         address: HOST:PORT to listen on; port 0 for any that is free.
         timeout: seconds for the model's whole answer.
         on_ready: told the port once it listens.
@@ -83,7 +83,12 @@ class GrpcGateway:
         """
         size = self.gateway.served.max_body
         options = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
-        self._channel = grpc.aio.insecure_channel(self.upstream, options)
+        target = self.upstream.removeprefix(SECURE)
+        if target == self.upstream:
+            self._channel = grpc.aio.insecure_channel(target, options)
+        else:
+            self._channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        self._metadata = tuple(self.gateway.upstream.credentials.items())
         server = grpc.aio.server(options=options)
         methods: dict[str, Method] = {
             "ModelInfer": self.infer,
@@ -131,7 +136,8 @@ class GrpcGateway:
             Refusal: as for HTTP; nothing of the answer is in it.
         """
         try:
-            return await self._channel.unary_unary(f"/{SERVICE}/{method}")(request, timeout=self.timeout)
+            asked = self._channel.unary_unary(f"/{SERVICE}/{method}")
+            return await asked(request, timeout=self.timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             code = error.code()
         if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
@@ -145,6 +151,8 @@ class GrpcGateway:
         asked = messages.ModelInferRequest.FromString(request)
         headers = {str(name): value for name, value in context.invocation_metadata() or ()}
         principal = gateway.asker(str(headers.get("authorization", "")))
+        if asked.model_name in gateway.served.others:
+            return await self._ask("ModelInfer", request)
         self._check(asked.model_name)
         question = question_of(asked, gateway.served.batched, gateway.served.most)
         partner = gateway.is_partner(principal)
@@ -183,7 +191,10 @@ class GrpcGateway:
 
     async def describe(self, request: bytes, context: Any) -> bytes:
         """Metadata of the model, with the one output that is given."""
-        self._check(messages.ModelMetadataRequest.FromString(request).name)
+        name = messages.ModelMetadataRequest.FromString(request).name
+        if name in self.gateway.served.others:
+            return await self._ask("ModelMetadata", request)
+        self._check(name)
         found = messages.ModelMetadataResponse.FromString(await self._ask("ModelMetadata", request))
         kept = messages.ModelMetadataResponse(name=found.name, versions=found.versions, platform=found.platform)
         kept.inputs.extend(found.inputs)
@@ -192,7 +203,9 @@ class GrpcGateway:
 
     async def model_ready(self, request: bytes, context: Any) -> bytes:
         """Whether the model answers."""
-        self._check(messages.ModelReadyRequest.FromString(request).name)
+        name = messages.ModelReadyRequest.FromString(request).name
+        if name not in self.gateway.served.others:
+            self._check(name)
         return await self._ask("ModelReady", request)
 
     async def server_ready(self, request: bytes, context: Any) -> bytes:

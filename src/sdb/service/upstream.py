@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 from sdb.config.address import Address
 from sdb.errors import ConfigError, MissingExtraError
@@ -32,14 +33,21 @@ class Upstream:
         timeout: seconds for a whole answer.
         limit: bytes of the largest answer that is read.
         token: bearer token for that server, None for none.
+
+    Attributes:
+        credentials: the header that holds the token; empty for none.
     """
 
     def __init__(self, address: Address, timeout: float, limit: int, token: str | None = None) -> None:
         self.address, self.limit = address, limit
-        self._root = address.url[: -len(address.path)]
-        self._credentials = {"authorization": f"Bearer {token}"} if token else {}
+        self._models = address.url.partition("/v2/models/")[0] + "/v2/models/"
+        self.credentials = {"authorization": f"Bearer {token}"} if token else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=min(5.0, timeout))
         self._session: aiohttp.ClientSession | None = None
+
+    def url_of(self, model: str) -> str:
+        """Of another model of the same server."""
+        return self._models + quote(model, safe="")
 
     async def close(self) -> None:
         """Close the connections; asking again makes new ones, also in another event loop."""
@@ -63,7 +71,7 @@ class Upstream:
             )
         try:
             async with self._session.request(
-                method, path, data=body, headers={**headers, **self._credentials}, allow_redirects=False
+                method, path, data=body, headers={**headers, **self.credentials}, allow_redirects=False
             ) as response:
                 yield response
         except TimeoutError:
