@@ -10,13 +10,12 @@ The client is tritonclient: one picture of 3x224x224 as bytes, and 32 texts.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,112 +23,38 @@ from typing import Any
 
 import numpy as np
 from few_images import RESULTS
+from guard_servers import CLASSES, OUTPUT, row
 
 from sdb.keys import Owner
 from sdb.runtime import environment, write_atomic
 from sdb.wrapping.guarded import guard
 
-CLASSES, OUTPUT = 1000, "scores"
+SERVERS = Path(__file__).with_name("guard_servers.py")
 WARM, CLIENTS = 30, 16
+# After so many requests memory is read.
+COUNTS = (2_000, 25_000, 50_000, 100_000)
 
 
-async def received(scope: dict[str, Any], receive: Any) -> bytes:
-    """The body of a request; empty for what is none."""
-    parts, more = [], scope["type"] == "http"
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
-async def behind(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """An ASGI application that answers as a model of the protocol would."""
-    body = await received(scope, receive)
-    if scope["type"] != "http":
-        return
-    headers, content = [], b"{}"
-    if scope["path"].endswith("/infer"):
-        size = int(dict(scope["headers"])[b"inference-header-content-length"])
-        request = json.loads(body[:size])
-        count = request["inputs"][0]["shape"][0]
-        if "slow" in scope["path"]:
-            await asyncio.sleep(0.02)
-        row = np.full(CLASSES, 0.2 / (CLASSES - 1), dtype="<f4")
-        row[7] = 0.8
-        tensor = {"name": OUTPUT, "datatype": "FP32", "shape": [count, CLASSES]}
-        tensor["parameters"] = {"binary_data_size": count * row.nbytes}
-        text = json.dumps({"model_name": "m", "model_version": "1", "outputs": [tensor]}).encode()
-        headers = [(b"inference-header-content-length", str(len(text)).encode())]
-        content = text + row.tobytes() * count
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
-
-
-def plain_proxy(address: str) -> Any:
-    """The floor: an ASGI application of the guard's parts, uvicorn and aiohttp, that passes requests on unread."""
-    import aiohttp
-
-    sessions = []
-
-    async def passed(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        body = await received(scope, receive)
-        if not sessions:
-            sessions.append(aiohttp.ClientSession(auto_decompress=False))
-        sent = {
-            name.decode(): value.decode()
-            for name, value in scope["headers"]
-            if name.startswith((b"inf", b"content-t"))
-        }
-        async with sessions[0].request(scope["method"], address + scope["path"], data=body, headers=sent) as got:
-            content = await got.read()
-        size = got.headers.get("inference-header-content-length", "").encode()
-        headers = [(b"inference-header-content-length", size)] if size else []
-        await send({"type": "http.response.start", "status": got.status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    return passed
-
-
-def serve(app: Any) -> None:
-    """Serve an application until the process ends; the port is the first line."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", access_log=False))
-
-    def told() -> None:
-        while not server.started:
-            time.sleep(0.01)
-        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
-
-    threading.Thread(target=told, daemon=True).start()
-    server.run()
-
-
-def questions() -> dict[str, list[Any]]:
-    """Inputs of tritonclient by what they are."""
-    from tritonclient import http
-
-    picture = http.InferInput("image", [1, 3, 224, 224], "FP32")
+def questions(kind: Any) -> dict[str, list[Any]]:
+    """Inputs by what they are, for a client of tritonclient: its module http or grpc."""
+    picture = kind.InferInput("image", [1, 3, 224, 224], "FP32")
     picture.set_data_from_numpy(np.random.default_rng(0).random((1, 3, 224, 224), dtype=np.float32))
-    texts = http.InferInput("text", [32, 1], "BYTES")
+    texts = kind.InferInput("text", [32, 1], "BYTES")
     texts.set_data_from_numpy(
         np.array([[f"how do I change the address of order {i}?"] for i in range(32)], object)
     )
     return {"one picture of 3x224x224": [picture], "32 texts": [texts]}
 
 
-def latencies(addresses: dict[str, str], model: str, inputs: list[Any], rounds: int) -> dict[str, list[float]]:
+def latencies(kind: Any, addresses: dict[str, str], inputs: list[Any], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each request, the ways taking turns."""
-    from tritonclient import http
-
-    output = [http.InferRequestedOutput(OUTPUT, binary_data=True)]
-    clients = {name: http.InferenceServerClient(address) for name, address in addresses.items()}
+    output = [kind.InferRequestedOutput(OUTPUT)]
+    clients = {name: kind.InferenceServerClient(address) for name, address in addresses.items()}
     found: dict[str, list[float]] = {name: [] for name in addresses}
     for number in range(WARM + rounds):
         for name, client in clients.items():
             begin = time.perf_counter()
-            client.infer(model, inputs, outputs=output).as_numpy(OUTPUT)
+            client.infer("m", inputs, outputs=output).as_numpy(OUTPUT)
             if number >= WARM:
                 found[name].append(1000 * (time.perf_counter() - begin))
     return found
@@ -152,65 +77,112 @@ def throughput(address: str, inputs: list[Any], seconds: float) -> float:
         return sum(pool.map(client, range(CLIENTS))) / seconds
 
 
+def memory(address: str, process: int, inputs: list[Any]) -> dict[int, float]:
+    """MiB of a process after so many requests."""
+    from tritonclient import http
+
+    found, done = {}, 0
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for count in COUNTS:
+            each = (count - done) // CLIENTS
+
+            def ask(_: int, each: int = each) -> None:
+                client = http.InferenceServerClient(address)
+                for _ in range(each):
+                    client.infer("m", inputs)
+
+            list(pool.map(ask, range(CLIENTS)))
+            done = count
+            status = Path(f"/proc/{process}/status").read_text()
+            found[count] = int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+    return found
+
+
 def main() -> int:
     """Measure and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "guard-speed.json")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(behind if options.serve == "behind" else plain_proxy(options.serve))
-        return 0
-    shares = np.full((400, CLASSES), 0.2 / (CLASSES - 1), dtype=np.float32)
-    shares[np.arange(400), np.arange(400)] = 0.8
-    with tempfile.TemporaryDirectory() as folder:
-        guard(None, (shares, np.arange(400)), owner=Owner.generate()).save(Path(folder) / "g")
-        running = []
-        try:
-            addresses, app = {}, "behind"
-            for name in ("direct", "plain proxy"):
-                command = [sys.executable, __file__, "--serve", app]
-                running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-                addresses[name] = f"127.0.0.1:{running[-1].stdout.readline().strip()}"
-                app = f"http://{addresses[name]}"
-            models = {"m": "guarded", "slow": "guarded, slow"}
-            for model, name in models.items():
-                command = [sys.executable, "-m", "sdb", "guard", "serve", f"{folder}/g", "--port", "0"]
-                command += ["--upstream", f"http://{addresses['direct']}", "--model", model, "--output", OUTPUT]
-                running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-                said = ""
-                while "guarding" not in said:
-                    said = running[-1].stderr.readline()
-                addresses[name] = re.search(r"http://(\S+)", said)[1]
-            slow = addresses.pop("guarded, slow")
-            rows = {}
-            for name, inputs in questions().items():
-                rows[name] = latencies(addresses, "m", inputs, options.rounds)
-            asked = addresses | {"guarded": slow}
-            many: dict[str, list[float]] = {name: [] for name in asked}
-            for _ in range(3):
-                for name, address in asked.items():
-                    many[name].append(throughput(address, questions()["32 texts"], options.seconds))
-        finally:
-            for process in running:
-                process.terminate()
-    content = {
-        "kind": "guard speed",
-        "command": "python benchmarks/guard.py",
-        "environment": environment(),
-        "rounds": options.rounds,
+    content: dict[str, Any] = {"kind": "guard speed", "command": "python benchmarks/guard.py"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        shares = np.tile(row(), (400, 1))
+        guard(None, (shares, np.full(400, 7)), owner=Owner.generate()).save(Path(folder) / "g")
+        content |= speed(folder, running, options.rounds, options.seconds)
+        content["memory_mib"] = memory(*guarded(folder, running, behind(running, "http"), "m"), few())
+    content["environment"] = environment()
+    content["markdown"] = markdown(content)
+    print(content["markdown"])
+    write_atomic(options.out, json.dumps(content, indent=1).encode() + b"\n")
+    return 0
+
+
+def few() -> list[Any]:
+    """One short text."""
+    from tritonclient import http
+
+    text = http.InferInput("text", [1, 1], "BYTES")
+    text.set_data_from_numpy(np.array([["where is my order?"]], object))
+    return [text]
+
+
+def started(running: contextlib.ExitStack, command: list[str], **streams: Any) -> subprocess.Popen[str]:
+    """A process that ends with the stack."""
+    process = subprocess.Popen(command, text=True, **streams)
+    running.callback(process.wait)
+    running.callback(process.terminate)
+    return process
+
+
+def behind(running: contextlib.ExitStack, what: str) -> str:
+    """HOST:PORT of a server of guard_servers.py."""
+    process = started(running, [sys.executable, str(SERVERS), what], stdout=subprocess.PIPE)
+    return f"127.0.0.1:{process.stdout.readline().strip()}"
+
+
+def guarded(
+    folder: str, running: contextlib.ExitStack, address: str, model: str, grpc: str | None = None
+) -> tuple[str, int]:
+    """HOST:PORT of a guard before a server, of its gRPC where that is given, and its process."""
+    command = [sys.executable, "-m", "sdb", "guard", "serve", f"{folder}/g", "--port", "0"]
+    command += ["--upstream", f"http://{address}", "--model", model, "--output", OUTPUT]
+    command += [] if grpc is None else ["--upstream-grpc", grpc, "--grpc-port", "0"]
+    process, said = started(running, command, stderr=subprocess.PIPE), ""
+    wanted = r"guarding \S+ by gRPC at (\S+)" if grpc else r"guarding \S+ at http://(\S+)"
+    while (found := re.search(wanted, said)) is None:
+        said = process.stderr.readline()
+        assert said, "the guard ended"
+    return found[1], process.pid
+
+
+def speed(folder: str, running: contextlib.ExitStack, rounds: int, seconds: float) -> dict[str, Any]:
+    """Latencies and throughput."""
+    from tritonclient import grpc, http
+
+    direct = behind(running, "http")
+    by_http = {"direct": direct, "plain proxy": behind(running, f"http://{direct}")}
+    slow = by_http | {"guarded": guarded(folder, running, direct, "slow")[0]}
+    by_http["guarded"] = guarded(folder, running, direct, "m")[0]
+    by_grpc = {"direct": behind(running, "grpc")}
+    by_grpc["guarded"] = guarded(folder, running, direct, "m", by_grpc["direct"])[0]
+    rows = {
+        f"{name}, {protocol}": latencies(kind, addresses, inputs, rounds)
+        for protocol, kind, addresses in (("HTTP", http, by_http), ("gRPC", grpc, by_grpc))
+        for name, inputs in questions(kind).items()
+    }
+    many: dict[str, list[float]] = {name: [] for name in slow}
+    for _ in range(3):
+        for name, address in slow.items():
+            many[name].append(throughput(address, questions(http)["32 texts"], seconds))
+    return {
+        "rounds": rounds,
         "median_ms": {n: {way: float(np.median(each)) for way, each in row.items()} for n, row in rows.items()},
         "p95_ms": {
             n: {way: float(np.quantile(each, 0.95)) for way, each in row.items()} for n, row in rows.items()
         },
         "requests_per_second": {way: float(np.median(each)) for way, each in many.items()},
     }
-    content["markdown"] = markdown(content)
-    print(content["markdown"])
-    write_atomic(options.out, json.dumps(content, indent=1).encode() + b"\n")
-    return 0
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -227,17 +199,23 @@ def markdown(content: dict[str, Any]) -> str:
         "| request | direct | plain proxy | guarded | more than direct | more than the proxy |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in content["median_ms"].items():
+    for name, medians in content["median_ms"].items():
         high = content["p95_ms"][name]
-        direct, proxy, guarded = (row[way] for way in ("direct", "plain proxy", "guarded"))
-        shown = " | ".join(f"{row[way]:.2f} ({high[way]:.2f})" for way in ("direct", "plain proxy", "guarded"))
-        lines.append(f"| {name} | {shown} | {guarded - direct:.2f} | {guarded - proxy:.2f} |")
+        ways = ("direct", "plain proxy", "guarded")
+        cells = [f"{medians[way]:.2f} ({high[way]:.2f})" if way in medians else "–" for way in ways]
+        over = f"{medians['guarded'] - medians['plain proxy']:.2f}" if "plain proxy" in medians else "–"
+        lines.append(f"| {name} | {' | '.join(cells)} | {medians['guarded'] - medians['direct']:.2f} | {over} |")
     per = content["requests_per_second"]
     lines += [
         "",
         f"{CLIENTS} clients, 32 texts a request, a server that takes 20 ms: {per['direct']:.0f} requests per second "
         f"directly, {per['plain proxy']:.0f} through the plain proxy, {per['guarded']:.0f} guarded "
         f"({per['guarded'] / per['direct']:.2f}).",
+        "",
+        "Memory of the guard's process, MiB, after so many requests of one text by "
+        + f"{CLIENTS} clients: "
+        + ", ".join(f"{float(mib):.0f} ({int(count):,})" for count, mib in content["memory_mib"].items())
+        + ".",
     ]
     return "\n".join(lines)
 
