@@ -5,8 +5,9 @@
     make evidence ARGS="--data cifar10 --data-root DIR --plan"   # what is missing, and how long it will take
 
 A piece is a teacher, a defence around it, what users of it get, or one pair of students; each is sized for half an
-hour at most, is kept when it is done, and is never done again, so a table grows over several sittings. Seed 0 of
-every row comes first, then further seeds of the unprotected teacher and our box, then those of the other rows.
+hour at most, is kept when it is done, and is never done again, so a table grows over several sittings. On another
+machine the rows of a seed that the results file has whole are taken over; of others the networks are not there. Seed 0
+of every row comes first, then further seeds of the unprotected teacher and our box, then those of the other rows.
 Students come in pairs, see `sdb.audit.regime`; the best of several ways is chosen on the students' own validation
 images. A further column is a further kind of piece: only its pieces are then run.
 """
@@ -251,6 +252,35 @@ def take(case: Case, folder: Path) -> None:
     write_atomic(path, sizes)
 
 
+def take_over(archive: Folder, pieces: list[Piece], case: Case, out: Path) -> None:
+    """Keep what the results file has and the folder of pieces has not, as after a sitting on another machine.
+
+    Networks are not in that file. So the pieces of a row of a seed are taken over together or not at all, and a
+    teacher where it is needed for nothing more.
+    """
+    content = json.loads(out.read_text()) if out.exists() else {}
+    if content.get("case") != json.loads(json_text(asdict(case))):
+        return
+    known = {
+        Piece(each["kind"], each["seed"], each["row"], each["student"], each["pair"]): each
+        for each in content["pieces"]
+    }
+    fields = ("kind", "seed", "row", "student", "pair")
+    rows: dict[tuple[int, str], list[Piece]] = {}
+    for piece in pieces:
+        rows.setdefault((piece.seed, piece.row), []).append(piece)
+    whole = {
+        place
+        for place, parts in rows.items()
+        if place[1] and all(each in known for each in parts) and not any(archive.has(each.place) for each in parts)
+    }
+    for seed, row in rows:
+        if not row and all(place in whole for place in rows if place[0] == seed and place[1]):
+            whole.add((seed, row))
+    for piece in (each for place in whole for each in rows[place] if each in known):
+        archive.keep(piece.place, {name: value for name, value in known[piece].items() if name not in fields})
+
+
 def left(missing: list[Piece], done: dict[str, dict[str, Any]], pieces: list[Piece]) -> float:
     """How many seconds the missing pieces will take in one process, from those of their kind; NaN with none done."""
     known: dict[str, list[float]] = {}
@@ -278,6 +308,7 @@ def main() -> int:
     out = options.out or RESULTS / f"evidence-{options.data}.json"
     root = None if options.data_root is None else options.data_root.absolute()
     archive, pieces = Folder(folder), pieces_of(case, options.seeds)
+    take_over(archive, pieces, case, out)
     done = {piece.name: archive.result(piece.place) for piece in pieces if archive.has(piece.place)}
     missing = [piece for piece in pieces if piece.name not in done]
     seconds = left(missing, done, pieces)
@@ -323,6 +354,7 @@ def keep(out: Path, options: argparse.Namespace, pieces: list[Piece], done: dict
     content = {
         "kind": "evidence",
         "data": options.data,
+        "case": asdict(CASES[options.data]),
         "command": command,
         "environment": environment(),
         "pieces": rows,

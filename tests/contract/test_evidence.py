@@ -1,6 +1,7 @@
 """The evidence table at a tiny size: pieces are kept, done once, and become the section of docs/results.md."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +69,24 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     assert "15 of 16 pieces are done; 1 missing, about 0 minutes" in capsys.readouterr().out
     assert run(monkeypatch=monkeypatch) == 0
     assert json.loads(lost.read_text())["ways"] == before
+    # On another machine the rows of a seed that the file has whole are not done again.
+    monkeypatch.setattr(evidence, "ROWS", few | {"nasty": "nasty teacher"})
+    shutil.rmtree(place / "work")
+    assert run("--plan", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "15 of 21 pieces are done; 6 missing" in said
+    assert {line.strip() for line in said.splitlines()[1:]} >= {"seed 0 teacher", "seed 0 nasty defence"}
+    monkeypatch.setattr(evidence, "ROWS", few)
+    shutil.rmtree(place / "work")
+    assert run("--plan", monkeypatch=monkeypatch) == 0
+    assert "16 of 16 pieces are done; 0 missing" in capsys.readouterr().out
+    content["pieces"] = [each for each in content["pieces"] if (each["row"], each["pair"]) != ("decoy", 2)]
+    (place / "out.json").write_text(json.dumps(content))
+    shutil.rmtree(place / "work")
+    assert run("--plan", monkeypatch=monkeypatch) == 0
+    assert "10 of 16 pieces are done; 6 missing" in capsys.readouterr().out
     # Pieces of other sizes do not come into one table.
-    lost.unlink()
+    (place / "work" / "case.json").write_text("{}")
     monkeypatch.setitem(cases.CASES, "tiny", replace(cases.CASES["tiny"], student_epochs=3))
     assert run(monkeypatch=monkeypatch) == 2
     assert "other sizes (case.json)" in capsys.readouterr().err
