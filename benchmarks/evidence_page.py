@@ -74,6 +74,35 @@ def gains_of(pieces: Pieces, row: str, student: str) -> dict[str, tuple[str, Gai
     return found
 
 
+def over_the_bar(pieces: Pieces, row: str, student: str, *groups: str) -> Gain | None:
+    """What the best way of some groups gains over the bar; None where no pairs are done."""
+    scores = scores_of(pieces, row, student)
+    chosen = [way for way in scores if way.partition("/")[0] in groups]
+    if not chosen:
+        return None
+    bar = best(scores, [way for way in scores if way.startswith("bar/")])
+    return gain(scores[best(scores, chosen)], scores[bar])
+
+
+def bars_of(content: dict[str, Any]) -> dict[str, tuple[Gain, str]]:
+    """The bars of a data set's figure, of its first student, with their colours; those whose pairs are done."""
+    wanted = {
+        "the bare model's student": ("none", ("thief",), "bare"),
+        "a thief of the nasty teacher": ("nasty", ("thief", "attack"), "thief"),
+        "a thief of the paper's box": ("sdb", ("thief", "attack"), "thief"),
+        "a thief of our box": ("decoy", ("thief", "attack"), "thief"),
+        "a partner of the paper's box": ("sdb", ("partner",), "partner"),
+        "a partner of our box": ("decoy", ("partner",), "partner"),
+    }
+    student = next(iter(CASES[content["data"]].students))
+    found = {}
+    for name, (row, groups, colour) in wanted.items():
+        over = over_the_bar(content["pieces"], row, student, *groups)
+        if over is not None and over.pairs > 1:
+            found[name] = over, colour
+    return found
+
+
 def shown(found: Gain) -> str:
     """A gain in points with half its 95 % interval."""
     return f"{100 * found.value:+.2f}" + (f" ± {100 * found.half:.2f}" if math.isfinite(found.half) else "")
@@ -129,6 +158,15 @@ def markdown(content: dict[str, Any]) -> str:
         f"torch {made['torch']}, {made['platform']}, {made['cores']} cores, commit {made['commit']}; "
         f"{len(pieces)} pieces in {seconds / 60:.0f} minutes of one process; {len(content['missing'])} are missing.",
     ]
+    if bars_of(content):
+        name = f"figures/evidence-{content['data']}"
+        lines += [
+            "",
+            "<picture>",
+            f'  <source media="(prefers-color-scheme: dark)" srcset="{name}-dark.svg">',
+            f'  <img alt="What students gain over the bar: {content["data"]}" src="{name}-light.svg">',
+            "</picture>",
+        ]
     for student in case.students:
         pairs = {row: len(_pairs(pieces, row, student)) for row in ROWS}
         if not any(pairs.values()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from evidence_page import bars_of
 from levels import trade
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -59,11 +60,7 @@ def gains_figure(files: Mapping[str, Mapping[str, Any]]) -> None:
         axes = figure.subplots(1, len(files), sharex=True, sharey=True)
         for place, (ax, (name, content)) in enumerate(zip(axes, files.items(), strict=True)):
             for row, (group, found) in enumerate(reversed(gains_of(content).items())):
-                colour = colours[GAINS[group][1]]
-                ax.barh(row, 100 * found.value, color=colour, height=0.6)
-                low, high = 100 * (found.value - found.half), 100 * (found.value + found.half)
-                ax.plot([low, high], [row, row], color=colours["ink"], linewidth=1.6, solid_capstyle="butt")
-                ax.text(max(high, 0) + 0.15, row, f"{100 * found.value:+.1f}", va="center", color=colours["ink"])
+                _bar(ax, row, found, colours[GAINS[group][1]], colours["ink"])
             ax.axvline(0, color=colours["ink"], linewidth=1.2)
             ax.set_title(TITLES[name], color=colours["ink"], fontsize=11, loc="left", fontweight="bold")
             _plain(ax, colours)
@@ -79,6 +76,35 @@ def gains_figure(files: Mapping[str, Mapping[str, Any]]) -> None:
         return figure
 
     _write("gains", drawn)
+
+
+def evidence_figure(content: Mapping[str, Any]) -> None:
+    """One data set's: students of the bare model, thieves of the defences, partners, over the bar."""
+    bars = bars_of(dict(content))
+    if not bars:
+        return
+
+    def drawn(colours: Mapping[str, str]) -> Figure:
+        figure = Figure(figsize=(7.6, 0.7 + 0.34 * len(bars)))
+        ax = figure.subplots()
+        for row, (found, colour) in enumerate(reversed(bars.values())):
+            _bar(ax, row, found, colours[colour], colours["ink"])
+        ax.axvline(0, color=colours["ink"], linewidth=1.2)
+        ax.set_yticks(range(len(bars)), list(reversed(bars)))
+        ax.margins(x=0.12)
+        _plain(ax, colours)
+        ax.set_xlabel("points over what top-1 answers give, with 95 % intervals", color=colours["ink"])
+        figure.tight_layout()
+        return figure
+
+    _write(f"evidence-{content['data']}", drawn)
+
+
+def _bar(ax: Axes, row: int, found: Gain, colour: str, ink: str) -> None:
+    ax.barh(row, 100 * found.value, color=colour, height=0.6)
+    low, high = 100 * (found.value - found.half), 100 * (found.value + found.half)
+    ax.plot([low, high], [row, row], color=ink, linewidth=1.6, solid_capstyle="butt")
+    ax.text(max(high, 0) + 0.15, row, f"{100 * found.value:+.1f}", va="center", color=ink)
 
 
 def levels_figure(files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from few_images import CASES
-from figures import TITLES, gains_figure, gains_of, levels_figure
+from figures import TITLES, evidence_figure, gains_figure, gains_of, levels_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 # Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.
@@ -189,5 +189,8 @@ def write_page() -> None:
     _, _, after = rest.partition(CLOSING)
     (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(few)}\n{CLOSING}{after}")
     gains_figure(few)
+    for part in parts:
+        if part.get("kind") == "evidence":
+            evidence_figure(part)
     levels_figure({part["data"]: part for part in parts if part.get("kind") == "levels"})
     (ROOT / "docs" / "results.md").write_text("\n".join(filter(None, [intro, body, audits, extra])) + "\n")
