@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from precision import has_amx
 
 import sdb
 from sdb.audit.regime import Regime
 from sdb.data import Augment, Splits
 from sdb.errors import DataError
+from sdb.runtime import has_amx
 
 # Defences of the table, by their name in the audit: the unprotected teacher, ours, and what there is beside it.
 ROWS = {

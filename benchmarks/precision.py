@@ -19,16 +19,10 @@ from typing import Any
 import torch
 from few_images import CASES, RESULTS, boxed, scores_of
 
-from sdb.runtime import environment, write_atomic
+from sdb.runtime import environment, has_amx, write_atomic
 
 PRECISIONS = ("float32", "bfloat16")
 SCORES = {"accuracy": "accuracy, %", "calibration_error": "calibration error, %", "brier": "Brier score, %"}
-
-
-def has_amx() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 in hardware (Intel AMX)."""
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return probe is not None and bool(probe())
 
 
 def one(name: str, root: Path | None, seed: int, precision: str) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from few_images import RESULTS, fresh_network
-from precision import has_amx
 from ties_page import markdown
 from torch import nn
 
@@ -42,7 +41,7 @@ from sdb.keys import Owner
 from sdb.keys.sealing import public_of
 from sdb.models import Classifier
 from sdb.runs.tasks import Where, Work, run
-from sdb.runtime import derive_seed, environment, write_atomic
+from sdb.runtime import derive_seed, environment, has_amx, write_atomic
 from sdb.tracing.ties import log10_tail, trace_ties
 from sdb.training.evaluation import answers_to, evaluate, evaluation_batches
 from sdb.training.progress import ShowTasks

@@ -33,7 +33,7 @@ from sdb.data import Augment, ImageSet, Splits
 from sdb.distillation import distill
 from sdb.keys import Key, Owner
 from sdb.models import Classifier, ModelSpec
-from sdb.runtime import keep_freed_memory
+from sdb.runtime import has_amx, keep_freed_memory
 from sdb.wrapping.wrap import wrap
 
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -109,7 +109,7 @@ class Bench:
             "optimizer": "sgd",
             "device": str(device),
             "learning_rate": 1e-3,
-        }
+        } | ({"precision": "float32"} if device.type == "cpu" else {})
 
     def classifier(self, name: str, seed: int = 0) -> Classifier:
         """A fresh network with its normalisation."""
@@ -158,12 +158,13 @@ def box_steps(bench: Bench, name: str) -> dict[str, Callable[[], float]]:
         return bench.reference(BoxLoop(*networks, pattern, bench.device, autocast))
 
     if not cuda:
-        return {
+        found = {
             "reference": reference,
             "ours": ours,
             "ours, two forwards": lambda: ours(forward="separate"),
             "ours, channels first": lambda: ours(torch.contiguous_format),
         }
+        return found | ({"ours, bfloat16": lambda: ours(precision="bfloat16")} if has_amx() else {})
     return {
         "reference, float32": reference,
         "reference, bfloat16": lambda: reference(True),
@@ -197,11 +198,8 @@ def student_steps(bench: Bench, student: str, teacher: str) -> dict[str, Callabl
             f"ours, bfloat16, {KEPT}": lambda: ours(views=1),
             "ours, bfloat16, CUDA graphs": lambda: ours(compile="reduce-overhead"),
         }
-    return {
-        "reference": reference,
-        "ours": ours,
-        f"ours, {KEPT}": lambda: ours(views=1),
-    }
+    found = {"reference": reference, "ours": ours, f"ours, {KEPT}": lambda: ours(views=1)}
+    return found | ({"ours, bfloat16": lambda: ours(precision="bfloat16")} if has_amx() else {})
 
 
 def key_steps(bench: Bench, name: str) -> dict[str, Callable[[], float]]:
@@ -276,7 +274,9 @@ def milliseconds(device: str, one: Comparison, name: str) -> float:
 
 def precision_of(device: torch.device, name: str) -> torch.dtype:
     """In which type a variant computes: on a GPU ours is bfloat16 unless it says otherwise."""
-    return torch.float32 if device.type == "cpu" or "float32" in name else torch.bfloat16
+    if device.type == "cpu":
+        return torch.bfloat16 if "bfloat16" in name else torch.float32
+    return torch.float32 if "float32" in name else torch.bfloat16
 
 
 def take_turns(steps: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, Any]]:
@@ -354,9 +354,8 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     # Two processes, so that ours may keep freed memory, as its command line does, and the reference's does not.
     sides = {True: ProcessPoolExecutor(1, spawn), False: ProcessPoolExecutor(1, spawn, keep_freed_memory)}
-    precisions = {"float32": torch.float32} | (
-        {"bfloat16": torch.bfloat16} if options.device.type == "cuda" else {}
-    )
+    fast = options.device.type == "cuda" or has_amx()
+    precisions = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if fast else {})
     peaks = {name: measure_peak(options.device, dtype) for name, dtype in precisions.items()}
     keep(
         options.out,

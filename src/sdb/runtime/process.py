@@ -71,6 +71,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def has_amx() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware (Intel AMX)."""
+    import torch
+
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is not None and bool(probe())
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """This process's place among the data-parallel processes of one run (one process: 0 of 1)."""
