@@ -7,6 +7,7 @@ ONNX Runtime and by torch. Everything that is compared alternates in rounds; num
 range. Times include the client, which is plain sockets in this process, so the client takes its share of the cores.
 
 latency: one client, one image a request, beside `session.run` in this process; the goal is 1.3 times that plus 1 ms.
+marked: the same with a token, without ties and with every fifth image a tie that is kept; the goal is 5 % more.
 credentials: the same without a token, with a wrong one, and with a partner's.
 throughput: 16 clients, one image a request, beside the same server with batches of one; the goal is 2 times. Also the
 server's processor time for one request, which other work on the machine changes less.
@@ -15,6 +16,7 @@ server's memory, in a second flood after one that filled what is kept for reuse.
 """
 
 import argparse
+import itertools
 import json
 import os
 import selectors
@@ -35,14 +37,18 @@ import numpy as np
 import onnxruntime
 import torch
 
+from sdb.answers.entries import Terms
+from sdb.answers.ledger import Ledger
+from sdb.answers.ties import Ties, log_probabilities, margins_of
 from sdb.box.box import Box
 from sdb.config import WrapSettings
 from sdb.data import load
 from sdb.export import export
-from sdb.keys import Key
+from sdb.keys import Key, Owner
+from sdb.keys.sealing import public_of
 from sdb.models import ModelSpec
 from sdb.runtime import environment
-from sdb.service.watch import TokenFile
+from sdb.service.watch import Limits, TokenFile
 from sdb.wrapping.wrap import wrap
 
 CLIENTS, FLOOD_FACTOR, FLOOD_IMAGES, FLOOD_SECONDS = 16, 10, 32, 3.0
@@ -93,7 +99,7 @@ def request(images: np.ndarray, token: str = "") -> bytes:
         "parameters": {"binary_data_size": len(data)},
     }
     text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    head = "POST /v2/models/box/infer HTTP/1.1\r\nhost: x\r\n"
+    head = "POST /v2/models/box/infer HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     head += f"inference-header-content-length: {len(text)}\r\ncontent-length: {len(text) + len(data)}\r\n"
     head += f"authorization: Bearer {token}\r\n" if token else ""
     return (head + "\r\n").encode() + text + data
@@ -339,6 +345,35 @@ def credentials(box: Path, key: Path, folder: Path, rounds: int) -> dict[str, An
         )
 
 
+def marked(box: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Milliseconds of one image with a token: without ties, and where every fifth image is a tie that is kept."""
+    owner, info = Owner.generate(), Box.load(box).info
+    images = np.random.default_rng(0).random((4000, 1, 8, 8), dtype=np.float32)
+    with torch.inference_mode():
+        _, margins = margins_of(log_probabilities(Box.load(box).classifier(torch.from_numpy(images)).numpy()))
+    ties = Ties.of(owner.secret, info.id, float(np.quantile(margins, 0.2)))
+    terms = Terms(ties.box_id, ties.id, ties.tau, public_of(owner.queries_key).hex())
+    Ledger.create(folder / "ledger.db", terms).close()
+    ties.save(folder / "ties.json")
+    token = TokenFile(folder / "accounts.db", create=True).add("bob", limits=Limits(burst=None))
+    plain = ("--tokens", folder / "accounts.db")
+    with serving(box, *plain) as without, serving(box, *plain, *kept(folder)) as with_ties:
+        clients = {"without ties": Client(without.port), "with ties": Client(with_ties.port)}
+        asked = itertools.cycle([request(image[None], token) for image in images])
+        return alternating(
+            {
+                name: (lambda client=client: median_of(lambda: client.ask(next(asked)), 10 * BLOCK))
+                for name, client in clients.items()
+            },
+            2 * rounds,
+        )
+
+
+def kept(folder: Path) -> tuple[object, ...]:
+    """Options of ties and their ledger."""
+    return ("--ties", folder / "ties.json", "--ledger", folder / "ledger.db")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -354,6 +389,7 @@ def main() -> None:
             result[name] = compare(name, box, onnx, shape, arguments)
             if shape == (1, 8, 8):
                 result["credentials_ms"] = credentials(box, key, folder, arguments.rounds)
+                result["marked_ms"] = marked(box, folder, arguments.rounds)
     result["seconds"] = round(time.perf_counter() - begin, 1)
     text = json.dumps(result, indent=1)
     print(text)
