@@ -3,6 +3,7 @@
 A new attack is one row of ATTACKS.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from sdb.audit.attacks import ATTACKS as ALL
+from sdb.audit.attacks import edges
 from sdb.audit.attacks.averaging import AugmentedAverage, BlendAverage, NoiseAverage
 from sdb.audit.attacks.data_free import DataFree
 from sdb.audit.attacks.distil import FULL, Distil, Recipe, TunedDistil
@@ -92,6 +94,18 @@ def scanty(few, attacker_of):
 def short(attack):
     """The attack as small as it goes."""
     return replace(attack, queries=900) if isinstance(attack, DataFree | RandomPatterns) else attack
+
+
+def test_a_bare_class_of_a_blend_counts_as_the_first_student_trusts_it():
+    pixels = torch.tensor([0, 100, 255], dtype=torch.uint8).reshape(3, 1, 1, 1)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        student[1].weight.copy_(torch.tensor([[20.0], [0.0]]))
+        student[1].bias.copy_(torch.tensor([-9.0, 0.0]))
+    found = edges.trust_of(student, pixels, torch.tensor([0, 1, 0]))
+    second = 1 / (1 + math.exp(20 * 100 / 255 - 9))
+    assert found.tolist() == pytest.approx([0.5, second, 0.99], abs=1e-6)
+    assert 0.5 < second < 0.99
 
 
 @BLACK_BOX

@@ -17,6 +17,9 @@ from sdb.audit.attacks.victim import Answers, Interface, Victim
 from sdb.data import Batch
 from sdb.models import Classifier
 
+# A first student's own confidence in a class that was told counts between these.
+TRUSTED = (0.5, 0.99)
+
 
 def with_more(transfer: TransferSet, pixels: Tensor) -> TransferSet:
     """A transfer set and further images, uint8 (M, C, H, W), shared out among its views; what does not divide is left.
@@ -65,6 +68,13 @@ def sure_of(answers: Answers) -> tuple[Tensor, Tensor]:
     return confidence, named
 
 
+def trust_of(student: Classifier, pixels: Tensor, named: Tensor) -> Tensor:
+    """How sure a student is of classes that it was told of images uint8 (N, C, H, W), within `TRUSTED`; (N,)."""
+    with torch.no_grad():
+        shares = student(pixels.float() / 255).softmax(dim=1)
+    return shares.gather(1, named.unsqueeze(1)).squeeze(1).clamp(*TRUSTED)
+
+
 def told(transfer: TransferSet, answers: Answers) -> Tensor:
     """Soft targets of what answers say: the thief's label where it has one, with the confidence that was told."""
     confidence, named = sure_of(answers)
@@ -78,6 +88,9 @@ def told(transfer: TransferSet, answers: Answers) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class MarginQueries(Attack):
     """Ask about blends of which a first student is least sure, beside the thief's own images.
+
+    Blends lie between classes, so a bare class must not be learned as if it were sure: where the victim tells no
+    confidence, the first student's own stands in. Without that, what a level seems to tell is how doubtful blends are.
 
     Attributes:
         pool: blends that are looked at, for each image of a view.
@@ -114,7 +127,12 @@ class MarginQueries(Attack):
         chosen = chosen[torch.randperm(len(chosen), generator=generator)]
         if len(chosen) == 0:
             return Stolen(first, details={"asked": 0})
-        confidence, named = sure_of(victim.ask(chosen.float() / 255))
+        asked = victim.ask(chosen.float() / 255)
+        confidence, named = sure_of(asked)
+        if (
+            asked.kind is Interface.LABELS
+        ):  # how far to trust a class where nothing is told: as the first student does
+            confidence = trust_of(first, chosen, named)
         extra = doubtful(named, confidence, victim.num_classes)
         return Stolen(learned(attacker, transfer, answers, chosen, extra), details={"asked": len(chosen)})
 
