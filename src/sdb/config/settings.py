@@ -64,7 +64,8 @@ class FitSettings(Settings):
     """Largest norm of the gradient; none: no limit. Helps where a wrap diverges."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 autocast on a GPU, float32 on a CPU. What it came to is recorded with the
-    run, which keeps it. On a CPU with AMX bfloat16 can be faster: benchmarks/precision.py."""
+    run, which keeps it. On a CPU with AMX bfloat16 is faster, and cost 0.3 points on Fashion-MNIST (docs/results.md,
+    "precision")."""
     compile: Literal["off", "default", "reduce-overhead"] = "off"
     """torch.compile of the forward pass; reduce-overhead: with CUDA graphs. Needs a C++ compiler, or Triton on a
     GPU. What it brings: docs/speed.md."""
