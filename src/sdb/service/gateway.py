@@ -167,10 +167,10 @@ class Gateway:
         """Who sent a request with this header, see `identified`."""
         return ANONYMOUS if self.watch is None else identified(self.watch, authorization)
 
-    def admit(self, principal: Principal, examples: int) -> None:
+    async def admit(self, principal: Principal, examples: int) -> None:
         """Count what is asked, see `admit`."""
         if self.watch is not None:
-            admit(self.watch, principal, examples)
+            await admit(self.watch, principal, examples)
 
     def is_partner(self, principal: Principal) -> bool:
         """Whether a principal gets the model's own answers."""
@@ -210,7 +210,7 @@ class Gateway:
         async with self.intake.body(request) as sent:
             heavy = bool(encoding) or (len(sent) > LARGE and size is None)
             body, question = await asyncio.to_thread(read, sent) if heavy else read(sent)
-        self.admit(principal, question.rows)
+        await self.admit(principal, question.rows)
         if partner:
             kept = {name: request.headers[name] for name in PASSED if name in request.headers}
             return Passed(self.upstream, self.upstream.address.url + path, sent, kept)

@@ -154,7 +154,7 @@ class GrpcGateway:
                 {"name": each.name, "parameters": dict.fromkeys(each.parameters, True)} for each in asked.outputs
             ]
             check_outputs(wanted, gateway.served.output)
-        gateway.admit(principal, question.rows)
+        await gateway.admit(principal, question.rows)
         answer = await self._ask("ModelInfer", request)
         return answer if partner else self._rewritten(principal, question, answer)
 
