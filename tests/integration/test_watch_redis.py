@@ -3,6 +3,7 @@
 import shutil
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from sdb.errors import StorageError
 from sdb.service.watch import Limits, LimitSet, Principal, TokenFile, Watch
 from sdb.service.watch.counts import Count
+from sdb.service.watch.limits import day_of
 from sdb.service.watch.store import open_store
 
 redis = pytest.importorskip("redis")
@@ -90,9 +92,48 @@ def test_two_servers_share_a_budget_and_a_restart_continues(url, tmp_path):
     assert kinds == {"volume_total", "refused_total"}
 
 
+@pytest.mark.parametrize("limits", [Limits(images_total=1000), Limits(images_day=1000)])
+def test_two_servers_that_are_asked_at_once_do_not_exceed_a_budget(url, tmp_path, limits):
+    tokens = TokenFile(tmp_path / "tokens.db", create=True)
+    tokens.add("anna")
+    both = [Watch.open(url, tokens.path, LimitSet(named=limits), alerts=tmp_path / "alerts") for _ in range(2)]
+    admitted = []
+
+    def ask(watch):
+        while watch.admit(Principal("anna"), 3).allowed:
+            admitted.append(3)
+
+    clients = [threading.Thread(target=ask, args=(watch,)) for watch in both for _ in range(3)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert sum(admitted) == 999
+    counts = open_store(url).counts(day_of())
+    assert counts["anna"].total == counts["anna"].today == counts["*"].total == 999
+    assert both[0].admit(Principal("anna"), 1).allowed and not both[1].admit(Principal("anna"), 1).allowed
+    for watch in both:
+        watch.close()
+    assert open_store(url).counts(0)["anna"].total == 1000  # nothing of it was written again
+
+
+def test_what_a_budget_refuses_does_not_weigh_on_the_rate(url, tmp_path):
+    tokens = TokenFile(tmp_path / "tokens.db", create=True)
+    tokens.add("anna")
+    limits = LimitSet(named=Limits(images_total=10, rate=0.001, burst=10))
+    first, second = (Watch.open(url, tokens.path, limits, alerts=tmp_path / "alerts") for _ in range(2))
+    assert first.admit(Principal("anna"), 8).allowed
+    refused = second.admit(Principal("anna"), 8)
+    assert (refused.allowed, refused.status) == (False, 429)
+    assert "budget" in refused.reason
+    assert second.admit(Principal("anna"), 2).allowed
+    first.close()
+    second.close()
+
+
 def test_a_redis_server_that_goes_away_and_comes_back_loses_nothing(url, server, tmp_path):
     port, folder, running = server
-    watch = Watch.open(url, None, LimitSet(anonymous=Limits()), alerts=tmp_path / "alerts")
+    watch = Watch.open(url, None, LimitSet(anonymous=Limits(images_total=12)), alerts=tmp_path / "alerts")
     who = watch.identify(None)
     assert watch.admit(who, 5).allowed
     eventually(lambda: open_store(url).counts(0).get("anonymous") is not None)
@@ -102,6 +143,7 @@ def test_a_redis_server_that_goes_away_and_comes_back_loses_nothing(url, server,
     eventually(lambda: watch.metrics()["store_errors"] > 0)
     running[0] = start(port, folder)
     eventually(lambda: open_store(url).counts(0)["anonymous"].total == 10)
+    assert not watch.admit(who, 5).allowed
     watch.close()
 
 

@@ -47,7 +47,7 @@ class Behind:
     """A server of texts: the first letter of each says the row of `SHARES`; `mode` is how it fails."""
 
     def __init__(self):
-        self.mode, self.paths = "", []
+        self.mode, self.paths, self.asked = "", [], {}
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -60,11 +60,15 @@ class Behind:
         status, headers, content = 200, [], b"{}"
         if scope["path"].endswith("/infer"):
             status, headers, content = await self.answer(body, dict(scope["headers"]))
+        elif scope["path"] == "/v2":
+            content = json.dumps({"extensions": [] if self.mode == "json" else ["binary_tensor_data"]}).encode()
         elif scope["path"].endswith("/ready"):
             status = 503 if self.mode == "down" else 200
         else:
             inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
             outputs = [{"name": name, "datatype": "FP32", "shape": [-1, CLASSES]} for name in ("scores", "hidden")]
+            if self.mode == "silent":
+                inputs, outputs = [], []
             content = json.dumps({"name": "texts", "secret": 1, "inputs": inputs, "outputs": outputs}).encode()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -72,6 +76,7 @@ class Behind:
     async def answer(self, body, headers):
         size = int(headers.get(b"inference-header-content-length", len(body)))
         request = json.loads(body[:size])
+        self.asked = request | {"type": headers.get(b"content-type"), "bytes": len(body) - size}
         count = request["inputs"][0]["shape"][0]
         shares = examples()[0][:count]
         if self.mode == "500":
@@ -187,6 +192,42 @@ def test_the_one_output_is_rewritten_and_the_rest_dropped(client, binary):
     assert b"0.123456" not in answer.content
     head = json.loads(answer.content[: int(answer.headers.get("inference-header-content-length", 10**6))])
     assert (head["id"], head["model_version"], len(head["outputs"])) == ("mine", "7", 1)
+
+
+@pytest.mark.parametrize("outputs", [{}, {"outputs": None}, {"outputs": []}])
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_model_is_asked_for_the_one_output_alone(behind, client, binary, outputs):
+    """Some models give another where none is named, and what comes with it is dropped anyway."""
+    assert ask(client, question(binary=binary, **outputs)).status_code == 200
+    wanted = {"name": "scores"} | ({"parameters": {"binary_data": True}} if binary else {})
+    assert behind.asked["outputs"] == [wanted]
+    assert behind.asked["type"] == b"application/json"
+    assert behind.asked["id"] == "mine"
+
+
+def test_a_client_s_own_outputs_and_bytes_stay(behind, client):
+    outputs = [{"name": "scores", "parameters": {"binary_data": False}}]
+    assert ask(client, question(outputs=outputs)).status_code == 200
+    assert behind.asked["outputs"] == outputs
+    tensor = {"name": "n", "datatype": "UINT8", "shape": [3], "parameters": {"binary_data_size": 3}}
+    for encoding in ("utf-8", "utf-16"):
+        text = json.dumps({"inputs": [tensor]}).encode(encoding)
+        headers = {"inference-header-content-length": str(len(text)), "content-type": "text/anything"}
+        answer = client.post("/v2/models/texts/infer", content=text + b"abc", headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert (behind.asked["type"], behind.asked["bytes"]) == (b"application/octet-stream", 3)
+        assert behind.asked["inputs"] == [tensor]
+        assert behind.asked["outputs"] == [{"name": "scores"}]
+
+
+@pytest.mark.parametrize("kind", [None, "application/json"])
+def test_a_partner_s_request_has_the_type_that_it_came_with(behind, tokens, tmp_path, kind):
+    with gateway(behind, watch=Watch.open(tokens=tmp_path / "tokens.db")) as client:
+        headers = {"authorization": f"Bearer {tokens['clinic']}"} | ({"content-type": kind} if kind else {})
+        content = json.dumps(question()).encode()
+        assert client.post("/v2/models/texts/infer", content=content, headers=headers).status_code == 200
+    assert behind.asked["type"] == (kind.encode() if kind else None)
+    assert "outputs" not in behind.asked
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -420,6 +461,20 @@ def test_a_served_model_as_a_function(behind):
         ask(text=np.array([1j]))
     with pytest.raises(ConfigError, match="gives scores, hidden; name one"):
         asked_model(url, None, None)
+    assert behind.asked["bytes"] > 0
+    for behind.mode in ("json", "silent"):
+        ask = asked_model(url, "scores", None)
+        for given in (np.array(["a", "b"]), np.array([b"a", b"b"]), np.array([[1.5], [2]])):
+            assert (ask(given) == examples()[0][:2]).all()
+            sent = behind.asked["inputs"][0]
+            if behind.mode == "json":
+                assert (behind.asked["type"], behind.asked["bytes"]) == (b"application/json", 0)
+                assert sent["data"] == (["a", "b"] if sent["datatype"] == "BYTES" else [1.5, 2.0])
+    with pytest.raises(ConfigError, match="does not say what it gives"):
+        asked_model(url, None, None)
+    behind.mode = "json"
+    with pytest.raises(ConfigError, match="JSON alone"):
+        asked_model(url, "scores", None)(np.array([b"\xff"]))
     behind.mode = "output"
     with pytest.raises(RemoteError, match="did not answer with scores"):
         ask(text=np.array(["a"]))

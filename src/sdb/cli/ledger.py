@@ -23,7 +23,12 @@ def ledger_new(
     ],
     out: Annotated[Path, typer.Option(metavar="DB", help="The ledger to make.")],
     ties_file: Annotated[
-        Path, typer.Option("--ties", metavar="FILE", help="Where to write the ties' secret, for the server.")
+        Path,
+        typer.Option(
+            "--ties",
+            metavar="FILE",
+            help="Where to write the ties' secret, for the server; a second server's ledger may name the first's.",
+        ),
     ],
     owner_file: Annotated[Path, typer.Option("--owner", metavar="FILE", help="The owner's file.")],
     budget: Annotated[float, typer.Option(help="Accuracy that ties may cost, a fraction of all answers.")] = 0.001,

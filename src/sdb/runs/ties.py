@@ -42,13 +42,14 @@ def new_ledger(
 ) -> TieCost:
     """Make the ties' secret and the ledger of a box or guard; see `sdb ledger new`.
 
+    The same box has the same ties each time, so a file of them may be there: a second server's ledger goes with it.
+
     Raises:
         ConfigError: too few validation images, or too few of them near ties, to know what ties cost.
-        StorageError, KeyFileError: a file exists already, or cannot be written.
+        StorageError, KeyFileError: the ledger exists, or other ties; or one cannot be written.
     """
-    for path in (out, ties_file):
-        if path.exists():
-            raise StorageError(f"{path} exists; it is not overwritten: choose another name")
+    if out.exists():
+        raise StorageError(f"{out} exists; it is not overwritten: choose another name")
     owner = Owner.load(owner_file)
     if (box_path / MANIFEST).exists():
         guard = Guard.load(box_path)
@@ -59,7 +60,10 @@ def new_ledger(
         )
     public = public_of(owner.queries_key).hex()
     terms = Terms(ties.box_id, ties.id, ties.tau, public, keep_queries, days, cap, int(time.time()))
-    ties.save(ties_file)
+    if not ties_file.exists():
+        ties.save(ties_file)
+    elif Ties.load(ties_file).id != ties.id:
+        raise StorageError(f"{ties_file} exists, and is of another box, owner or margin: choose another name")
     Ledger.create(out, terms).close()
     return cost
 

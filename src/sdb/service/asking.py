@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from sdb.service.limits import Refusal
@@ -24,12 +25,15 @@ def identified(watch: Watch, authorization: str) -> Principal:
         raise Refusal(401, str(error), reason="expired") from None
 
 
-def admit(watch: Watch, principal: Principal, examples: int) -> None:
-    """Count what is asked.
+async def admit(watch: Watch, principal: Principal, examples: int) -> None:
+    """Count what is asked; where that asks another server, others' requests go on meanwhile.
 
     Raises:
         Refusal: 429, it is more than this principal may.
     """
-    admission = watch.admit(principal, examples)
+    if watch.asks_first:
+        admission = await asyncio.to_thread(watch.admit, principal, examples)
+    else:
+        admission = watch.admit(principal, examples)
     if not admission.allowed:
         raise Refusal(admission.status, admission.reason, admission.retry_after, "watch")

@@ -21,7 +21,7 @@ from sdb.answers.teller import Teller
 from sdb.answers.ties import NOBODY
 from sdb.errors import ConfigError, MissingExtraError, ModelError
 from sdb.service.limits import Refusal, RequestLimits
-from sdb.service.messages import Question, read_question, read_reply
+from sdb.service.messages import Question, ask_for, read_question, read_reply
 from sdb.service.protocol import EXTENSIONS, HEADER
 from sdb.service.ties import check_ties
 
@@ -193,10 +193,10 @@ class Gateway:
         """Who sent a request with this header, see `identified`."""
         return ANONYMOUS if self.watch is None else identified(self.watch, authorization)
 
-    def admit(self, principal: Principal, examples: int) -> None:
+    async def admit(self, principal: Principal, examples: int) -> None:
         """Count what is asked, see `admit`."""
         if self.watch is not None:
-            admit(self.watch, principal, examples)
+            await admit(self.watch, principal, examples)
 
     def is_partner(self, principal: Principal) -> bool:
         """Whether a principal gets the model's own answers."""
@@ -229,17 +229,25 @@ class Gateway:
         partner = self.is_partner(principal)
         output = None if partner else self.served.output
 
-        def read(sent: bytes) -> tuple[bytes, Question]:
+        def read(sent: bytes) -> tuple[bytes, str | None, Question]:
             body = decompress(sent, encoding, self.served.max_body)
-            return body, read_question(body, size, output, batched=self.served.batched, most=self.served.most)
+            question = read_question(body, size, output, batched=self.served.batched, most=self.served.most)
+            return (
+                (body, size, question)
+                if output is None
+                else (*ask_for(output, body, size, question.request), question)
+            )
 
         async with self.intake.body(request) as sent:
             heavy = bool(encoding) or (len(sent) > LARGE and size is None)
-            body, question = await asyncio.to_thread(read, sent) if heavy else read(sent)
-        self.admit(principal, question.rows)
+            body, begin, question = await asyncio.to_thread(read, sent) if heavy else read(sent)
+        await self.admit(principal, question.rows)
         if partner:
             return Passed(self.upstream, self.upstream.address.url + path, "POST", sent, request)
-        kept = {name: request.headers[name] for name in ("content-type", HEADER) if name in request.headers}
+        # Servers that mind the type refuse a client that sends none, as tritonclient, or curl's.
+        kept = {"content-type": "application/json"}
+        if begin is not None:
+            kept = {"content-type": "application/octet-stream", HEADER: begin}
         headers, answered = await self.upstream.ask("POST", path, body, kept)
         try:
             reply = read_reply(answered, headers.get(HEADER), self.served.output)

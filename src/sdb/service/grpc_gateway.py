@@ -162,7 +162,10 @@ class GrpcGateway:
                 {"name": each.name, "parameters": dict.fromkeys(each.parameters, True)} for each in asked.outputs
             ]
             check_outputs(wanted, gateway.served.output)
-        gateway.admit(principal, question.rows)
+            if not asked.outputs:  # what a model gives unasked may be another
+                asked.outputs.add(name=gateway.served.output)
+                request = asked.SerializeToString()
+        await gateway.admit(principal, question.rows)
         answer = await self._ask("ModelInfer", request)
         return answer if partner else self._rewritten(principal, question, answer)
 

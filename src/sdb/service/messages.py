@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -39,6 +39,7 @@ class Question:
         places: where the bytes of each begin, None where its data are in the JSON.
         binary: the bytes of all.
         batched: whether the first dimension of every input counts examples.
+        request: the JSON object; empty where it came otherwise.
     """
 
     rows: int
@@ -46,6 +47,7 @@ class Question:
     places: list[int | None]
     binary: memoryview
     batched: bool
+    request: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, rows: np.ndarray) -> Sequence[Query]:
         """What was asked in some rows: of one input its value, of several a dictionary by name."""
@@ -87,7 +89,33 @@ def read_question(body: bytes, json_size: str | None, output: str | None, *, bat
         )
     if output is not None and request.get("outputs") is not None:
         check_outputs(objects_of(request, "outputs"), output)
-    return Question(rows_of(tensors, batched, most), tensors, places, binary, batched)
+    return Question(rows_of(tensors, batched, most), tensors, places, binary, batched, request)
+
+
+def ask_for(output: str, body: bytes, json_size: str | None, request: dict[str, Any]) -> tuple[bytes, str | None]:
+    """A request that names the one output, and the size of its JSON: what a model gives unasked may be another.
+
+    Args:
+        output: the one.
+        body: the request that was read.
+        json_size: value of `Inference-Header-Content-Length`, None where it was not sent.
+        request: its JSON object.
+
+    Raises:
+        Refusal: 400, the request says wrongly how outputs come.
+    """
+    if request.get("outputs"):
+        return body, json_size
+    wanted: dict[str, Any] = {"name": output}
+    if flag_of(parameters_of(request), "binary_data_output", False):  # which is of outputs that are not named
+        wanted["parameters"] = {"binary_data": True}
+    text, binary = split_body(body, json_size)
+    begin = text.find(b"{") + 1
+    if "outputs" in request or json.detect_encoding(text) != "utf-8":
+        text = json_text(request | {"outputs": [wanted]}).encode()
+    else:  # long lists of numbers stay as they are
+        text = text[:begin] + f'"outputs": {json_text([wanted])}, '.encode() + text[begin:]
+    return text + binary, None if json_size is None else str(len(text))
 
 
 def rows_of(tensors: list[dict[str, Any]], batched: bool, most: int) -> int:

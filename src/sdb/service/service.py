@@ -102,7 +102,7 @@ class Service:
         """
         self.batcher.check_room(len(images))  # before the watch counts them
         if self.watch is not None and asker.principal is not None:
-            admit(self.watch, asker.principal, len(images))
+            await admit(self.watch, asker.principal, len(images))
         logits = await self.batcher.submit(asker.variant, images)
         if not np.isfinite(logits).all():
             raise ArithmeticError("the model gave logits that are not finite")

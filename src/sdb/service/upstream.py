@@ -67,7 +67,13 @@ class Upstream:
         if self._session is None:  # made here, since it belongs to the event loop
             connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=30)
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False
+                connector=connector,
+                timeout=self._timeout,
+                auto_decompress=False,
+                trust_env=False,
+                skip_auto_headers=(
+                    "Content-Type",
+                ),  # a partner's request passes as it came, with a type or without
             )
         try:
             async with self._session.request(

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from sdb.errors import StorageError
 from sdb.service.watch.alerts import Alert
-from sdb.service.watch.counts import Count, Store
+from sdb.service.watch.counts import Cap, Count, Store
 from sdb.service.watch.limits import Limits, Meter, day_of
 
 EVERYONE = "*"  # beside the principals' names in the store; no principal can have it
@@ -33,6 +34,9 @@ class Admission:
 
 
 ALLOWED = Admission(True)
+# So long a store that failed is not asked again before requests, which would wait for it.
+AWAY_SECONDS = 1.0
+Found = list[tuple[str, Meter, Limits]]
 
 
 class Accounts:
@@ -47,25 +51,70 @@ class Accounts:
         self._store, self._clock, self._lock = store, clock, threading.Lock()
         self._meters: dict[str, Meter] = {}
         self._pending: dict[tuple[str, str], Alert] = {}
-        self.admitted = self.refused = 0
+        self._away_until = 0.0
+        self.admitted = self.refused = self.unasked = 0
 
     def __len__(self) -> int:
         return len(self._meters)
 
     def admit(self, images: int, *limits: tuple[str, Limits]) -> Admission:
-        """Count images for each name, against its limits; nothing is counted where one refuses."""
+        """Count images for each name, against its limits; nothing is counted where one refuses.
+
+        Where several servers share a store that decides, it has the last word on budgets: what one server knows of the
+        others' counts is up to a second old. While it cannot be asked, each server goes by what it knows.
+        """
         now = self._clock()
+        asks = self._store.decides and any(of.images_total or of.images_day for _, of in limits)
+        asks = asks and now >= self._away_until
         with self._lock:
             found = [(name, self._meter(name, now), of) for name, of in limits]
-            for name, meter, of in found:
-                if (refusal := meter.refusal(images, of, now)) is not None:
-                    self.refused += 1
-                    return self._refuse(name, meter, of, *refusal)
-            for name, meter, of in found:
-                meter.charge(images, of, now)
-                self._note_volume(name, meter, of)
-            self.admitted += images
+            if (refusal := self._refusal(images, found, now)) is not None:
+                return refusal
+            for _, meter, of in found:
+                # What the store counts is not handed to it later.
+                (meter.owe if asks else meter.charge)(images, of, now)
+            if not asks:
+                return self._let_in(images, found)
+        return self._ask(images, found, now)
+
+    def _ask(self, images: int, found: Found, now: float) -> Admission:
+        """Have the store count what weighs on the rates already, or refuse it."""
+        day = day_of(now)
+        try:
+            fits, counts = self._store.take(
+                images, day, [Cap(name, of.images_total, of.images_day) for name, _, of in found]
+            )
+        except StorageError:
+            with self._lock:
+                self.unasked += 1
+                self._away_until = self._clock() + AWAY_SECONDS
+                for _, meter, of in found:
+                    meter.owe(-images, of, now)
+                    meter.charge(images, of, now)
+                return self._let_in(images, found)
+        with self._lock:
+            for count, (_, meter, _) in zip(counts, found, strict=True):
+                meter.take(count.day, count.total, count.today)
+            if fits:
+                return self._let_in(images, found)
+            for _, meter, of in found:
+                meter.owe(-images, of, now)
+            # By what is known now; only where a day ended meanwhile it is not refused, and the client is to ask again.
+            refusal = self._refusal(images, found, now)
+            return refusal or Admission(False, 429, "a day's budget was spent as the day ended: ask again", 1.0)
+
+    def _let_in(self, images: int, found: Found) -> Admission:
+        for name, meter, of in found:
+            self._note_volume(name, meter, of)
+        self.admitted += images
         return ALLOWED
+
+    def _refusal(self, images: int, found: Found, now: float) -> Admission | None:
+        for name, meter, of in found:
+            if (refusal := meter.refusal(images, of, now)) is not None:
+                self.refused += 1
+                return self._refuse(name, meter, of, *refusal)
+        return None
 
     def volume(self, name: str) -> dict[str, int]:
         """Images that a principal asked about, ever and on its last day."""

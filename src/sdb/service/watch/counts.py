@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,8 +27,32 @@ class Count:
     today: int
 
 
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """What one principal's counts may come to.
+
+    Attributes:
+        name: of the principal.
+        total: images, ever; None for no limit.
+        today: images on one day; None for no limit.
+    """
+
+    name: str
+    total: int | None
+    today: int | None
+
+
 class Store(Protocol):
     """What keeps counts and alerts. Every method raises StorageError where the store cannot be used."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether `take` is there: servers that share the store ask it first, so that none goes by old counts."""
+        ...
+
+    def take(self, images: int, day: int, caps: Sequence[Cap]) -> tuple[bool, list[Count]]:
+        """Add images to every count, or to none where one would pass its cap; and all counts, as they are then."""
+        ...
 
     def add(self, counts: Iterable[Count]) -> None:
         """Add to the counts, all or none."""

@@ -129,8 +129,12 @@ class Meter:
         self._turn(now)
         self.new_total += images
         self.new_today += images
+        self.owe(images, limits, now)
+
+    def owe(self, images: int, limits: Limits, now: float) -> None:
+        """Let images weigh on the rate alone; fewer than none take back what was let in."""
         if limits.rate is not None:
-            self._debt, self._debt_at = self._debt_now(limits.rate, now) + images, now
+            self._debt, self._debt_at = max(0.0, self._debt_now(limits.rate, now) + images), now
 
     def settle(self, day: int, total: int, today: int) -> None:
         """Note that so many of the new images are in the store now, `today` of them under `day`."""

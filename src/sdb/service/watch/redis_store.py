@@ -6,17 +6,42 @@ What a server has handed over is as durable as the Redis server makes it: turn o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from sdb.errors import MissingExtraError, StorageError
 from sdb.runtime import json_text
-from sdb.service.watch.counts import MAX_ALERTS, Count
+from sdb.service.watch.counts import MAX_ALERTS, Cap, Count
 
 PREFIX = "sdb:watch"
 TIMEOUT_SECONDS = 2.0
 # A day's counts go two days after it began.
 KEEP_SECONDS = 2 * 86_400
+# A request waits for this answer; without it, it is counted in memory.
+TAKE_SECONDS = 0.5
+# KEYS: the totals, the day's. ARGV: images, seconds to keep, then name and both caps of each, "" for none.
+TAKE = """
+local images, counts, fits = tonumber(ARGV[1]), {}, 1
+for at = 3, #ARGV, 3 do
+    for key = 1, 2 do
+        local count = tonumber(redis.call('HGET', KEYS[key], ARGV[at]) or 0)
+        local cap = tonumber(ARGV[at + key])
+        if cap and count + images > cap then fits = 0 end
+        table.insert(counts, count)
+    end
+end
+if fits == 1 then
+    for at = 3, #ARGV, 3 do
+        for key = 1, 2 do
+            local place = 2 * (at / 3 - 1) + key
+            counts[place] = redis.call('HINCRBY', KEYS[key], ARGV[at], images)
+        end
+    end
+    redis.call('EXPIRE', KEYS[2], ARGV[2])
+end
+table.insert(counts, 1, fits)
+return counts
+"""
 
 
 class RedisStore:
@@ -30,9 +55,13 @@ class RedisStore:
         StorageError: the server does not answer.
     """
 
+    decides = True
+
     def __init__(self, url: str) -> None:
         try:
             import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ImportError:
             raise MissingExtraError("redis", "redis", "keeping counts in Redis") from None
         self._error = redis.RedisError
@@ -44,6 +73,15 @@ class RedisStore:
                 socket_connect_timeout=TIMEOUT_SECONDS,
             )
             self._client.ping()
+            # Without a second try: an answer may be lost after it was counted.
+            hasty = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=TAKE_SECONDS,
+                socket_connect_timeout=TAKE_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )
+            self._hasty, self._take = hasty, hasty.register_script(TAKE)
         except (redis.RedisError, ValueError) as error:
             raise self._cannot(error) from None
 
@@ -59,6 +97,19 @@ class RedisStore:
                 pipeline.execute()
         except self._error as error:
             raise self._cannot(error) from None
+
+    def take(self, images: int, day: int, caps: Sequence[Cap]) -> tuple[bool, list[Count]]:
+        """Add images to every count, or to none where one would pass its cap; and all counts, as they are then."""
+        asked = [each for cap in caps for each in (cap.name, cap.total, cap.today)]
+        try:
+            fits, *found = self._take(
+                keys=[f"{PREFIX}:total", f"{PREFIX}:day:{day}"],
+                args=[images, KEEP_SECONDS, *("" if each is None else each for each in asked)],
+            )
+        except self._error as error:
+            raise self._cannot(error) from None
+        sums = zip(caps, found[::2], found[1::2], strict=True)
+        return bool(fits), [Count(cap.name, day, total, today) for cap, total, today in sums]
 
     def counts(self, day: int) -> dict[str, Count]:
         """The counts by name, `today` those of that day."""
@@ -91,6 +142,7 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._hasty.close()
 
     def _cannot(self, error: Exception) -> StorageError:
         # Without the URL: it may hold a password.

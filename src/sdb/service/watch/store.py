@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sdb.errors import StorageError
 from sdb.runtime import DATABASE_LIMIT, check_regular, json_text
-from sdb.service.watch.counts import MAX_ALERTS, Count, Store
+from sdb.service.watch.counts import MAX_ALERTS, Cap, Count, Store
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS counts "
@@ -39,6 +39,8 @@ class SqliteStore:
     Raises:
         StorageError: it cannot be written, or is no such file.
     """
+
+    decides = False  # each time would wait for the disk
 
     def __init__(self, path: Path | str) -> None:
         self._path, self._lock = str(path), threading.Lock()
@@ -66,6 +68,10 @@ class SqliteStore:
         rows = [{"name": c.name, "total": c.total, "day": c.day, "today": c.today} for c in counts]
         with self._transaction() as connection:
             connection.executemany(_ADD, rows)
+
+    def take(self, images: int, day: int, caps: Sequence[Cap]) -> tuple[bool, list[Count]]:
+        """Not there, see `decides`."""
+        raise NotImplementedError
 
     def counts(self, day: int) -> dict[str, Count]:
         """The counts by name; `today` is 0 where the row is of an earlier day."""

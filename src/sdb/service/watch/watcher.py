@@ -5,8 +5,8 @@
     if watch.admit(who, len(images)).allowed:
         watch.observe(who, images, logits)
 
-`admit` and `identify` take microseconds to a millisecond and touch memory only. One thread writes counts behind,
-another looks at what was asked.
+`admit` and `identify` take microseconds to a millisecond and touch memory only (`admit` not where it `asks_first`). One
+thread writes counts behind, another looks at what was asked.
 """
 
 from __future__ import annotations
@@ -109,6 +109,11 @@ class Watch:
         row.check_time(self._clock())
         return row.principal
 
+    @property
+    def asks_first(self) -> bool:
+        """Whether `admit` asks the store, which several servers share, and so may wait for it."""
+        return self._store.decides
+
     def admit(self, principal: Principal, images: int) -> Admission:
         """Count images against the limits of a principal and of everyone; nothing is counted where one refuses.
 
@@ -144,7 +149,7 @@ class Watch:
             "alerts": float(self.book.told),
             "alerts_waiting": float(self.book.waiting),
             "alerts_dropped": float(self.book.dropped),
-            "store_errors": float(self._store_errors),
+            "store_errors": float(self._store_errors + self._accounts.unasked),
         }
 
     def close(self) -> None:
