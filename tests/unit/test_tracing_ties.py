@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from math import comb, log10
@@ -258,3 +261,26 @@ def test_innocents_are_named_as_often_as_p_says():
 
 def test_no_account_is_a_result_too():
     assert TieTrace((), 0, "0" * 64, True).named == ()
+
+
+def test_a_ledger_may_grow_while_it_is_committed_to(tmp_path):
+    """A server goes on writing: a commitment is of one moment."""
+    Ledger.create(tmp_path / "busy.db", TERMS).close()
+
+    def serve():
+        with closing(Ledger(tmp_path / "busy.db", writing=True)) as server:
+            for cell in range(150):
+                pair = np.array([[2, 5]])
+                found = Found(np.array([0]), pair, pair[:, 0], np.array([cell]))
+                server.put("b", np.stack([image("b", cell)]), found, TIES.coins("b", found))
+                time.sleep(0.01)
+
+    server, reader = threading.Thread(target=serve), Ledger(tmp_path / "busy.db")
+    server.start()
+    sizes = set()
+    while server.is_alive():
+        commitment = Commitment.of(reader)
+        sizes.add(len(commitment.check(reader)))
+    server.join()
+    reader.close()
+    assert len(sizes) > 2

@@ -171,13 +171,22 @@ class Ledger:
         Raises:
             DataError: an entry was changed, added or taken away.
         """
+        entries = self.verified()
+        return entries[-1].head if entries else self.terms.head
+
+    def verified(self) -> list[Entry]:
+        """The entries of one moment, after going through the chain: a server may be adding others.
+
+        Raises:
+            DataError: an entry was changed, added or taken away.
+        """
         head, entries = self.terms.head, self.entries()
         for number, entry in enumerate(entries, 1):
             head = hashlib.sha256(head + entry.digest).digest()
             whole = entry.account is None or digest_of(entry) == entry.digest
             if entry.number != number or entry.head != head or not whole:
                 raise DataError(f"{self.path}: entry {entry.number} was altered, or one before it was taken away")
-        return head
+        return entries
 
     def query(self, entry: Entry, private: bytes) -> Query:
         """The query of an entry; an image is float32 (C, H, W) in [0, 1].

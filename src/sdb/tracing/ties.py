@@ -59,8 +59,9 @@ class Commitment:
         Raises:
             DataError: the ledger was altered.
         """
-        head = ledger.verify()
-        return cls(ledger.terms.box_id, ledger.terms.ties_id, len(ledger.entries()), head.hex())
+        entries = ledger.verified()
+        head = entries[-1].head if entries else ledger.terms.head
+        return cls(ledger.terms.box_id, ledger.terms.ties_id, len(entries), head.hex())
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -92,8 +93,7 @@ class Commitment:
         Raises:
             DataError: it is of another ledger, or entries were changed, added or taken away before its end.
         """
-        ledger.verify()
-        entries = ledger.entries()[: self.entries]
+        entries = ledger.verified()[: self.entries]
         head = entries[-1].head if entries else ledger.terms.head
         own = (ledger.terms.box_id, ledger.terms.ties_id, len(entries), head.hex())
         if own != (self.box_id, self.ties_id, self.entries, self.head):
