@@ -27,6 +27,7 @@ from safetensors.numpy import save as to_bytes
 
 from sdb.answers.compact import CompactRows
 from sdb.answers.levels import Level
+from sdb.answers.models import function_of
 from sdb.answers.ties import TieCost, Ties
 from sdb.errors import CheckpointError, ConfigError, KeyFileError, ModelError, RunExistsError
 from sdb.runtime import JSON_LIMIT, WEIGHTS_LIMIT, json_text, parse_json, read_bytes, write_atomic
@@ -79,11 +80,15 @@ class Guard:
     Args:
         info: what it says of itself.
         rows: what it answers.
-        model: whatever gives outputs (N, C); None where outputs come from elsewhere.
+        model: a function to outputs (N, C), or an estimator with `predict_proba`; None where outputs come from elsewhere.
+
+    Raises:
+        ModelError: the model is nothing that can be asked.
     """
 
-    def __init__(self, info: GuardInfo, rows: CompactRows, model: Callable[..., Any] | None = None) -> None:
-        self.info, self.rows, self.model = info, rows, model
+    def __init__(self, info: GuardInfo, rows: CompactRows, model: Any = None) -> None:
+        self.info, self.rows = info, rows
+        self.model = None if model is None else function_of(model)
 
     def __call__(self, *inputs: Any, **named: Any) -> np.ndarray:
         """What anyone is told about inputs, float (N, C): passed to the model as they are.
@@ -198,7 +203,7 @@ class Guard:
         write_atomic(path / MANIFEST, json_text(body, indent=1).encode() + b"\n")
 
     @classmethod
-    def load(cls, path: Path | str, model: Callable[..., Any] | None = None) -> Self:
+    def load(cls, path: Path | str, model: Any = None) -> Self:
         """Read a guard.
 
         Args:

@@ -19,6 +19,7 @@ from sdb.answers.compact import CompactRows
 from sdb.answers.decoys import decoy_map, unlike
 from sdb.answers.guard import Guard, GuardInfo, as_outputs, kind_of, logits_of
 from sdb.answers.levels import FOLDS, Steps, find
+from sdb.answers.models import classes_of, function_of
 from sdb.answers.ties import BUDGET, fit_tau, log_probabilities
 from sdb.errors import ConfigError, DataError, ModelError
 from sdb.keys import Key, Owner, derive
@@ -51,7 +52,8 @@ def guard(
     Args:
         model: any callable from inputs to outputs (N, C), probabilities or logits; an object with `predict_proba`; the
             path of an ONNX file; None for a calibration by outputs.
-        calibration: inputs that the model has not learned from, and their labels int (N,). Inputs are an array, a list
+        calibration: inputs that the model has not learned from, and their labels (N,): numbers of classes, names of
+            classes, or of an estimator with numbers as classes these. Inputs are an array, a list
             of whatever the model takes a list of, or a dictionary of either by name.
         owner: whose guard it is; decoys follow from the owner's secret.
         key: of a partner, in place of `owner` where there is one partner.
@@ -73,16 +75,14 @@ def guard(
     whose = Owner.of(key) if owner is None and key is not None else owner
     if whose is None or (owner is not None and key is not None):
         raise ConfigError("whose guard is it? Give owner=, or key= where there is one partner")
-    if isinstance(model, str | Path):
-        model = by_onnx(Path(model))
-    elif model is not None and not callable(model) and hasattr(model, "predict_proba"):
-        model = model.predict_proba
+    if model is not None:
+        model = by_onnx(Path(model)) if isinstance(model, str | Path) else function_of(model)
     if model is None and not outputs and not hasattr(calibration[0], "shape"):
         raise ConfigError("a guard without a model is calibrated by outputs (N, C) and labels (N,)")
     names = _names(model, class_names)
     given, labels = calibration
     answers = as_outputs(given, names) if outputs or model is None else asked(model, given, names)
-    logits, labels, gives = _checked(answers, labels)
+    logits, labels, gives = _checked(answers, _numbered(labels, classes_of(model), names))
     classes = logits.shape[1]
     names = names or tuple(map(str, range(classes)))
     if len(names) != classes:
@@ -193,9 +193,31 @@ def _names(model: Any, given: Sequence[str] | None) -> tuple[str, ...]:
     labels = getattr(getattr(holder, "config", None), "id2label", None)
     if isinstance(labels, Mapping):
         return tuple(str(labels[index]) for index in sorted(labels))
-    holder = getattr(model, "__self__", model)  # an estimator's predict_proba
-    classes = getattr(holder, "classes_", None)
-    return () if classes is None else tuple(map(str, classes))
+    classes = classes_of(model)
+    return () if classes is None else tuple(map(str, classes.tolist()))
+
+
+def _numbered(labels: Any, fitted: np.ndarray | None, names: tuple[str, ...]) -> np.ndarray:
+    """Labels as numbers of classes, where they are the names of classes, or numbers that an estimator was fitted with.
+
+    Raises:
+        DataError: a label is no class.
+    """
+    given = np.asarray(labels)
+    text = given.dtype.kind in "US" or (
+        given.dtype.kind == "O" and all(isinstance(each, str) for each in given.flat)
+    )
+    if text and names:
+        known: list[Any] = list(names)
+    elif fitted is not None and fitted.dtype.kind in "iufb" and given.dtype.kind in "iufb":
+        known = fitted.tolist()
+    else:
+        return given
+    places = {name: place for place, name in enumerate(known)}
+    asked = given.astype(str) if text else given
+    if strange := sorted(set(asked.ravel().tolist()) - places.keys()):
+        raise DataError(f"labels: {strange[0]!r} is no class of the model's: {', '.join(map(str, known[:12]))}")
+    return np.array([places[each] for each in asked.ravel().tolist()], np.int64).reshape(given.shape)
 
 
 def _checked(outputs: np.ndarray, labels: Any) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -251,7 +273,7 @@ def _honesty(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(right.mean())} | kept
 
 
-def by_onnx(path: Path) -> Model:
+def by_onnx(path: Path) -> Callable[..., Any]:
     """An ONNX file as a function: of one array, or of arrays by the names of its inputs, to its first output.
 
     Raises:
