@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ def after(seed: MarkSeed, row: str, thief: Thief, student: Classifier, images: n
         images: that it asked about, uint8 (N, C, H, W).
     """
     if thief.after.startswith("again"):
-        seen = np.asarray(seed.pool.images)[-len(images) :] if thief.after.endswith("others") else images
+        seen = np.asarray(seed.pool.images[-len(images) :]) if thief.after.endswith("others") else images
         data = labelled(seen, sure_of(student, seen)[0], seed.own)
         return seed.trained(f"{row}-again", thief.network, data, seed.settings(seed.epochs))
     student = copy.deepcopy(student)
     if thief.after == "tuned":
-        few = labelled(np.asarray(seed.pool.images)[-TUNED:], np.asarray(seed.pool.labels)[-TUNED:], seed.own)
+        few = labelled(np.asarray(seed.pool.images[-TUNED:]), seed.pool.labels[-TUNED:], seed.own)
         train(student, few, seed.settings(10, learning_rate=0.001), progress=False)
     elif thief.after.startswith("boundaries"):
         _, _, how = thief.after.partition(", ")
@@ -103,7 +104,7 @@ def move_boundaries(seed: MarkSeed, row: str, student: Classifier, images: np.nd
         moved = pushed(student, images[where], towards)
         given = (labels[where] + rng.integers(1, classes, count)) % classes
     data = labelled(np.concatenate([images, moved]), np.concatenate([labels, given]), seed.own)
-    sgd = {"optimizer": "sgd", "learning_rate": 0.01, "schedule": "constant", "weight_decay": 1e-4}
+    sgd: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "schedule": "constant", "weight_decay": 1e-4}
     train(student, data, seed.settings(3, **sgd), progress=False)
     if how == "crops":
         plain = replace(labelled(images, labels, seed.own), augment=CROPS)

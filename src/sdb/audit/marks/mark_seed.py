@@ -79,8 +79,14 @@ class MarkSeed:
 
 def training(seed: int, epochs: int, **more: Any) -> TrainSettings:
     """How networks are trained for a study of the mark."""
-    usual = {"optimizer": "adamw", "learning_rate": 0.003, "schedule": "one_cycle", "batch_size": 128}
-    return TrainSettings(**(usual | {"epochs": epochs, "seed": seed} | more))
+    usual: dict[str, Any] = {
+        "optimizer": "adamw",
+        "learning_rate": 0.003,
+        "schedule": "one_cycle",
+        "batch_size": 128,
+    }
+    values: dict[str, Any] = usual | {"epochs": epochs, "seed": seed} | more
+    return TrainSettings(**values)
 
 
 def fresh_network(data: Splits, name: str, arguments: dict[str, Any], seed: int) -> Classifier:

@@ -73,18 +73,17 @@ def thief_row(seed: MarkSeed, row: str, thief: Thief) -> dict[str, Any]:
             return {"skipped": f"{len(which)} labels are left to learn from"}
         data = replace(labelled(images[which], labels, own), augment=thief.augment)
         if thief.labels == "soft":
-            student = _of_soft_answers(seed, row, thief, accounts[0], data, usual)
+            suspect = _of_soft_answers(seed, row, thief, accounts[0], data, usual)
         else:
             student = seed.trained(row, thief.network, data, usual)
-        if thief.after:
-            student = after(seed, row, thief, student, images)
+            suspect = after(seed, row, thief, student, images) if thief.after else student
         ledger = Ledger(Path(folder) / "ledger.db")
-        result = trace_ties(student, [ledger], seed.ties, seed.owner.queries_key)
+        result = trace_ties(suspect, [ledger], seed.ties, seed.owner.queries_key)
         ledger.close()
     found = {each.account: asdict(each) for each in result.accounts}
     control = found.pop(seed.prefix + CONTROL, None)
     told_ties = {"accounts": list(found.values()), "control": control}
-    return {"accuracy": accuracy_of(student, own), "learned": len(labels)} | told_ties
+    return {"accuracy": accuracy_of(suspect, own), "learned": len(labels)} | told_ties
 
 
 def _told(
@@ -108,9 +107,9 @@ def _told(
 
 def _of_soft_answers(
     seed: MarkSeed, row: str, thief: Thief, account: str, data: Splits, usual: TrainSettings
-) -> Classifier:
+) -> nn.Module:
     """A student of what a partner's account is answered."""
-    taught = usual.model_dump() | {"kd_weight": 1.0, "ce_weight": 0.0}
+    taught: dict[str, Any] = usual.model_dump() | {"kd_weight": 1.0, "ce_weight": 0.0}
     settings = DistillSettings(**{n: value for n, value in taught.items() if n in DistillSettings.model_fields})
     fresh = seed.fresh(thief.network, derive_seed(seed.seed, row))
     return distill(Partner(seed.model, seed.ties, account), fresh, data, settings, progress=False).cpu().eval()
