@@ -26,6 +26,8 @@ NETWORKS: dict[str, Network] = {
     "small net": ("net", {"num_channels": 4}),
     "mlp": ("mlp", {}),
 }
+# Validation images that are looked at while a thief trains; they choose nothing.
+WATCHED = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,5 +117,6 @@ def sure_of(model: nn.Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def labelled(images: np.ndarray, labels: np.ndarray, own: Splits) -> Splits:
-    """A thief's data: these are all it learns from."""
-    return replace(own, train=ImageSet(images, labels.astype(np.int64)), augment=None)
+    """A thief's data: these are all it learns from. Its network is that of the last epoch, whatever validation says."""
+    watched = own.validation.take(np.arange(min(WATCHED, len(own.validation))))
+    return replace(own, train=ImageSet(images, labels.astype(np.int64)), validation=watched, augment=None)

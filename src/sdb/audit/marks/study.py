@@ -160,13 +160,15 @@ def study(
     subject: MarkSubject,
     settings: MarkSettings | None = None,
     on_progress: OnProgress = lambda done, total, name: None,
+    archive: Archive | None = None,
 ) -> dict[str, Any]:
-    """Let thieves steal the labels of a model, and look for the mark in their networks; writes nothing.
+    """Let thieves steal the labels of a model, and look for the mark in their networks, in this process.
 
     Args:
         subject: the model, its data and its owner.
         settings: which thieves, and how much they ask.
         on_progress: is told of every finished piece.
+        archive: where pieces are kept, and not done again; None keeps them for this call alone.
 
     Returns:
         The result as JSON values, see `result_of`.
@@ -176,14 +178,15 @@ def study(
         ModelError: the model's answers are not finite logits.
     """
     settings = settings or MarkSettings()
-    archive, pieces = Memory(), pieces_of(settings)
+    archive, pieces = archive or Memory(), pieces_of(settings)
     with one_thread():
         cost = tie_cost(subject, settings, archive)
         seeds = {seed: mark_seed(subject, settings, cost, seed, archive) for seed, _ in pieces}
         coins = least_coins(seeds)
         if coins >= coins_needed():
             for number, (seed, piece) in enumerate(pieces, 1):
-                do_piece(seeds[seed], piece)
+                if not archive.has(place_of(seed, piece)):
+                    do_piece(seeds[seed], piece)
                 on_progress(number, len(pieces), f"{seed} {piece}")
     return result_of(settings, cost, coins, seeds, archive)
 
