@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 import sdb
+from sdb.audit.marks.mark_seed import fresh_network
 from sdb.audit.regime import Regime, attacker_of, bar_ways, measure, soft_ways, thief_ways
 from sdb.box.box import Box
 from sdb.config import FitSettings, TrainSettings, WrapSettings
@@ -91,14 +92,6 @@ def boxed(
     settings = WrapSettings(seed=seed, epochs=case.wrap_epochs, precision=precision)
     box = sdb.wrap(teacher, data, settings, key=key, progress=False)
     return data, teacher.eval(), box, key
-
-
-def fresh_network(data: Splits, name: str, arguments: dict[str, Any], seed: int) -> Classifier:
-    """A new network for images of the data; the same weights for the same seed, and nobody else's draws are moved."""
-    spec = ModelSpec(name, arguments, data.num_classes, data.image_shape, data.mean, data.std)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return spec.build()
 
 
 def student_settings(epochs: int, rate: float, seed: int) -> FitSettings:

@@ -18,10 +18,11 @@ from statistics import fmean
 import numpy as np
 from few_images import RESULTS
 from PIL import Image
-from ties import CASES, Folder, Ground, answered
+from ties import CASES, ground
 
 from sdb.answers.ties import cells_of, log_probabilities, margins_of
-from sdb.data import ImageSet
+from sdb.audit.archive import Folder
+from sdb.audit.marks.mark_seed import MarkSeed, logits_of
 from sdb.runtime import environment, write_atomic
 
 QUERIES, FEW = 10_000, 2000
@@ -91,22 +92,22 @@ def copies(images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def measured(ground: Ground) -> dict[str, dict[str, float]]:
+def measured(seed: MarkSeed) -> dict[str, dict[str, float]]:
     """Of one seed: cells of 10,000 and of 2,000 images, and the share of copies with the same cell, by code."""
-    images = np.asarray(ground.splits[1].images)[:QUERIES]
+    images = seed.images(QUERIES)
 
     def logs_of(some: np.ndarray) -> np.ndarray:
-        return log_probabilities(answered(ground.teacher, ImageSet(some, np.zeros(len(some), np.int64)))[0])
+        return log_probabilities(logits_of(seed.model, some))
 
     logs = logs_of(images)
     best, margins = margins_of(logs)
-    rows = np.flatnonzero(margins < ground.ties.tau)
+    rows = np.flatnonzero(margins < seed.ties.tau)
     pairs, logs = np.sort(best[rows], axis=1), logs[rows]
     changed = {name: logs_of(some) for name, some in copies(images[rows]).items()}
     tied = {}
     for name, other in changed.items():
         both, apart = margins_of(other)
-        tied[name] = (np.sort(both, axis=1) == pairs).all(axis=1) & (apart < ground.ties.tau)
+        tied[name] = (np.sort(both, axis=1) == pairs).all(axis=1) & (apart < seed.ties.tau)
     found = {"still a tie": {name: float(same.mean()) for name, same in tied.items()}}
     for code, function in CODES.items():
         own = function(logs, pairs)
@@ -129,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     archive = Folder(options.work.absolute())
     seeds = [
-        measured(Ground(CASES[options.data], options.data, options.data_root, seed, archive))
+        measured(ground(CASES[options.data], options.data, options.data_root, seed, archive))
         for seed in range(options.seeds)
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -68,29 +68,57 @@ def take(folder: Path, settings: AuditSettings, subject: Subject, *, resume: boo
         "code": {name: code[name] for name in ("sdb", "commit")},
         "made": {name: each.parameters() for name, each in made.items()},
     }
+    begin(folder, parameters, "subject", (CLAIM, REPORT), resume=resume, overwrite=overwrite, what="an audit")
+    return Folder(folder / WORK)
+
+
+def begin(
+    folder: Path,
+    parameters: dict[str, Any],
+    kind: str,
+    results: Sequence[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    what: str,
+) -> None:
+    """Take a folder for work that is kept piece by piece in WORK; the caller holds the folder's lock.
+
+    Args:
+        folder: which.
+        parameters: what the pieces depend on, by part, JSON values.
+        kind: the part that only work of this kind has.
+        results: files that are made of the pieces.
+        resume: go on with what is there.
+        overwrite: discard it.
+        what: is kept there, for people.
+
+    Raises:
+        RunExistsError: something is there and neither flag is set.
+        ConfigError: there is nothing to resume, or it was started with other settings.
+    """
     path = folder / RESOLVED
-    if path.exists() and "subject" not in read_json(path):
+    if path.exists() and kind not in read_json(path):
         raise RunExistsError(f"{folder} holds a run of another kind; use another folder")
-    if not path.exists() and any((folder / name).exists() for name in (WORK, CLAIM)):
-        raise RunExistsError(f"{folder} holds {WORK} or {CLAIM} that no audit made; use another folder")
+    if not path.exists() and any((folder / name).exists() for name in (WORK, *results)):
+        raise RunExistsError(f"{folder} holds {WORK} or {results[0]} that {what} did not make; use another folder")
     if path.exists() and not (resume or overwrite):
         raise RunExistsError(
-            f"{folder} already holds an audit: add --resume to continue it, --overwrite to discard it, or use "
-            "another folder"
+            f"{folder} already holds {what}: add --resume to continue it, --overwrite to discard it, or use another "
+            "folder"
         )
     if resume:
         if not path.exists():
             raise ConfigError(
-                f"{folder}: no audit was started here, there is nothing to resume: leave --resume out"
+                f"{folder}: {what} was not started here, there is nothing to resume: leave --resume out"
             )
         _check_same(folder, read_json(path), parameters)
     else:
         shutil.rmtree(folder / WORK, ignore_errors=True)
         # An old verdict must not stand beside new work.
-        for name in (CLAIM, REPORT):
+        for name in results:
             (folder / name).unlink(missing_ok=True)
     write_atomic(path, json_text(parameters, indent=1).encode() + b"\n")
-    return Folder(folder / WORK)
 
 
 def identity(subject: Subject) -> dict[str, Any]:

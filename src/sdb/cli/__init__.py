@@ -13,7 +13,22 @@ import logging
 
 import typer
 
-from sdb.cli import audit, export, grid, guard, judge, keys, ledger, params, report, reproduce, runs, serve, tokens
+from sdb.cli import (
+    audit,
+    export,
+    grid,
+    guard,
+    judge,
+    keys,
+    ledger,
+    marks,
+    params,
+    report,
+    reproduce,
+    runs,
+    serve,
+    tokens,
+)
 from sdb.cli.examples import example
 from sdb.cli.shell import say
 from sdb.errors import SDBError
@@ -28,9 +43,10 @@ app = typer.Typer(
 for command in (
     *(params.init, runs.check, params.params),
     *(runs.train, runs.wrap, runs.distill, judge.evaluate, judge.trace, runs.demo),
-    *(export.export, export.sign, export.verify, audit.audit, grid.grid, reproduce.reproduce, serve.serve),
+    *(export.export, export.sign, export.verify, audit.audit, marks.audit_marks, grid.grid, reproduce.reproduce),
+    serve.serve,
 ):
-    app.command(epilog=example(command.__name__))(command)
+    app.command(epilog=example(command.__name__.replace("_", "-")))(command)
 app.add_typer(keys.key_app, name="key")
 app.add_typer(tokens.token_app, name="token")
 app.add_typer(ledger.ledger_app, name="ledger")

@@ -14,6 +14,7 @@ EXAMPLES = {
     "sign": "sdb sign runs/box --signing-key maker.pem",
     "verify": "sdb verify runs/box --public-key maker.pem.pub",
     "audit": "sdb audit runs/box --preset quick --out runs/audit",
+    "audit-marks": "sdb audit-marks runs/box --owner runs/box/owner.json --out runs/marks",
     "grid": "sdb grid experiments/digits --workers 2",
     "reproduce": "sdb reproduce digits --out runs/reproduction",
     "serve": "sdb serve runs/box --port 8000",

@@ -1,0 +1,1 @@
+"""Attacks on the mark: thieves of labels who try to lose an account's ties, and the p-value that is left."""
