@@ -45,7 +45,7 @@ from sdb.data import Augment, ImageSet, Splits
 from sdb.keys import Owner
 from sdb.models import Classifier
 from sdb.runs.tasks import Where, Work, run
-from sdb.runtime import derive_seed, environment, write_atomic
+from sdb.runtime import derive_seed, environment, has_amx, write_atomic
 from sdb.tracing.ties import log10_tail
 from sdb.training.progress import ShowTasks
 

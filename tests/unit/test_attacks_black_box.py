@@ -108,6 +108,12 @@ def test_a_bare_class_of_a_blend_counts_as_the_first_student_trusts_it():
     assert 0.5 < second < 0.99
 
 
+def test_who_tells_a_class_and_one_confidence_for_it_tells_no_doubt():
+    named = torch.tensor([0, 0, 1, 1])
+    assert not edges.tells_doubt(torch.tensor([0.9, 0.9, 0.8, 0.8]), named)
+    assert edges.tells_doubt(torch.tensor([0.9, 0.9, 0.8, 0.7]), named)
+
+
 @BLACK_BOX
 def test_positive_control(attack, digits, small_teacher, own, reference, victim_of, accuracy_of):
     """Less than an audit asks for: these students learn from a sixth of the images, or a tenth of the queries."""

@@ -68,6 +68,11 @@ def sure_of(answers: Answers) -> tuple[Tensor, Tensor]:
     return confidence, named
 
 
+def tells_doubt(confidence: Tensor, named: Tensor) -> bool:
+    """Whether answers of one class differ in confidence (N,), so that a class is told with how far to trust it."""
+    return any(bool(confidence[named == each].unique().numel() > 1) for each in named.unique())
+
+
 def trust_of(student: Classifier, pixels: Tensor, named: Tensor) -> Tensor:
     """How sure a student is of classes that it was told of images uint8 (N, C, H, W), within `TRUSTED`; (N,)."""
     with torch.no_grad():
@@ -89,8 +94,8 @@ def told(transfer: TransferSet, answers: Answers) -> Tensor:
 class MarginQueries(Attack):
     """Ask about blends of which a first student is least sure, beside the thief's own images.
 
-    Blends lie between classes, so a bare class must not be learned as if it were sure: where the victim tells no
-    confidence, the first student's own stands in. Without that, what a level seems to tell is how doubtful blends are.
+    Blends lie between classes, so a bare class must not be learned as if it were sure: where the victim tells
+    nothing of how sure it is of an image, the first student's own confidence stands in. Without that, what a level seems to tell is how doubtful blends are.
 
     Attributes:
         pool: blends that are looked at, for each image of a view.
@@ -127,11 +132,8 @@ class MarginQueries(Attack):
         chosen = chosen[torch.randperm(len(chosen), generator=generator)]
         if len(chosen) == 0:
             return Stolen(first, details={"asked": 0})
-        asked = victim.ask(chosen.float() / 255)
-        confidence, named = sure_of(asked)
-        if (
-            asked.kind is Interface.LABELS
-        ):  # how far to trust a class where nothing is told: as the first student does
+        confidence, named = sure_of(victim.ask(chosen.float() / 255))
+        if not tells_doubt(confidence, named):
             confidence = trust_of(first, chosen, named)
         extra = doubtful(named, confidence, victim.num_classes)
         return Stolen(learned(attacker, transfer, answers, chosen, extra), details={"asked": len(chosen)})
