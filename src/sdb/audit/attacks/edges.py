@@ -19,6 +19,8 @@ from sdb.models import Classifier
 
 # A first student's own confidence in a class that was told counts between these.
 TRUSTED = (0.5, 0.99)
+# Confidences that differ by rounding alone are the same.
+SAME = 1e-4
 
 
 def with_more(transfer: TransferSet, pixels: Tensor) -> TransferSet:
@@ -70,7 +72,7 @@ def sure_of(answers: Answers) -> tuple[Tensor, Tensor]:
 
 def tells_doubt(confidence: Tensor, named: Tensor) -> bool:
     """Whether answers of one class differ in confidence (N,), so that a class is told with how far to trust it."""
-    return any(bool(confidence[named == each].unique().numel() > 1) for each in named.unique())
+    return any(float(confidence[named == each].std(correction=0)) > SAME for each in named.unique())
 
 
 def trust_of(student: Classifier, pixels: Tensor, named: Tensor) -> Tensor:
@@ -94,8 +96,9 @@ def told(transfer: TransferSet, answers: Answers) -> Tensor:
 class MarginQueries(Attack):
     """Ask about blends of which a first student is least sure, beside the thief's own images.
 
-    Blends lie between classes, so a bare class must not be learned as if it were sure: where the victim tells
-    nothing of how sure it is of an image, the first student's own confidence stands in. Without that, what a level seems to tell is how doubtful blends are.
+    Blends lie between classes, so a bare class must not be learned as if it were sure: where the victim tells nothing
+    of how sure it is of an image, the first student's own confidence stands in. Without that, what a level seems to
+    tell is how doubtful blends are.
 
     Attributes:
         pool: blends that are looked at, for each image of a view.
