@@ -12,12 +12,22 @@ import sdb
 from sdb.answers.compact import CompactRows
 from sdb.answers.entries import query_bytes, query_of
 from sdb.answers.guard import Guard, as_outputs, kind_of, logits_of
+from sdb.answers.ledger import Ledger
 from sdb.answers.levels import fit
 from sdb.answers.rows import as_mask, honest_logits
-from sdb.answers.ties import log_probabilities
+from sdb.answers.ties import Ties, log_probabilities
 from sdb.box.signing import SigningKey, sign_box, verify_box
-from sdb.errors import CheckpointError, ConfigError, DataError, KeyFileError, ModelError, RunExistsError
+from sdb.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    KeyFileError,
+    ModelError,
+    RunExistsError,
+    StorageError,
+)
 from sdb.keys import Key, Owner
+from sdb.runs.ties import new_ledger
 from sdb.wrapping.guarded import decoys_of
 
 
@@ -385,3 +395,18 @@ def test_a_sequence_classifier_of_transformers(owner):
     assert (guard(**tensors).argmax(axis=1) == logits.argmax(dim=1).numpy()).all()
     with torch.inference_mode():
         assert torch.equal(guard.unlock(owner.partner("clinic"))(**tensors).logits, logits)
+
+
+def test_a_second_ledger_goes_with_the_ties_of_the_first(owner, tmp_path):
+    owner.save(tmp_path / "owner.json")
+    more = {"owner_file": tmp_path / "owner.json", "budget": 0.001, "keep_queries": True, "days": 1, "cap": 9}
+    more |= {"dataset": None, "data_root": None, "other_class_names": False, "network": None}
+    for name in ("one", "two"):
+        sdb.guard(None, examples(), owner=owner, tie_budget=0.02).save(tmp_path / name)
+    for number in (1, 2):
+        new_ledger(tmp_path / "one", out=tmp_path / f"{number}.db", ties_file=tmp_path / "ties", **more)
+    first, second = (Ledger(tmp_path / f"{number}.db") for number in (1, 2))
+    assert first.terms.ties_id == second.terms.ties_id == Ties.load(tmp_path / "ties").id
+    with pytest.raises(StorageError, match="of another box, owner or margin"):
+        new_ledger(tmp_path / "two", out=tmp_path / "3.db", ties_file=tmp_path / "ties", **more)
+    assert not (tmp_path / "3.db").exists()

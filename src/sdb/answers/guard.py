@@ -80,8 +80,8 @@ class Guard:
     Args:
         info: what it says of itself.
         rows: what it answers.
-        model: a function to outputs (N, C), or an estimator with `predict_proba`; None where outputs come
-            from elsewhere.
+        model: a function to outputs (N, C), or an estimator with `predict_proba`; None where outputs come from
+            elsewhere.
 
     Raises:
         ModelError: the model is nothing that can be asked.
