@@ -269,12 +269,12 @@ def test_likely_ties_are_found_and_relabelled_by_a_network_that_saw_none_of_them
         assert (labels[which] == told).all()
         return Doubt()
 
-    changed_labels = without_ties(images, labels, other, learn)
+    changed_labels = without_ties(images, labels, other, learn, 0.9)
     assert (changed_labels[ties] == 3).all()
     assert (changed_labels[~ties] == labels[~ties]).all()
     assert learned["first"] == set(np.flatnonzero(~ties).tolist())
     assert learned["fold-0"] == {n for n in range(1, 400, 2) if n >= 200 or labels[n] == other[n]}
-    assert without_ties(images, labels, labels[:200], learn) is labels
+    assert without_ties(images, labels, labels[:200], learn, 0.9) is labels
 
 
 def test_the_detector_is_logistic_regression():

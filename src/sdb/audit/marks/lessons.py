@@ -15,8 +15,6 @@ from sdb.models import Classifier
 
 # Trains a thief's network on some of its images, int64 (M,), by labels (M,); kept under a name.
 Learn = Callable[[np.ndarray, np.ndarray, str], Classifier]
-# Of the answers that differ between two accounts a detector of ties must find so many; as many of all ties it finds.
-RECALL = 0.9
 # Of the detector's weights: how strongly they are held near 0, and steps of Newton's method.
 RIDGE, NEWTON = 1.0, 25
 
@@ -60,8 +58,8 @@ def lesson(
         if what.startswith("relabels"):
             named, _ = sure_of(learn(everything, labels[agreed], "first"), images)
             labels, everything = np.where(agreed, labels, named), np.arange(len(images))
-    elif what == "estimates ties":
-        labels = without_ties(images, labels, told[1], learn)
+    elif what.startswith("estimates "):
+        labels = without_ties(images, labels, told[1], learn, int(what[10:]) / 100)
     return everything, labels[everything]
 
 
@@ -85,7 +83,9 @@ def levels_of(seed: MarkSeed, logits: np.ndarray) -> np.ndarray:
     return rows.level(torch.from_numpy(logits))[1].numpy()
 
 
-def without_ties(images: np.ndarray, labels: np.ndarray, others: np.ndarray, learn: Learn) -> np.ndarray:
+def without_ties(
+    images: np.ndarray, labels: np.ndarray, others: np.ndarray, learn: Learn, recall: float
+) -> np.ndarray:
     """An account's labels int64 (N,), with those of likely ties replaced by the thief's own guess.
 
     Where two accounts differ is a tie, and half of the ties are found so. What sets these images apart for the thief's
@@ -97,6 +97,7 @@ def without_ties(images: np.ndarray, labels: np.ndarray, others: np.ndarray, lea
         labels: what the first account was told, int64 (N,).
         others: what the second was told about the first M of them, int64 (M,).
         learn: see `Learn`.
+        recall: share of the answers that differ which the detector must find; about as many of all ties it finds.
 
     Source: ours; the thief that is told of ties and cells, and lacks only the coins.
     """
@@ -113,7 +114,7 @@ def without_ties(images: np.ndarray, labels: np.ndarray, others: np.ndarray, lea
         clues = np.empty((len(labels), found.shape[1])) if not clues.shape[1] else clues
         clues[fold == part] = found
     scores = detector(clues[: len(others)], differ, clues)
-    likely = scores >= np.quantile(scores[: len(others)][differ], 1 - RECALL)
+    likely = scores >= np.quantile(scores[: len(others)][differ], 1 - recall)
     likely[: len(others)] |= differ
     which = np.flatnonzero(~likely)
     named, _ = sure_of(learn(which, labels[which], "first"), images)
