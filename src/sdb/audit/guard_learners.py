@@ -56,7 +56,8 @@ def learner_of(student: str | NewStudent | None, inputs: Any, classes: int) -> L
             f"student: one {type(student).__name__}; many are trained: give a function from a seed to a fresh one"
         )
     if callable(student):
-        return Learner(getattr(student, "__name__", type(student).__name__), inputs, student)
+        name = getattr(student, "__name__", type(student).__name__)
+        return Learner("the given student" if name == "<lambda>" else name, inputs, student)
     texts = _texts(inputs)
     if student is None:
         if texts is None and not _is_table(inputs):
@@ -91,7 +92,7 @@ def _trees() -> NewStudent:
     try:
         forest = importlib.import_module("sklearn.ensemble").RandomForestClassifier
     except ImportError:
-        raise MissingExtraError("scikit-learn", "trees", "the student trees") from None
+        raise MissingExtraError("scikit-learn", "trees", "the student 'trees'") from None
     return lambda seed: forest(TREES, random_state=seed % 2**32)
 
 

@@ -168,10 +168,10 @@ def halves(labels: np.ndarray, few: int, seed: int) -> tuple[np.ndarray, np.ndar
     there = np.flatnonzero(counts)
     scarce = there[counts[there] < 2 * few]
     if len(there) < 2 or len(scarce):
-        which = f"{counts[scarce[0]]} of class {scarce[0]}" if len(scarce) else f"{len(there)} classes"
+        which = f"{counts[scarce[0]]} of class {scarce[0]}" if len(scarce) else "no two classes"
         raise DataError(
-            f"labels: {which}; {few} examples of a class for students need {2 * few} of it, half of them for testing, "
-            "and two classes at least: give more, lower few, or leave that class out"
+            f"labels: {which}; {few} examples of a class for students need {2 * few} of it, half of them for testing: "
+            "give more, lower few, or leave that class out"
         )
     mixed = np.random.default_rng(derive_seed(seed, "test")).permutation(len(labels))
     drawn = turns(labels[mixed]) < counts[labels[mixed]] // 2

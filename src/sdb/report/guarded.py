@@ -9,6 +9,7 @@ from typing import Any
 from sdb.report.intervals import half_width, points, points_and_half, same_examples
 from sdb.report.judgement import (
     ACCURACY_BUDGET,
+    NOTABLE,
     Judged,
     Judgement,
     at_stake,
@@ -127,6 +128,10 @@ class GuardAudit:
         ]
         if self.promises[THIEF].judgement is Judgement.BROKEN and self.levels > 1:
             lines.append("A guard of one level (confidence_levels=1, --levels 1) tells nothing beyond the class.")
+        if not self.at_stake.above and self.at_stake.value >= NOTABLE:
+            lines.append(
+                "Something may be at stake: this test is too small to see it; take more pairs or examples."
+            )
         lines.append("Other students, and thieves who make up what they ask, were not tried.")
         return "\n".join(lines)
 
