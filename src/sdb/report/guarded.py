@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sdb.report.intervals import half_width, points, points_and_half, same_examples
+from sdb.report.intervals import half_width, points_and_half, same_examples
 from sdb.report.judgement import (
     ACCURACY_BUDGET,
     NOTABLE,
@@ -155,7 +155,7 @@ class GuardAudit:
 
 def _promised(name: str, judged: Judged) -> str:
     why = f" ({'; '.join(judged.reasons)})" if judged.reasons else ""
-    seen = "" if judged.smallest is None else f"; from {points(judged.smallest)} points on it would have been seen"
+    seen = "" if judged.smallest is None else f"; {100 * judged.smallest:.1f} points too much would have been seen"
     return f"{name.capitalize()}: {judged.judgement}{why}{seen}"
 
 
