@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import json
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,9 @@ from torch import nn
 from sdb.answers.entries import Terms
 from sdb.answers.ledger import Ledger
 from sdb.answers.teller import Teller
+from sdb.audit.guard_networks import Loss, NgramNetwork, dense, fit_network, hashed, scores_of
+from sdb.audit.guard_ways import levels_as_targets
+from sdb.audit.guarded import turns
 from sdb.keys import Owner
 from sdb.keys.sealing import public_of
 from sdb.runtime import derive_seed, environment, write_atomic
@@ -42,7 +42,7 @@ from sdb.tracing.ties import trace_ties
 from sdb.training.evaluation import honesty
 from sdb.wrapping.guarded import guard
 
-HASHES, BATCH, SMOOTHING = 2**13, 64, 0.1
+SMOOTHING, LONGEST = 0.1, 96
 
 
 @dataclass(frozen=True)
@@ -92,72 +92,16 @@ def read(name: str, file: Path, seed: int) -> tuple[Examples, Examples]:
         texts = [list(csv.reader((file / f"{part}.csv").open()))[1:] for part in ("train", "test")]
     names = sorted({label for _, label in texts[0]})
     made = [
-        (hashed([text for text, _ in part]), np.array([names.index(label) for _, label in part])) for part in texts
+        (hashed([text for text, _ in part], LONGEST), np.array([names.index(label) for _, label in part]))
+        for part in texts
     ]
     return made[0], made[1]
-
-
-def hashed(texts: list[str], longest: int = 96) -> torch.Tensor:
-    """Indices of the words, pairs of words and parts of words of each text, int64 (N, longest); 0 fills up."""
-    found = torch.zeros(len(texts), longest, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        words = text.lower().split()
-        parts = words + [" ".join(pair) for pair in itertools.pairwise(words)]
-        padded = f" {' '.join(words)} "
-        parts += [f"#{padded[at : at + size]}" for size in (3, 4) for at in range(len(padded) - size + 1)]
-        codes = [1 + zlib.crc32(part.encode()) % (HASHES - 1) for part in parts][:longest]
-        found[row, : len(codes)] = torch.tensor(codes)
-    return found
-
-
-class Texts(nn.Module):
-    """A bag of n-grams, one hidden layer."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.words = nn.EmbeddingBag(HASHES, width, mode="mean", padding_idx=0, sparse=True)
-        self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, classes))
-
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        return self.rest(10 * self.words(indices))
 
 
 def network(data: str, width: int, classes: int, seed: int) -> nn.Module:
     """A fresh one."""
     torch.manual_seed(seed)
-    if data != "letter":
-        return Texts(width, classes)
-    hidden = [nn.Linear(16, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-    return nn.Sequential(*hidden, nn.Linear(width, classes))
-
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def trained(model: nn.Module, inputs: torch.Tensor, loss: Loss, epochs: int, seed: int) -> nn.Module:
-    """The model after training: Adam, one cycle; the loss takes logits and which examples they are of."""
-    batch = min(BATCH, max(8, len(inputs) // 8))
-    steps = epochs * -(-len(inputs) // batch)
-    bags = list(model.words.parameters()) if isinstance(model, Texts) else []  # few of their rows are in a batch
-    rest = [each for each in model.parameters() if not any(each is bag for bag in bags)]
-    optimizers = [torch.optim.AdamW(rest, 0.005), *([torch.optim.SparseAdam(bags, 0.005)] if bags else [])]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(each, 0.005, steps, cycle_momentum=False) for each in optimizers
-    ]
-    generator = torch.Generator().manual_seed(seed)
-    model.train()
-    for _ in range(epochs):
-        for at in torch.randperm(len(inputs), generator=generator).split(batch):
-            model.zero_grad()
-            loss(model(inputs[at]), at).backward()
-            for each in (*optimizers, *schedules):
-                each.step()
-    return model.eval()
-
-
-@torch.inference_mode()
-def logits_of(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    return torch.cat([model(part) for part in inputs.split(1024)])
+    return dense(16, width, classes) if data == "letter" else NgramNetwork(width, classes)
 
 
 def of_labels(labels: np.ndarray, smoothing: float = 0.0) -> Loss:
@@ -179,9 +123,7 @@ def of_answers(answers: torch.Tensor, labels: np.ndarray, temperature: float, we
 
 def of_levels(answers: torch.Tensor) -> Loss:
     """A level as target: the told accuracy at the class that is told, the rest spread over all others."""
-    sure, named = answers.softmax(dim=1).max(dim=1)
-    rest = ((1 - sure) / (answers.shape[1] - 1)).unsqueeze(1).expand_as(answers)
-    targets = rest.scatter(1, named.unsqueeze(1), sure.unsqueeze(1))
+    targets = torch.from_numpy(levels_as_targets(answers.log_softmax(dim=1).double().numpy())).float()
     return lambda logits, at: nn.functional.cross_entropy(logits, targets[at])
 
 
@@ -222,10 +164,10 @@ def run_seed(data: str, file: Path, seed: int) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(len(labels))
     own, held, pool = np.split(order, (np.cumsum(case.shares) * len(order)).astype(int))
     teacher = network(data, case.width, case.classes, derive_seed(seed, "teacher"))
-    trained(teacher, inputs[own], of_labels(labels[own]), case.epochs[0], seed)
+    fit_network(teacher, inputs[own], of_labels(labels[own]), case.epochs[0], seed)
     owner = Owner(derive_seed(seed, "owner").to_bytes(32, "big"))
-    made = guard(None, (logits_of(teacher, inputs[held]).numpy(), labels[held]), owner=owner)
-    bare = logits_of(teacher, test)
+    made = guard(None, (scores_of(teacher, inputs[held]).numpy(), labels[held]), owner=owner)
+    bare = scores_of(teacher, test)
     told = torch.from_numpy(made.answer(bare))
     users = {}
     for who, answers in (("teacher", bare), ("keyless", told)):
@@ -236,17 +178,15 @@ def run_seed(data: str, file: Path, seed: int) -> dict[str, Any]:
     for pair in range(case.pairs):
         rng = np.random.default_rng(derive_seed(seed, "pair", pair))
         mixed = rng.permutation(pool)
-        place = np.argsort(np.argsort(labels[mixed], kind="stable"), kind="stable")
-        starts = np.searchsorted(np.sort(labels[mixed]), labels[mixed])
-        few = mixed[place - starts < case.few]
+        few = mixed[turns(labels[mixed]) < case.few]
         fifth = rng.permutation(len(few)) < len(few) // 5
         learned, choosing = few[~fifth], few[fifth]
-        soft = logits_of(teacher, inputs[learned])
+        soft = scores_of(teacher, inputs[learned])
         for name, loss in ways_of(labels[learned], soft, torch.from_numpy(made.answer(soft))).items():
             student = network(data, case.width // 4, case.classes, derive_seed(seed, "student", pair))
-            trained(student, inputs[learned], loss, case.epochs[1], derive_seed(seed, "order", pair))
+            fit_network(student, inputs[learned], loss, case.epochs[1], derive_seed(seed, "order", pair))
             found = [
-                float((logits_of(student, inputs_).argmax(dim=1).numpy() == labels_).mean())
+                float((scores_of(student, inputs_).argmax(dim=1).numpy() == labels_).mean())
                 for inputs_, labels_ in ((test, truth), (inputs[choosing], labels[choosing]))
             ]
             scores.setdefault(name, []).append((found[0], found[1]))
@@ -267,7 +207,7 @@ def mark(
 ) -> dict[str, Any]:
     """What ties cost, and traces of thieves that learn the labels which an account was told."""
     case, ties = CASES[data], made.ties(owner)
-    bare, truth = logits_of(teacher, test[0]).numpy(), test[1]
+    bare, truth = scores_of(teacher, test[0]).numpy(), test[1]
     found = ties.find(bare)
     order = np.argsort(-bare, axis=1)[found.rows, :2]
     lost = ((order[:, 0] == truth[found.rows]).astype(int) - (order[:, 1] == truth[found.rows])).sum() / (
@@ -284,15 +224,15 @@ def mark(
             terms = Terms(ties.box_id, ties.id, ties.tau, public_of(owner.queries_key).hex(), cap=10**6)
             Ledger.create(Path(folder) / "ledger.db", terms).close()
             ledger, asked = Ledger(Path(folder) / "ledger.db", writing=True), pool[:queries].numpy()
-            teller, logits = Teller(ties, ledger, made.flat), logits_of(teacher, pool[:queries]).numpy()
+            teller, logits = Teller(ties, ledger, made.flat), scores_of(teacher, pool[:queries]).numpy()
             told = teller.answers("thief", asked, logits, keyless=True).argmax(axis=1)
             teller.answers("control", asked, logits, keyless=True)
             ledger.close()
             student = network(data, width, case.classes, derive_seed(seed, name))
-            trained(student, pool[:queries], of_labels(told, smoothing), case.epochs[0], seed)
+            fit_network(student, pool[:queries], of_labels(told, smoothing), case.epochs[0], seed)
 
             def suspect(given: np.ndarray, student: nn.Module = student) -> np.ndarray:
-                return logits_of(student, torch.from_numpy(given.copy())).argmax(dim=1).numpy()
+                return scores_of(student, torch.from_numpy(given.copy())).argmax(dim=1).numpy()
 
             traced = trace_ties(suspect, [Ledger(Path(folder) / "ledger.db")], ties, owner.queries_key)
             by = {each.account: each for each in traced.accounts}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two
     from sdb import data as data
     from sdb.answers.guard import Guard as Guard
+    from sdb.audit.guarded import audit_guard as audit_guard
     from sdb.audit.job import audit as audit
     from sdb.audit.plan import AuditSettings as AuditSettings
     from sdb.box.box import Box as Box
@@ -57,6 +58,7 @@ _HOMES = {
     "SDBError": "sdb.errors",
     "TrainSettings": "sdb.config",
     "WrapSettings": "sdb.config",
+    "audit_guard": "sdb.audit.guarded",
     "distill": "sdb.distillation",
     "from_module": "sdb.models",
     "guard": "sdb.wrapping.guarded",
@@ -83,6 +85,7 @@ __all__ = [  # noqa: PLE0604, RUF100 - names that __getattr__ gives
     "WrapSettings",
     "Wrapping",
     "audit",
+    "audit_guard",
     "data",
     "distill",
     "from_module",

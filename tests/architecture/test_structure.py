@@ -63,6 +63,7 @@ EXTRAS = {
     "optuna",
     "ray",
     "art",
+    "sklearn",
 }
 
 

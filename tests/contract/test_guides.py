@@ -58,6 +58,17 @@ def test_a_block_that_fails_fails_the_guide(written, tmp_path):
             written.run(written.blocks(block), tmp_path)
 
 
+@pytest.mark.slow
+def test_the_guide_of_guards_audits_one_as_written(written, tmp_path):
+    _, _, section = (
+        (ROOT / "docs" / "guarding.md").read_text(encoding="utf-8").partition("## How much does a guard deny?")
+    )
+    found = written.blocks(section)
+    assert len(found) == 1
+    printed = written.run(found, tmp_path)
+    assert "With 6 labelled examples per class, a thief gains" in printed
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")

@@ -28,6 +28,23 @@ guard_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+ServedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Where NPZ holds inputs: http://HOST:PORT/v2/models/NAME, an ONNX file, or package.module:function.",
+    ),
+]
+ServedOutput = Annotated[
+    str | None, typer.Option("--output", metavar="NAME", help="The output of a served model that has several.")
+]
+TokenVariable = Annotated[
+    str | None,
+    typer.Option(
+        "--token-env", metavar="VARIABLE", help="Environment variable with the token for a served model."
+    ),
+]
 GuardFolder = Annotated[Path, typer.Argument(metavar="GUARD", help="The guard's folder.")]
 
 
@@ -45,20 +62,9 @@ def guard_new(
     partner: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Opens for this partner's key; again for more.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Where NPZ holds inputs: http://HOST:PORT/v2/models/NAME, an ONNX file, or package.module:function.",
-        ),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The output of a served model that has several.")
-    ] = None,
-    token_env: Annotated[
-        str | None,
-        typer.Option(metavar="VARIABLE", help="Environment variable with the token for a served model."),
-    ] = None,
+    model: ServedModel = None,
+    output: ServedOutput = None,
+    token_env: TokenVariable = None,
     levels: Annotated[int, typer.Option(help="Levels of confidence that everyone is told, at most.")] = 2,
     bits: Annotated[float, typer.Option(help="What an answer may say beyond its class, on average.")] = 1.2,
     tie_budget: Annotated[float, typer.Option(help="Accuracy that ties may cost, a fraction of answers.")] = 0.001,
@@ -99,6 +105,68 @@ def guard_show(guard: GuardFolder) -> None:
     loaded = Guard.load(guard)
     say(loaded.summary())
     print_json(asdict(loaded.info))
+
+
+@guard_app.command("audit")
+def guard_audit(
+    guard: GuardFolder,
+    examples: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NPZ",
+            help="numpy.savez(FILE, inputs=..., labels=...), of examples that neither model nor guard has seen; with "
+            "outputs=..., the model is not asked.",
+        ),
+    ],
+    model: ServedModel = None,
+    output: ServedOutput = None,
+    token_env: TokenVariable = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STUDENT",
+            help="ngrams (texts), mlp or trees (tables), or package.module:factory, a function from a seed to a "
+            "student; by default ngrams or mlp.",
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Draws of a student's few examples.")] = 12,
+    few: Annotated[int, typer.Option(help="Labelled examples of each class that a student has.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of draws and students.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found, as JSON.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+) -> None:
+    """Measure what a thief gains from a guard, beside what the bare model gives.
+
+    Exits with 0 where every promise is established, and with 1 where one is broken or not settled, or nothing was at
+    stake; the first lines say which.
+    """
+    from sdb.audit.guard_job import guard_audit_job
+    from sdb.report.judgement import Judgement
+    from sdb.training.progress import ShowTasks
+
+    progress = ShowTasks("guard audit")
+    try:
+        found = guard_audit_job(
+            guard,
+            examples,
+            model=model,
+            output=output,
+            token_env=token_env,
+            student=student,
+            pairs=pairs,
+            few=few,
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            on_progress=progress.on_progress,
+        )
+    finally:
+        progress.close()
+    for line in found.summary().splitlines():
+        say(line)
+    say(f"{found.seconds:.0f} s" + ("" if out is None else f"; wrote {out}"))
+    if found.judged.judgement is not Judgement.ESTABLISHED:
+        raise typer.Exit(1)
 
 
 @guard_app.command("serve")

@@ -172,26 +172,36 @@ def _by_pairs(record: Record, regime: Regime, confidence: Confidence) -> Verdict
     if wrong := gains.get("students.wrong_key"):
         promises.append(_denied("A wrong key fails", "wrong-key thief", wrong, worth, record, regime))
     judged = together(promise.judged for promise in promises)
-    return Verdict(judged, tuple(promises), None, _story(stake, thief, partner, regime))
+    told = story(
+        f"With {regime.labelled} labelled images", "box", *(_difference(each) for each in (stake, thief, partner))
+    )
+    return Verdict(judged, tuple(promises), None, told)
 
 
-def _story(stake: GainRow, thief: GainRow, partner: GainRow, regime: Regime) -> str:
-    """The sentence: what a thief gains from the bare model and from the box, and what a partner gains."""
-    start = f"With {regime.labelled} labelled images,"
+def story(few: str, protected: str, stake: Difference, thief: Difference, partner: Difference) -> str:
+    """The sentence: what a thief gains from the bare model and from what protects it, and what a partner gains.
 
-    def gained(row: GainRow) -> str:
-        if _difference(row).above:
-            return f"{100 * row.value:.1f} points"
-        return f"nothing that chance does not explain ({_points(row)} points)"
+    Args:
+        few: what students have, such as "With 90 labelled images".
+        protected: what a thief asks, "box" or "guard".
+        stake: how far a student of the bare model's soft answers is above the bar.
+        thief: the same of the best thief.
+        partner: the same of a partner.
+    """
 
-    if not _difference(stake).above:
+    def gained(each: Difference) -> str:
+        if each.above:
+            return f"{100 * each.value:.1f} points"
+        return f"nothing that chance does not explain ({points_and_half(each.value, each.half)} points)"
+
+    if not stake.above:
         return (
-            f"Nothing at stake here: {start.lower()} a student of the bare model gains {gained(stake)} over what its "
-            "class answers give, so no box can show what it keeps back."
+            f"Nothing at stake here: {few.lower()}, a student of the bare model gains {gained(stake)} over what its "
+            f"class answers give, so no {protected} can show what it keeps back."
         )
     return (
-        f"{start} a thief gains {gained(stake)} from the bare model and {gained(thief)} from the box; a partner gains "
-        f"{gained(partner)}."
+        f"{few}, a thief gains {gained(stake)} from the bare model and {gained(thief)} from the {protected}; a partner "
+        f"gains {gained(partner)}."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,10 @@ def new_guard(
         raise ConfigError(
             f"{calibration}: holds inputs; give --model FILE.onnx, URL or package.module:function to ask"
         )
-    given: Any = arrays.get(OUTPUTS)
-    if given is None:
-        columns = {name[len(INPUTS) + 1 :]: each for name, each in arrays.items() if name.startswith(f"{INPUTS}.")}
-        given = columns or arrays[INPUTS]
+    given = arrays[OUTPUTS] if OUTPUTS in arrays else inputs_of(arrays)
     names = arrays.get(NAMES)
     made = guard(
-        None if model is None else _model(model, output, token_env),
+        None if model is None else named_model(model, output, token_env),
         (given, arrays[LABELS]),
         owner=owner,
         partners=partners,
@@ -64,7 +61,19 @@ def new_guard(
     return made
 
 
-def _model(text: str, output: str | None, token_env: str | None) -> Any:
+def inputs_of(arrays: Mapping[str, np.ndarray]) -> Any:
+    """The inputs of a calibration: an array, or several by name."""
+    columns = {name[len(INPUTS) + 1 :]: each for name, each in arrays.items() if name.startswith(f"{INPUTS}.")}
+    return columns or arrays[INPUTS]
+
+
+def named_model(text: str, output: str | None, token_env: str | None) -> Any:
+    """What `--model` names, as `sdb.guard` takes it.
+
+    Raises:
+        ConfigError: it cannot be imported.
+        SDBError: a served model cannot be asked.
+    """
     if text.startswith(("http://", "https://")):
         from sdb.remote.any_model import asked_model
 
@@ -90,7 +99,9 @@ def read_calibration(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise DataNotFoundError(f"{path}: no calibration is there") from None
+        raise DataNotFoundError(
+            f"{path}: no such file; numpy.savez(FILE, outputs=..., labels=...) makes one"
+        ) from None
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
         raise DataError(
             f"{path}: no .npz file of plain arrays ({error}); numpy.savez(FILE, outputs=..., labels=...)"

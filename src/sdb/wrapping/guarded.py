@@ -75,8 +75,7 @@ def guard(
     whose = Owner.of(key) if owner is None and key is not None else owner
     if whose is None or (owner is not None and key is not None):
         raise ConfigError("whose guard is it? Give owner=, or key= where there is one partner")
-    if model is not None:
-        model = by_onnx(Path(model)) if isinstance(model, str | Path) else function_of(model)
+    model = as_model(model)
     if model is None and not outputs and not hasattr(calibration[0], "shape"):
         raise ConfigError("a guard without a model is calibrated by outputs (N, C) and labels (N,)")
     names = _names(model, class_names)
@@ -108,6 +107,18 @@ def guard(
         {} if version is None else {"version": version},
     )
     return Guard(info, _rows(steps, decoys_of(whose, info.id, np.exp(logits), count)), model)
+
+
+def as_model(model: Any) -> Any:
+    """What is asked, as a function: an ONNX file by its path, an estimator's `predict_proba`; None stays None.
+
+    Raises:
+        ModelError: it is nothing that can be asked.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    if model is None:
+        return None
+    return by_onnx(Path(model)) if isinstance(model, str | Path) else function_of(model)
 
 
 def decoys_of(owner: Owner, guard_id: str, shares: np.ndarray, count: int) -> np.ndarray:
@@ -144,9 +155,7 @@ def asked(model: Model, inputs: Any, class_names: tuple[str, ...] = ()) -> np.nd
         except ModelError:
             raise
         except Exception as error:  # anybody's code
-            raise ModelError(
-                f"the model fails on the calibration's inputs: {type(error).__name__}: {error}"
-            ) from error
+            raise ModelError(f"the model fails on these inputs: {type(error).__name__}: {error}") from error
     shapes = {part.shape[1:] for part in parts}
     if len(shapes) != 1:
         raise ModelError(f"the model gave outputs of shapes {sorted(shapes)} for batches of examples")
@@ -177,7 +186,7 @@ def _batches(inputs: Any) -> Iterator[Any]:
     columns = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
     sizes = {len(column) for column in columns}
     if len(sizes) != 1 or 0 in sizes:
-        raise DataError(f"calibration: inputs of lengths {sorted(sizes)}; give as many of each, and at least one")
+        raise DataError(f"inputs: of lengths {sorted(sizes)}; give as many of each, and at least one")
     for begin in range(0, sizes.pop(), BATCH):
         if isinstance(inputs, Mapping):
             yield {name: column[begin : begin + BATCH] for name, column in inputs.items()}
@@ -239,13 +248,21 @@ def _checked(outputs: np.ndarray, labels: Any) -> tuple[np.ndarray, np.ndarray, 
             "outputs: scores in [0, 1] that do not sum to 1, as independent labels have them; a guard answers for "
             "models whose classes exclude each other"
         )
+    return log_probabilities(logits_of(outputs, gives)), as_labels(labels, *outputs.shape), gives
+
+
+def as_labels(labels: Any, count: int, classes: int) -> np.ndarray:
+    """Labels int64 (N,) of N = `count` examples.
+
+    Raises:
+        DataError: they are of another form or number, or no classes.
+    """
     given = np.asarray(labels)
-    whole = given.dtype.kind in "iu" and given.shape == (len(outputs),)
-    if not whole:
-        raise DataError(f"labels: {given.dtype} {given.shape}; give {len(outputs)} whole numbers, one per example")
-    if given.min() < 0 or given.max() >= outputs.shape[1]:
-        raise DataError(f"labels: {given.min()} to {given.max()}; classes are 0 to {outputs.shape[1] - 1}")
-    return log_probabilities(logits_of(outputs, gives)), given.astype(np.int64), gives
+    if given.dtype.kind not in "iu" or given.shape != (count,):
+        raise DataError(f"labels: {given.dtype} {given.shape}; give {count} whole numbers, one per example")
+    if count and (given.min() < 0 or given.max() >= classes):
+        raise DataError(f"labels: {given.min()} to {given.max()}; classes are 0 to {classes - 1}")
+    return given.astype(np.int64)
 
 
 def _rows(steps: Steps, decoys: np.ndarray) -> CompactRows:
