@@ -76,6 +76,7 @@ def test_neither_streaming_nor_recomputation_changes_a_box(load, kind, same_weig
     assert same_weights(first.unlock(key).state_dict(), second.unlock(key).state_dict())
 
 
+@pytest.mark.slow
 def test_a_pretrained_folder_is_wrapped_from_the_command_line(images, load, quick_sdb, tmp_path):
     teacher = teacher_for(load(stream=True))
     teacher.network.config.id2label = {0: "blue", 1: "red"}

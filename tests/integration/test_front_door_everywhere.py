@@ -106,7 +106,12 @@ def folder(tmp_path_factory):
     return top
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = {"a transformers ViT"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
+)
 def test_a_network_of_one_s_own_goes_all_the_way(name, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SDB_CACHE", str(tmp_path / "cache"))
     make, scale = NETWORKS[name]
