@@ -356,7 +356,9 @@ def marked(box: Path, folder: Path, rounds: int) -> dict[str, Any]:
     Ledger.create(folder / "ledger.db", terms).close()
     ties.save(folder / "ties.json")
     token = TokenFile(folder / "accounts.db", create=True).add("bob", limits=Limits(burst=None))
-    plain = ("--tokens", folder / "accounts.db")
+    no_limits = {"everyone": {"images_day": None, "rate": None, "burst": None}}
+    (folder / "budgets.json").write_text(json.dumps(no_limits))
+    plain = ("--tokens", folder / "accounts.db", "--budgets", folder / "budgets.json")
     with serving(box, *plain) as without, serving(box, *plain, *kept(folder)) as with_ties:
         clients = {"without ties": Client(without.port), "with ties": Client(with_ties.port)}
         asked = itertools.cycle([request(image[None], token) for image in images])
