@@ -66,8 +66,8 @@ class Sharp(nn.Module):
 class Ground:
     """What is made for one seed, once it is needed."""
 
-    def __init__(self, data: Splits, seed: int, epochs: int, rows: dict[str, Any]) -> None:
-        self.data, self.seed, self.epochs, self.rows = data, seed, epochs, rows
+    def __init__(self, data: Splits, seed: int, epochs: int) -> None:
+        self.data, self.seed, self.epochs = data, seed, epochs
         self.boxes: dict[float, tuple[Any, Key]] = {}
         self._teacher: Classifier | None = None
 
@@ -81,11 +81,14 @@ class Ground:
             train(self._teacher, self.data, self.settings(), progress=False)
         return self._teacher.eval()
 
+    def key(self, whose: str, blend: float) -> Key:
+        """Keys are secrets, but a table must come out the same twice."""
+        return Key(derive_seed(self.seed, whose).to_bytes(32, "big"), blend, "image")
+
     def box(self, blend: float) -> tuple[Any, Key]:
         """The paper's box, with its key."""
         if blend not in self.boxes:
-            # Keys are secrets, but a table must come out the same twice.
-            key = Key(derive_seed(self.seed, "key").to_bytes(32, "big"), blend, "image")
+            key = self.key("key", blend)
             chosen = WrapSettings(
                 method="sdb", start="scratch", forward="separate", epochs=self.epochs, seed=self.seed,
                 precision="float32", **RATE,
@@ -99,8 +102,7 @@ class Ground:
         if blend is None:
             return scores_of({"teacher": self.teacher}, self.data)
         box, key = self.box(blend)
-        stranger = Key(derive_seed(self.seed, "stranger").to_bytes(32, "big"), blend, "image")
-        asked = {"keyless": box, "keyed": box.unlock(key), "wrong key": box.attempt(stranger)}
+        asked = {"keyless": box, "keyed": box.unlock(key), "wrong key": box.attempt(self.key("stranger", blend))}
         return scores_of(asked, self.data)
 
     def student(self, row: str, blend: float | None) -> float:
@@ -113,9 +115,8 @@ class Ground:
             temperature, module = 4.0, self.teacher
             if blend is not None:
                 box, key = self.box(blend)
-                stranger = Key(derive_seed(self.seed, "stranger").to_bytes(32, "big"), blend, "image")
                 opened = {"thief": box, "labels": Sharp(box), "partner": box.unlock(key)}
-                module = opened[row] if row in opened else box.attempt(stranger)
+                module = opened[row] if row in opened else box.attempt(self.key("stranger", blend))
                 temperature = 1.0 if row == "labels" else 4.0
             usual = {"kd_weight": 0.9, "ce_weight": 0.1, "kd_temperature": temperature, "foreign_key": True}
             chosen = DistillSettings(**self.settings().model_dump(), **usual)
@@ -148,6 +149,7 @@ def main() -> int:
         "kind": "reference method",
         "data": options.data,
         "command": f"python benchmarks/reference_method.py --data {options.data}{root} --seeds {options.seeds}",
+        "epochs": options.epochs,
         "environment": environment(),
     }
     torch.set_num_threads(1)
@@ -157,7 +159,7 @@ def main() -> int:
         if not missing:
             continue
         data = part_of(options.data, options.data_root, seed)
-        ground = Ground(data, seed, options.epochs, found)
+        ground = Ground(data, seed, options.epochs)
         for name, kind, blend in missing:
             started = time.perf_counter()
             made = ground.models(blend) if kind == "models" else {"accuracy": ground.student(kind, blend)}
@@ -200,8 +202,8 @@ def markdown(content: dict[str, Any]) -> str:
         "",
         f"torch {made['torch']}, {made['platform']}, {made['cores']} cores, commit {made['commit']}; seeds: "
         f"{len(seeds)}; teacher, box and students are {TEACHER[0]} of {TEACHER[1]['num_channels']} and "
-        f"{STUDENT[1]['num_channels']} channels, {EPOCHS} epochs, {images:,} training images; two forwards, new "
-        "weights, weights of the loss as printed. Accuracy on test images, %, last epoch (in brackets: calibration "
+        f"{STUDENT[1]['num_channels']} channels, {content['epochs']} epochs, {images:,} training images; two forwards, "
+        "new weights, weights of the loss as printed. Accuracy on test images, %, last epoch (in brackets: calibration "
         "error, %).",
         "",
         "| what is asked | " + " | ".join(f"key blend {blend}" for blend in BLENDS) + " |",

@@ -358,8 +358,9 @@ def marked(box: Path, folder: Path, rounds: int) -> dict[str, Any]:
     token = TokenFile(folder / "accounts.db", create=True).add("bob", limits=Limits(burst=None))
     no_limits = {"everyone": {"images_day": None, "rate": None, "burst": None}}
     (folder / "budgets.json").write_text(json.dumps(no_limits))
+    marks = ("--ties", folder / "ties.json", "--ledger", folder / "ledger.db")
     plain = ("--tokens", folder / "accounts.db", "--budgets", folder / "budgets.json")
-    with serving(box, *plain) as without, serving(box, *plain, *kept(folder)) as with_ties:
+    with serving(box, *plain) as without, serving(box, *plain, *marks) as with_ties:
         clients = {"without ties": Client(without.port), "with ties": Client(with_ties.port)}
         asked = itertools.cycle([request(image[None], token) for image in images])
         return alternating(
@@ -369,11 +370,6 @@ def marked(box: Path, folder: Path, rounds: int) -> dict[str, Any]:
             },
             2 * rounds,
         )
-
-
-def kept(folder: Path) -> tuple[object, ...]:
-    """Options of ties and their ledger."""
-    return ("--ties", folder / "ties.json", "--ledger", folder / "ledger.db")
 
 
 def main() -> None:

@@ -171,7 +171,10 @@ class Ledger:
         Raises:
             DataError: an entry was changed, added or taken away.
         """
-        entries = self.verified()
+        return self.head_of(self.verified())
+
+    def head_of(self, entries: Sequence[Entry]) -> bytes:
+        """The head of the chain after its first entries."""
         return entries[-1].head if entries else self.terms.head
 
     def verified(self) -> list[Entry]:

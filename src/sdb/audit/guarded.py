@@ -30,8 +30,7 @@ from sdb.report.guarded import GuardAudit
 from sdb.report.intervals import FEWEST_SEEDS
 from sdb.report.pairs import Scores
 from sdb.runtime import derive_seed
-from sdb.training.evaluation import honesty_of
-from sdb.wrapping.guarded import as_labels, as_model, asked
+from sdb.wrapping.guarded import as_labels, asked, honesty_by
 
 PAIRS = 12
 
@@ -84,7 +83,7 @@ def audit_guard(
     if outputs is None:
         if guard.model is None:
             raise ConfigError("this guard has no model: Guard.load(path, model=...), or give outputs=")
-        outputs = asked(as_model(guard.model), inputs, guard.info.class_names)
+        outputs = asked(guard.model, inputs, guard.info.class_names)
     bare = as_outputs(outputs, guard.info.class_names)
     if len(bare) != len(labels):
         raise DataError(f"outputs: {bare.shape} for {len(labels)} examples; give one row per example")
@@ -114,7 +113,7 @@ def audit_guard(
         users={
             f"{who}_{name}": value
             for who, shares, hits in zip(("teacher", "keyless"), logs, right, strict=True)
-            for name, value in _honesty(shares[test], hits).items()
+            for name, value in honesty_by(np.exp(shares[test].max(axis=1)), hits).items()
         },
         only_right=(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())),
         scores={name: Scores(*zip(*found, strict=True)) for name, found in scores.items()},
@@ -143,13 +142,6 @@ def _pair(
         )
         found[name] = (test, validation)
     return found
-
-
-def _honesty(logs: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Accuracy, calibration error and Brier score of log-probabilities (N, C), fractions."""
-    sure = torch.from_numpy(np.exp(logs.max(axis=1)))
-    found = honesty_of(sure, torch.from_numpy(right.astype(np.float64)))
-    return {"accuracy": float(right.mean())} | {name: found[name] for name in ("calibration_error", "brier")}
 
 
 def turns(labels: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from sdb.cli.shell import (
     TaskGpus,
     Workers,
     say,
+    showing,
     where_of,
 )
 
@@ -100,7 +101,7 @@ def audit(
     values = {name: value for name, value in named.items() if value is not None} | parse_overrides(sets or [])
     subject, settings = find_subject(box, key, teacher, owner, without_key, AuditSettings(**values), network)
     progress = ShowTasks("audit", costs_of(settings, subject))
-    try:
+    with showing(progress, f"what is finished is kept, continue with the same command and --resume (--out {out})"):
         claim = audit_job(
             out,
             settings,
@@ -110,14 +111,6 @@ def audit(
             overwrite=overwrite,
             on_progress=progress.on_progress,
         )
-    except KeyboardInterrupt:
-        progress.close()
-        say(
-            f"sdb: interrupted; what is finished is kept, continue with the same command and --resume (--out {out})"
-        )
-        raise typer.Exit(130) from None
-    finally:
-        progress.close()
     found = read_claim(claim)
     verdict = judge(found)
     if subject.teacher is None:

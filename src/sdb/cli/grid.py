@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdb.cli.shell import Cluster, Set, TaskCpus, TaskGpus, Workers, say, where_of
+from sdb.cli.shell import Cluster, Set, TaskCpus, TaskGpus, Workers, say, showing, where_of
 from sdb.errors import SDBError, TrainingError
 from sdb.runtime import json_text
 
@@ -39,15 +39,10 @@ def grid(
     progress = ShowTasks("grid")
     failed: SDBError | None = None
     try:
-        run_grid(runs, where, sets=sets or [], on_progress=progress.on_progress)
-    except KeyboardInterrupt:
-        progress.close()
-        say("sdb: interrupted; finished epochs are kept, the same command goes on")
-        raise typer.Exit(130) from None
+        with showing(progress, "finished epochs are kept, the same command goes on"):
+            run_grid(runs, where, sets=sets or [], on_progress=progress.on_progress)
     except TrainingError as error:  # some runs failed; the others have results
         failed = error
-    finally:
-        progress.close()
     found = results_of(runs)
     say(table(found))
     if json_file is not None:

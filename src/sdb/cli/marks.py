@@ -17,6 +17,7 @@ from sdb.cli.shell import (
     TaskGpus,
     Workers,
     say,
+    showing,
     where_of,
 )
 from sdb.errors import ConfigError
@@ -85,7 +86,7 @@ def audit_marks(
         other_class_names=other_class_names,
     )
     progress = ShowTasks("marks")
-    try:
+    with showing(progress, f"what is finished is kept, continue with the same command and --resume (--out {out})"):
         result = study_job(
             out,
             files,
@@ -95,14 +96,6 @@ def audit_marks(
             overwrite=overwrite,
             on_progress=progress.on_progress,
         )
-    except KeyboardInterrupt:
-        progress.close()
-        say(
-            f"sdb: interrupted; what is finished is kept, continue with the same command and --resume (--out {out})"
-        )
-        raise typer.Exit(130) from None
-    finally:
-        progress.close()
     say(result["sentence"])
     for line in lines(result):
         typer.echo(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdb.cli.shell import Cluster, Overwrite, Set, TaskCpus, TaskGpus, Workers, say, where_of
+from sdb.cli.shell import Cluster, Overwrite, Set, TaskCpus, TaskGpus, Workers, say, showing, where_of
 
 
 def reproduce(
@@ -45,7 +45,7 @@ def reproduce(
     preset, recipe = recipe_of(dataset, preset)
     place = out or Path("runs/reproduce") / f"{recipe.dataset}-{preset}"
     progress = ShowTasks("reproduce")
-    try:
+    with showing(progress, "finished epochs are kept, the same command (without --overwrite) goes on"):
         run(
             dataset,
             place,
@@ -57,11 +57,5 @@ def reproduce(
             overwrite=overwrite,
             on_progress=progress.on_progress,
         )
-    except KeyboardInterrupt:
-        progress.close()
-        say("sdb: interrupted; finished epochs are kept, the same command (without --overwrite) goes on")
-        raise typer.Exit(130) from None
-    finally:
-        progress.close()
     typer.echo((place / TEXT).read_text(encoding="utf-8"), nl=False)
     say(f"page: {place / PAGE}")

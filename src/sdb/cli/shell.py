@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from sdb.runtime import json_text, parse_json
 
 if TYPE_CHECKING:
     from sdb.runs.tasks import Where
+    from sdb.training.progress import ShowTasks
 
 Folder = Annotated[
     Path | None,
@@ -100,6 +103,19 @@ def json_object(option: str, text: str) -> dict[str, Any]:
 def say(text: str) -> None:
     """Talk to the user, on stderr."""
     print(text, file=sys.stderr)
+
+
+@contextmanager
+def showing(progress: ShowTasks, kept: str) -> Generator[None]:
+    """Close what shows progress in the end; on Ctrl-C say what is kept and how to go on, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.close()
+        say(f"sdb: interrupted; {kept}")
+        raise typer.Exit(130) from None
+    finally:
+        progress.close()
 
 
 def print_json(value: Any) -> None:

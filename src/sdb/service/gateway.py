@@ -232,11 +232,10 @@ class Gateway:
         def read(sent: bytes) -> tuple[bytes, str | None, Question]:
             body = decompress(sent, encoding, self.served.max_body)
             question = read_question(body, size, output, batched=self.served.batched, most=self.served.most)
-            return (
-                (body, size, question)
-                if output is None
-                else (*ask_for(output, body, size, question.request), question)
-            )
+            if output is not None:
+                body, begin = ask_for(output, body, size, question.request)
+                return body, begin, question
+            return body, size, question
 
         async with self.intake.body(request) as sent:
             heavy = bool(encoding) or (len(sent) > LARGE and size is None)

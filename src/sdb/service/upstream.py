@@ -71,9 +71,8 @@ class Upstream:
                 timeout=self._timeout,
                 auto_decompress=False,
                 trust_env=False,
-                skip_auto_headers=(
-                    "Content-Type",
-                ),  # a partner's request passes as it came, with a type or without
+                # A partner's request passes as it came, with a type or without.
+                skip_auto_headers=("Content-Type",),
             )
         try:
             async with self._session.request(

@@ -60,8 +60,7 @@ class Commitment:
             DataError: the ledger was altered.
         """
         entries = ledger.verified()
-        head = entries[-1].head if entries else ledger.terms.head
-        return cls(ledger.terms.box_id, ledger.terms.ties_id, len(entries), head.hex())
+        return cls(ledger.terms.box_id, ledger.terms.ties_id, len(entries), ledger.head_of(entries).hex())
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -94,8 +93,7 @@ class Commitment:
             DataError: it is of another ledger, or entries were changed, added or taken away before its end.
         """
         entries = ledger.verified()[: self.entries]
-        head = entries[-1].head if entries else ledger.terms.head
-        own = (ledger.terms.box_id, ledger.terms.ties_id, len(entries), head.hex())
+        own = (ledger.terms.box_id, ledger.terms.ties_id, len(entries), ledger.head_of(entries).hex())
         if own != (self.box_id, self.ties_id, self.entries, self.head):
             raise DataError(f"{ledger.path}: is not the ledger that was committed to, or was altered since")
         return entries

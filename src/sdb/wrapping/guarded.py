@@ -90,11 +90,11 @@ def guard(
     named, sure = logits.argmax(axis=1), np.exp(logits.max(axis=1))
     count = min(num_decoys, classes - 1)
     steps = find(sure, named, labels, classes, levels=confidence_levels, bits=confidence_bits)
-    measured = {f"teacher_{name}": value for name, value in _honesty(sure, named == labels).items()} | {
+    measured = {f"teacher_{name}": value for name, value in honesty_by(sure, named == labels).items()} | {
         "bits": steps.bits
     }
     expected = _cross_fitted(sure, named, labels, classes, confidence_levels, confidence_bits)
-    measured |= {f"keyless_{name}": value for name, value in _honesty(expected, named == labels).items()}
+    measured |= {f"keyless_{name}": value for name, value in honesty_by(expected, named == labels).items()}
     info = GuardInfo(
         gives,
         names,
@@ -283,8 +283,8 @@ def _cross_fitted(
     return told
 
 
-def _honesty(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Accuracy, expected calibration error and Brier score of confidences, fractions."""
+def honesty_by(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Accuracy, expected calibration error and Brier score of confidences (N,), fractions; `right` is bool (N,)."""
     found = honesty_of(torch.from_numpy(sure), torch.from_numpy(right.astype(np.float64)))
     kept = {name: found[name] for name in ("calibration_error", "brier")}
     return {"accuracy": float(right.mean())} | kept

@@ -40,8 +40,6 @@ from sdb.runs.tasks import OnProgress, Where, Work, one_thread, run
 from sdb.runtime import environment, folder_lock, json_text, write_atomic
 
 RESULT, PAGE = "marks.json", "marks.md"
-
-
 # The owner's file of a study that was given none: its secret is fresh, and worth nothing elsewhere.
 KEPT = "study-owner.json"
 
