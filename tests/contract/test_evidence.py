@@ -113,6 +113,13 @@ def test_gains_are_over_the_bar_and_what_classes_alone_give(modules):
         for name, (_, found) in modules[2].gains_of(pieces, "decoy", "net").items()
     }
     assert gains == {"bare": 20, "plain": -5, "thief": 2, "partner": 5}
+    # Of a server that tells classes alone, what chosen questions add.
+    top = [
+        pair("labels_only", number, bar__top=0.7, top1__margin_queries=0.75) | {"student": "net"}
+        for number in range(3)
+    ]
+    name, found = modules[2].gains_of([*pieces, *top], "labels_only", "net")["thief"]
+    assert (name, round(100 * found.value, 6)) == ("top1/margin_queries", 5)
     # A pair without its unprotected twin does not count.
     more = [*pieces, pair("decoy", 7, bar__top=0.1, thief__soft=0.9)]
     assert modules[2].gains_of(more, "decoy", "net")["plain"][1].pairs == 3
