@@ -154,7 +154,8 @@ def markdown(content: dict[str, Any]) -> str:
         "the row's top-1 answers, chosen on the thieves' validation images), mean over pairs ± half the 95 % interval; "
         "the best thief is chosen on validation images among plain distillation, ways that use levels, "
         "`tuned_distil`, `skeptical` and `margin_queries`, the last held against itself on classes alone; of the top-1 "
-        "server it is what chosen questions add to the bar. Accuracy and calibration in per cent, mean ± standard deviation over seeds. Traced: a thief of all training images.",
+        "server it is what chosen questions add to the bar. Accuracy and calibration"
+        " in per cent, mean ± standard deviation over seeds. Traced: a thief of all training images.",
         "",
         f"    {content['command']}",
         "",
