@@ -152,7 +152,8 @@ class Ground:
     def attacker(self, student: str, pair: int) -> Attacker:
         """A thief of one pair."""
         case = self.case
-        settings = student_settings(case.student_epochs, case.student_rate, self.seed)
+        machine = {"batch_size": case.student_batch, "precision": case.precision()}
+        settings = student_settings(case.student_epochs, case.student_rate, self.seed, **machine)
         name, arguments = case.students[student]
 
         def fresh(purpose: object) -> Classifier:

@@ -20,10 +20,10 @@ ROWS = {
     "none": "unprotected",
     "decoy": "our box",
     "labels_only": "top-1 server",
-    "nasty": "nasty teacher",
     "sdb": "the paper's box",
-    "gradient_redirection": "gradient redirection",
+    "nasty": "nasty teacher",
     "reverse_sigmoid": "reverse sigmoid",
+    "gradient_redirection": "gradient redirection",
 }
 CROPS_AND_FLIPS = Augment(crop_padding=4, flip=True)
 # A channel's mean may differ by so much from the published one, a fraction of the full range.
@@ -42,7 +42,7 @@ class Case:
         batch_size, rate: of teacher and defences.
         regime: what a thief has.
         students: architectures by name; the first is also the one that is traced.
-        student_epochs, student_rate: of students.
+        student_epochs, student_batch, student_rate: of students.
         pairs: per seed, row and student.
         images: training and test images that the data set has.
         means: published means of its channels; none where there are none to compare with.
@@ -60,6 +60,7 @@ class Case:
     regime: Regime
     students: dict[str, tuple[str, dict[str, Any]]]
     student_epochs: int
+    student_batch: int
     student_rate: float
     pairs: int
     images: tuple[int, int]
@@ -72,7 +73,6 @@ class Case:
 
 
 SMALL_NET, MLP = ("net", {"num_channels": 8}), ("mlp", {})
-PRERESNET = ("preresnet20", {})
 DIGITS = Case(
     data="digits",
     share=1.0,
@@ -86,6 +86,7 @@ DIGITS = Case(
     regime=Regime(150),
     students={"net": SMALL_NET, "mlp": MLP},
     student_epochs=60,
+    student_batch=32,
     student_rate=0.01,
     pairs=8,
     images=(1297, 500),
@@ -108,17 +109,18 @@ CIFAR10 = Case(
     data="cifar10",
     share=1.0,
     validation=0.1,
-    teacher=PRERESNET,
+    teacher=("preresnet20", {}),
     epochs=20,
     box_epochs=6,
     traced_epochs=8,
     batch_size=128,
     rate=0.005,
     regime=Regime(2000),
-    students={"net": ("net", {"num_channels": 16}), "preresnet20": PRERESNET},
-    student_epochs=40,
+    students={"net": ("net", {"num_channels": 16}), "mlp": MLP},
+    student_epochs=25,
+    student_batch=64,
     student_rate=0.005,
-    pairs=4,
+    pairs=3,
     images=(50_000, 10_000),
     means=(0.4914, 0.4822, 0.4465),
 )

@@ -94,11 +94,10 @@ def boxed(
     return data, teacher.eval(), box, key
 
 
-def student_settings(epochs: int, rate: float, seed: int) -> FitSettings:
+def student_settings(epochs: int, rate: float, seed: int, **others: Any) -> FitSettings:
     """How students with few images learn."""
-    return FitSettings(
-        epochs=epochs, batch_size=32, optimizer="adam", learning_rate=rate, schedule="cosine", seed=seed
-    )
+    usual = {"batch_size": 32, "optimizer": "adam", "schedule": "cosine"}
+    return FitSettings(epochs=epochs, learning_rate=rate, seed=seed, **(usual | others))
 
 
 def scores_of(models: dict[str, nn.Module], data: Splits) -> dict[str, dict[str, float]]:
