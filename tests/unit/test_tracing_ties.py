@@ -284,3 +284,38 @@ def test_a_ledger_may_grow_while_it_is_committed_to(tmp_path):
     server.join()
     reader.close()
     assert len(sizes) > 2
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A ledger of digests alone."""
+    return fill(tmp_path / "bare.db", "abc", terms=replace(TERMS, keep_queries=False))
+
+
+def asked(accounts="abc"):
+    return [image(account, cell) for account in accounts for cell in range(CELLS)]
+
+
+def test_the_result_is_that_of_a_ledger_that_kept_them(bare, tmp_path):
+    assert not trace_ties(Copy("b"), [bare], TIES, PRIVATE).questions
+    result = trace_ties(Copy("b"), [bare], TIES, PRIVATE, kept=asked())
+    whole = trace_ties(Copy("b"), [fill(tmp_path / "whole.db", "abc")], TIES, PRIVATE)
+    assert result.accounts == whole.accounts
+    assert result.named[0].account == "b"
+
+
+def test_some_of_them_are_asked_and_the_rest_is_said(bare):
+    result = trace_ties(Copy("b"), [bare], TIES, PRIVATE, kept=asked("b")[:45])
+    best = result.accounts[0]
+    assert (best.account, best.told, best.asked) == ("b", CELLS, 45)
+    assert "questions    45 of 180 ties; of the others the query is not at hand" in result.lines()[0]
+    assert result.questions == 45
+
+
+def test_others_are_not_asked(bare):
+    """An owner cannot put questions that the account never sent."""
+    more = [image("b", cell) + np.float32(1e-7) for cell in range(CELLS)]
+    result = trace_ties(Copy("b"), [bare], TIES, PRIVATE, kept=[*more, *asked("a")])
+    assert {each.account: each.asked for each in result.accounts} == {"a": CELLS, "b": 0, "c": 0}
+    with pytest.raises(ConfigError, match="the ledger names none of those"):
+        trace_ties(Copy("b"), [bare], TIES, PRIVATE, kept=more)

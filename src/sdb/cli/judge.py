@@ -74,6 +74,14 @@ def trace(
         Path | None, typer.Option(metavar="FILE", help="The token file, for accounts' names.")
     ] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Questions about ties at most.")] = None,
+    queries: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Queries that you keep yourself, where the ledger has digests alone: .npy, or .jsonl of texts; again "
+            "for more.",
+        ),
+    ] = None,
     token_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the token for an address.")
     ] = None,
@@ -112,6 +120,7 @@ def trace(
         "--account": account,
         "--tokens": tokens,
         "--budget": budget,
+        "--queries": queries,
         "--token-env": token_env,
         "--report": report,
     }
@@ -162,6 +171,7 @@ def trace(
             network=network,
             device=device,
             token_env=token_env,
+            queries=queries or (),
         )
         values |= {"ties": found.to_json(names)}
         say(found.sentence(names))

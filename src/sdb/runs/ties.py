@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from sdb.models.checkpoint import check_fits
 from sdb.runs.resolve import described_data
 from sdb.runs.suspects import suspect_of
 from sdb.runtime import choose_device
+from sdb.tracing.kept import read_queries
 from sdb.tracing.ties import Commitment, TieTrace, trace_ties
 from sdb.training.evaluation import answers_to, evaluation_batches
 
@@ -107,6 +109,7 @@ def trace_ties_job(
     network: str | None,
     device: str,
     token_env: str | None,
+    queries: Sequence[Path],
 ) -> TieTrace:
     """Ask a suspect about the ties of a box's accounts, see `trace_ties`; accounts also by `names`, which are by id.
 
@@ -130,4 +133,5 @@ def trace_ties_job(
         commitments=[Commitment.load(path) for path in commitments],
         accounts=ids,
         budget=budget,
+        kept=itertools.chain.from_iterable(read_queries(path) for path in queries),
     )

@@ -12,8 +12,9 @@ agrees in half of the cases, whatever it has learned from whomever, so the numbe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,7 @@ from sdb.answers.ties import NOBODY, Ties
 from sdb.errors import ConfigError, DataError, KeyFileError, ModelError
 from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
 from sdb.tracing.decoys import p_text
+from sdb.tracing.kept import find_queries
 
 # An account is named below this, after correction for the number of accounts.
 THRESHOLD_LOG10_P = -6.0
@@ -178,8 +180,10 @@ class TieTrace:
     def lines(self, names: dict[str, str] | None = None) -> list[str]:
         """A short table for people, one line an account, the smallest p first; see `sentence`."""
         fixed = "lodged before" if self.lodged else "made for this trace; sdb ledger commit fixes one before"
+        told = sum(each.told for each in self.accounts)
+        left = f" of {told} ties; of the others the query is not at hand, or the budget ended"
         head = [
-            f"questions    {self.questions}",
+            f"questions    {self.questions}{left if self.questions < told else ''}",
             f"commitment   {self.committed[:16]} ({fixed})",
             f"{'account':<16} {'told':>6} {'asked':>6} {'usable':>6} {'hits':>6} {'log10 p':>8} {'corrected':>9}",
         ]
@@ -215,6 +219,7 @@ def trace_ties(
     commitments: Sequence[Commitment] = (),
     accounts: Sequence[str] = (),
     budget: int | None = None,
+    kept: Iterable[Query] = (),
 ) -> TieTrace:
     """Ask a suspect about the ties that accounts were told.
 
@@ -227,9 +232,11 @@ def trace_ties(
         commitments: one per ledger, lodged before; entries after it do not count. Without, one is made now.
         accounts: ids of those to test, chosen before; none for all. The account of nobody is never tested.
         budget: questions at most. Which are asked follows from the commitments' digests, so nobody can choose.
+        kept: queries that the ledgers name by digest alone, among any others; see `read_queries`.
 
     Raises:
-        ConfigError: the budget is no number above 0, or commitments are not one per ledger.
+        ConfigError: the budget is no number above 0, commitments are not one per ledger, or no ledger names any of the
+            queries that are given.
         KeyFileError: a ledger is of other ties.
         DataError: a ledger was altered, or an answer in it does not follow from the secret.
         ModelError: the suspect takes other images, or answers with NaN or no class.
@@ -255,10 +262,16 @@ def trace_ties(
                 raise DataError(f"{ledger.path}: entry {entry.number} does not follow from the secret")
             if place not in told or told[place][1].sealed is None:
                 told[place] = (ledger, entry)
+    elsewhere = _elsewhere(kept, [entry for _, entry in told.values()])
+    askable = [
+        place
+        for place, (_, entry) in told.items()
+        if entry.sealed is not None or (entry.query or b"") in elsewhere
+    ]
     votes = []
-    for place in _drawn([place for place, (_, entry) in told.items() if entry.sealed is not None], digest, budget):
+    for place in _drawn(askable, digest, budget):
         ledger, entry = told[place]
-        query = ledger.query(entry, private)
+        query = elsewhere[entry.query or b""] if entry.sealed is None else ledger.query(entry, private)
         votes.append(_Vote(place[0], entry.answer, entry.first + entry.second - entry.answer, query))
     given = np.concatenate([*_ask(suspect, [vote.query for vote in votes]), np.empty(0, np.int64)])
     hits = given == np.array([vote.answer for vote in votes])
@@ -270,6 +283,23 @@ def trace_ties(
         number = sum(place[0] == account for place in told)
         rows.append(AccountTies(account, number, int(own.sum()), count, found, log10_tail(found, count), 0.0))
     return TieTrace(_corrected(rows), len(votes), digest, bool(commitments))
+
+
+def _elsewhere(kept: Iterable[Query], entries: list[Entry]) -> dict[bytes, Query]:
+    """The queries that only the owner has, by digest."""
+    queries = iter(kept)
+    first = next(queries, None)
+    if first is None:
+        return {}
+    found = find_queries(
+        itertools.chain([first], queries), {each.query for each in entries if each.query is not None}
+    )
+    if not found:
+        raise ConfigError(
+            "queries: the ledger names none of those that are given: they must be what accounts asked, to the last "
+            "bit; images (N, C, H, W) in float32 in [0, 1] or uint8"
+        )
+    return found
 
 
 def _name(account: str, names: dict[str, str] | None) -> str:
