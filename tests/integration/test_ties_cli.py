@@ -85,7 +85,10 @@ def place(tmp_path_factory, quick_sdb, digits):
         done = quick_sdb(*command, cwd=place)
         assert done.returncode == 0, (command, done.stderr)
     assert "of answers are ties, which cost" in done.stderr
-    assert 0 < json.loads(done.stdout)["tau"] <= 0.3
+    assert "answers of the least sure level are right in" in done.stderr
+    made = json.loads(done.stdout)
+    assert 0 < made["tau"] <= 0.3
+    assert all(0 < each["with_ties"] <= each["without"] + 0.01 for each in made["levels"])
     tokens = {}
     for name in ("alice", "bob"):
         done = quick_sdb("token", "new", name, "--tokens", "tokens.db", "--no-limits", cwd=place)

@@ -22,6 +22,7 @@ from sdb.answers.ties import (
     cells_of,
     cost_of,
     fit_tau,
+    levels_with_ties,
     log_probabilities,
     margins_of,
 )
@@ -239,6 +240,26 @@ def test_the_cost_is_what_coins_take():
     after = [(ties.answer(logits, str(account)).answers.argmax(axis=1) == labels).mean() for account in range(20)]
     cost = cost_of(logits, labels, 0.3)
     assert before - np.mean(after) == pytest.approx(cost.cost, abs=0.004)
+
+
+def test_levels_with_ties_are_as_answers_show_them():
+    """Against answers counted one by one, over many accounts; the lowest level has the ties and loses by them."""
+    logits, labels, _ = calibrated(5_000, seed=3)
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([logits, rng.normal(-7, 1, (len(logits), 3))], axis=1)
+    edges = np.array([[0.6, 0.9], [0.7, 0.8], *[[0.6, 0.9]] * 3], np.float32)
+    rows = np.stack([np.eye(5, dtype=np.float32) * (level + 1) for level in range(3)], axis=1)
+    ties, counts = Ties.of(SECRET, "box", 0.3), np.zeros((3, 2))
+    for account in range(40):
+        told = ties.answer(logits, str(account), FixedRows(rows, edges)).answers
+        level = np.rint(told.max(axis=1)).astype(int) - 1
+        counts += np.stack([np.bincount(level), np.bincount(level, told.argmax(axis=1) == labels)], axis=1)
+    with_ties = levels_with_ties(logits, labels, 0.3, edges)
+    assert with_ties == pytest.approx(counts[:, 1] / counts[:, 0], abs=0.005)
+    without = levels_with_ties(logits, labels, 0.0, edges)
+    assert with_ties[0] < without[0] - 0.03
+    assert with_ties[2] == without[2]
+    assert np.isnan(levels_with_ties(logits, labels, 0.3, np.full((5, 1), 2.0))[1])
 
 
 def test_the_budget_is_kept_where_it_is_not_known_well():

@@ -256,7 +256,7 @@ class Guard:
         )
         lines += [
             f"  level {number} of {rows.levels}: right in {100 * level.accuracy:.1f} % of {level.images:,} examples "
-            f"(95 % interval {100 * level.low:.1f} % to {100 * level.high:.1f} %)"
+            f"(95 % interval {100 * level.low:.1f} % to {100 * level.high:.1f} %)" + self._with_ties(number)
             for number, level in enumerate(info.levels, 1)
         ]
         if info.ties.tau:
@@ -269,6 +269,10 @@ class Guard:
                 "Ties: too few examples near a tie to know what they cost; copies of labels carry no mark."
             )
         return "\n".join(lines)
+
+    def _with_ties(self, level: int) -> str:
+        right = self.info.measured.get(f"level_{level}_with_ties")
+        return "" if right is None else f", with ties in {100 * right:.1f} %"
 
 
 def _info(body: dict[str, Any]) -> GuardInfo:

@@ -275,6 +275,27 @@ def cost_of(logits: np.ndarray, labels: np.ndarray, tau: float) -> TieCost:
     return TieCost(tau, float(tied.mean()), slope * unit, low, high, len(labels))
 
 
+def levels_with_ties(logits: np.ndarray, labels: np.ndarray, tau: float, edges: np.ndarray) -> np.ndarray:
+    """How often answers of each level of confidence are right where ties are told, float64 (L,); NaN for no answers.
+
+    The mean of both coins: at a tie each of the two classes is told half of the time, at the level that it has then.
+
+    Args:
+        logits: a network's own, (N, C).
+        labels: int64 (N,).
+        tau: the margin of ties.
+        edges: between levels, (C, L - 1), see `FixedRows`.
+    """
+    logs = log_probabilities(logits)
+    best, margins = margins_of(logs)
+    shares = np.where((margins < tau)[:, None], [0.5, 0.5], [1.0, 0.0])
+    placed = (np.exp(logs.max(axis=1))[:, None, None] > edges[best]).sum(axis=2)
+    levels = edges.shape[1] + 1
+    told = np.bincount(placed.ravel(), shares.ravel(), levels)
+    right = np.bincount(placed.ravel(), (shares * (best == labels[:, None])).ravel(), levels)
+    return np.divide(right, told, out=np.full(levels, np.nan), where=told > 0)
+
+
 def _slope(best: np.ndarray, margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """By how much the first class is right more often than the second, per margin, and its standard error."""
     lead = (best[:, 0] == labels).astype(float) - (best[:, 1] == labels)

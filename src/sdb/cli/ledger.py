@@ -50,7 +50,7 @@ def ledger_new(
 
     from sdb.runs.ties import new_ledger
 
-    cost = new_ledger(
+    cost, levels = new_ledger(
         box_path,
         out=out,
         ties_file=ties_file,
@@ -68,8 +68,14 @@ def ledger_new(
         f"{100 * cost.share:.1f} % of answers are ties, which cost {100 * cost.cost:.2f} points (95 % interval "
         f"{100 * cost.low:.2f} to {100 * cost.high:.2f}, {cost.images} images)"
     )
+    if levels:
+        first = levels[0]
+        say(
+            f"answers of the least sure level are right in {100 * first['with_ties']:.1f} % with ties, in "
+            f"{100 * first['without']:.1f} % without"
+        )
     say(f"serve it: sdb serve {box_path} --tokens TOKENS --ties {ties_file} --ledger {out}")
-    print_json(asdict(cost))
+    print_json(asdict(cost) | {"levels": levels})
 
 
 @ledger_app.command("show")

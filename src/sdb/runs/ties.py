@@ -12,7 +12,7 @@ import torch
 from sdb.answers.entries import Terms
 from sdb.answers.guard import MANIFEST, Guard
 from sdb.answers.ledger import Ledger
-from sdb.answers.ties import TieCost, Ties, fit_tau
+from sdb.answers.ties import TieCost, Ties, fit_tau, levels_with_ties
 from sdb.box.box import Box
 from sdb.box.load import load_model
 from sdb.errors import ConfigError, StorageError
@@ -41,9 +41,10 @@ def new_ledger(
     data_root: Path | None,
     other_class_names: bool,
     network: str | None,
-) -> TieCost:
+) -> tuple[TieCost, list[dict[str, float]]]:
     """Make the ties' secret and the ledger of a box or guard; see `sdb ledger new`.
 
+    Returns what ties cost, and of each level of confidence how often its answers are right, `without` and `with_ties`.
     The same box has the same ties each time, so a file of them may be there: a second server's ledger goes with it.
 
     Raises:
@@ -55,9 +56,14 @@ def new_ledger(
     owner = Owner.load(owner_file)
     if (box_path / MANIFEST).exists():
         guard = Guard.load(box_path)
-        cost, ties = guard.info.ties, guard.ties(owner)
+        cost, ties, measured = guard.info.ties, guard.ties(owner), guard.info.measured
+        levels = [
+            {"without": level.accuracy, "with_ties": measured[f"level_{number}_with_ties"]}
+            for number, level in enumerate(guard.info.levels, 1)
+            if f"level_{number}_with_ties" in measured
+        ]
     else:
-        cost, ties = _ties_of_box(
+        cost, ties, levels = _ties_of_box(
             box_path, owner, budget, dataset, data_root, other_class_names=other_class_names, network=network
         )
     public = public_of(owner.queries_key).hex()
@@ -67,7 +73,7 @@ def new_ledger(
     elif Ties.load(ties_file).id != ties.id:
         raise StorageError(f"{ties_file} exists, and is of another box, owner or margin: choose another name")
     Ledger.create(out, terms).close()
-    return cost
+    return cost, levels
 
 
 def _ties_of_box(
@@ -79,22 +85,29 @@ def _ties_of_box(
     *,
     other_class_names: bool,
     network: str | None,
-) -> tuple[TieCost, Ties]:
-    """What ties cost on validation images, and the ties."""
+) -> tuple[TieCost, Ties, list[dict[str, float]]]:
+    """What ties cost on validation images, the ties, and what they make of levels, see `new_ledger`."""
     model = load_model(box_path, network).eval()
     classifier = model.classifier if isinstance(model, Box) else model
     if isinstance(model, Box):
         model.check_owner(owner)
     data = described_data(box_path, dataset, data_root, model)
     check_fits(classifier, box_path, data.num_classes, data.image_shape, data.class_names, other_class_names)
-    logits, labels = answers_to(classifier, evaluation_batches(data.validation, torch.device("cpu")))
-    cost = fit_tau(logits.numpy(), labels.numpy(), budget)
+    batches = evaluation_batches(data.validation, torch.device("cpu"))
+    logits, labels = (each.numpy() for each in answers_to(classifier, batches))
+    cost = fit_tau(logits, labels, budget)
     if not cost.tau:
         raise ConfigError(
             f"{len(data.validation)} validation images show too few near ties to know what they cost: give more, or "
             "another --budget; without ties, copies of labels carry no mark"
         )
-    return cost, Ties.of(owner.secret, model.info.id if isinstance(model, Box) else "", cost.tau)
+    ties = Ties.of(owner.secret, model.info.id if isinstance(model, Box) else "", cost.tau)
+    if not isinstance(model, Box) or model.rows is None:
+        return cost, ties, []
+    edges = model.rows.edges.numpy()
+    right = [levels_with_ties(logits, labels, tau, edges).tolist() for tau in (0.0, cost.tau)]
+    levels = [{"without": a, "with_ties": b} for a, b in zip(*right, strict=True) if a == a and b == b]
+    return cost, ties, levels
 
 
 def trace_ties_job(

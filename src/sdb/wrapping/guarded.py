@@ -20,7 +20,7 @@ from sdb.answers.decoys import decoy_map, unlike
 from sdb.answers.guard import Guard, GuardInfo, as_outputs, kind_of, logits_of
 from sdb.answers.levels import FOLDS, Steps, find
 from sdb.answers.models import classes_of, function_of
-from sdb.answers.ties import BUDGET, fit_tau, log_probabilities
+from sdb.answers.ties import BUDGET, fit_tau, levels_with_ties, log_probabilities
 from sdb.errors import ConfigError, DataError, ModelError
 from sdb.keys import Key, Owner, derive
 from sdb.models.onnx_file import open_onnx
@@ -95,6 +95,10 @@ def guard(
     }
     expected = _cross_fitted(sure, named, labels, classes, confidence_levels, confidence_bits)
     measured |= {f"keyless_{name}": value for name, value in honesty_by(expected, named == labels).items()}
+    ties = fit_tau(logits, labels, tie_budget)
+    if ties.tau:
+        right = levels_with_ties(logits, labels, ties.tau, steps.edges)
+        measured |= {f"level_{n}_with_ties": value for n, value in enumerate(right.tolist(), 1) if value == value}
     info = GuardInfo(
         gives,
         names,
@@ -103,7 +107,7 @@ def guard(
         len(labels),
         measured,
         steps.levels,
-        fit_tau(logits, labels, tie_budget),
+        ties,
         {} if version is None else {"version": version},
     )
     return Guard(info, _rows(steps, decoys_of(whose, info.id, np.exp(logits), count)), model)
