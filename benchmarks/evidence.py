@@ -4,12 +4,12 @@
     make evidence ARGS="--data cifar10 --data-root DIR"          # DIR/train/airplane/*.png, or DIR/cifar10/*.parquet
     make evidence ARGS="--data cifar10 --data-root DIR --plan"   # what is missing, and how long it will take
 
-A piece is a teacher, a defence around it, what users of it get, or one pair of students; each is sized for half an
-hour at most, is kept when it is done, and is never done again, so a table grows over several sittings. On another
-machine the rows of a seed that the results file has whole are taken over; of others the networks are not there. Seed 0
-of every row comes first, then further seeds of the unprotected teacher and our box, then those of the other rows.
-Students come in pairs, see `sdb.audit.regime`; the best of several ways is chosen on the students' own validation
-images. A further column is a further kind of piece: only its pieces are then run.
+A piece is a teacher, a defence around it, what users of it get, what marks its labels, or one pair of students; each
+is sized for half an hour at most, is kept when it is done, and is never done again, so a table grows over several
+sittings. On another machine the rows of a seed that the results file has whole are taken over; of others the networks
+are not there. Seed 0 of every row comes first, then further seeds of the unprotected teacher and our box, then those
+of the other rows. Students come in pairs, see `sdb.audit.regime`; the best of several ways is chosen on the students'
+own validation images. A further column is a further kind of piece: only its pieces are then run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sdb.audit.attacks.attack import Attack
 from sdb.audit.attacks.attacker import Attacker
 from sdb.audit.defences import DEFENCES
 from sdb.audit.defences.defence import Defended
+from sdb.audit.marks.study import MarkSettings, MarkSubject, study
 from sdb.audit.pairs import OnlyTop1
 from sdb.audit.regime import Way, attacker_of, bar_ways, soft_ways, thief_ways, victim_of
 from sdb.config import DistillSettings, TrainSettings
@@ -55,8 +56,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Attacks beside plain distillation and the ways that use a level.
 ATTACKS_TRIED = ("tuned_distil", "skeptical", "margin_queries")
 # How much longer a kind of piece takes than a pair, until one is done and measured.
-COSTS = {"teacher": 60.0, "defence": 60.0, "facts": 20.0, "pair": 1.0}
-Kind = Literal["teacher", "defence", "facts", "pair"]
+COSTS = {"teacher": 60.0, "defence": 60.0, "facts": 20.0, "mark": 5.0, "pair": 1.0}
+Kind = Literal["teacher", "defence", "facts", "mark", "pair"]
+# The row whose labels are also marked by ties, and the thief of labels that is looked for.
+MARKED, COPIER = "decoy", "labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ def pieces_of(case: Case, seeds: int) -> list[Piece]:
         if row == "none":
             found.append(Piece("teacher", seed))
         found += [Piece("defence", seed, row), Piece("facts", seed, row)]
+        if row == MARKED:
+            found.append(Piece("mark", seed, row))
         for student in case.students:
             found += [Piece("pair", seed, row, student, pair) for pair in range(case.pairs)]
     return found
@@ -183,6 +188,24 @@ def facts_of(ground: Ground, row: str) -> dict[str, Any]:
     return found
 
 
+def mark_of(ground: Ground, row: str) -> dict[str, Any]:
+    """What ties of a served box cost, and whether a copy of 2,000 of its labels carries them."""
+    defended = ground.defended(row)
+    box, owner = defended.box, defended.owner
+    assert box is not None  # the row is our box
+    assert owner is not None
+    subject = MarkSubject(box.classifier, ground.data, owner, box.info.id)
+    found = study(subject, MarkSettings(thieves=(COPIER,), seed=ground.seed))
+    kept = {"ties": found["ties"], "coins": found["coins"], "queries": found["queries"]}
+    of_seed = found["seeds"].get(str(ground.seed))
+    if of_seed is None:
+        return kept
+    thief = of_seed["thieves"][COPIER]
+    (account,) = thief["accounts"]
+    lost = {"accuracy": thief["accuracy"], "beside_no_ties": of_seed["facts"]["plain_thief"]}
+    return kept | {"cost": of_seed["facts"]["cost"], "log10_p": account["corrected_log10_p"]} | lost
+
+
 def ways_of(ground: Ground, row: str) -> dict[str, Way]:
     """What a piece's students learn from: `bar/`, `thief/`, `attack/`, `top1/` and `partner/`."""
     defended, regime = ground.defended(row), ground.case.regime
@@ -231,6 +254,7 @@ def do(piece: Piece, case: str, root: Path | None, folder: Path) -> None:
         "teacher": ground.make_teacher,
         "defence": lambda: ground.make(piece.row),
         "facts": lambda: facts_of(ground, piece.row),
+        "mark": lambda: mark_of(ground, piece.row),
         "pair": lambda: pair_of(ground, piece),
     }
     result = made[piece.kind]() or {}

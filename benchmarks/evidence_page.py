@@ -23,6 +23,8 @@ HEAD = (
     "(which)",
     "partner against the teacher's student",
     "trace, log10 p",
+    "ties cost",
+    "copy of labels, log10 p",
 )
 
 
@@ -139,7 +141,19 @@ def line(pieces: Pieces, row: str, student: str) -> list[str]:
         gains["thief"][0].partition("/")[2] if "thief" in gains else "–",
         cells.get("partner", "–"),
         f"{max(traces):.1f} at most" if traces else "–",
+        *marked(pieces, row),
     ]
+
+
+def marked(pieces: Pieces, row: str) -> list[str]:
+    """What ties cost in points, and the worst trace of a copy of labels."""
+    marks = [p for p in pieces if (p["kind"], p["row"]) == ("mark", row)]
+    known = [p for p in marks if "log10_p" in p]
+    if not known:
+        return ["too few", "–"] if marks else ["–", "–"]
+    costs = [100 * p["cost"] for p in known]
+    spread = f" ± {stdev(costs):.2f}" if len(costs) > 1 else ""
+    return [f"{fmean(costs):.2f}{spread}", f"{max(p['log10_p'] for p in known):.1f} at most"]
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -155,7 +169,9 @@ def markdown(content: dict[str, Any]) -> str:
         "the best thief is chosen on validation images among plain distillation, ways that use levels, "
         "`tuned_distil`, `skeptical` and `margin_queries`, the last held against itself on classes alone; of the top-1 "
         "server it is what chosen questions add to the bar. Accuracy and calibration"
-        " in per cent, mean ± standard deviation over seeds. Traced: a thief of all training images.",
+        " in per cent, mean ± standard deviation over seeds. Traced: a thief of all training images. Ties: what they "
+        "cost in points of accuracy on test images, and the trace of a copy of labels, 2,000 of them or of half of the "
+        "test images; too few: a model that is rarely unsure has not enough of them.",
         "",
         f"    {content['command']}",
         "",

@@ -44,7 +44,7 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
         monkeypatch.setattr(module, "ROWS", few)
     monkeypatch.setitem(cases.CASES, "tiny", replace(cases.TINY, students={"net": cases.SMALL_NET}))
     assert run("--plan", monkeypatch=monkeypatch) == 0
-    assert "0 of 16 pieces are done; 16 missing" in capsys.readouterr().out
+    assert "0 of 17 pieces are done; 17 missing" in capsys.readouterr().out
     assert not (place / "out.json").exists()
     assert run(monkeypatch=monkeypatch) == 0
     content = json.loads((place / "out.json").read_text())
@@ -53,9 +53,12 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     table = [line for line in content["markdown"].splitlines() if line.startswith("| 1, 3 |")]
     assert [line.split(" | ")[1] for line in table] == list(few.values())
     assert "at most" in table[1]  # the trace of our box
+    (mark,) = (piece for piece in content["pieces"] if piece["kind"] == "mark")
+    assert mark["coins"]["seen"] < mark["coins"]["needed"]
+    assert "too few | – |" in table[1]
     written = {path: path.stat().st_mtime_ns for path in place.rglob("*.*")}
     assert run(monkeypatch=monkeypatch) == 0
-    assert "16 of 16 pieces are done; 0 missing" in capsys.readouterr().out
+    assert "17 of 17 pieces are done; 0 missing" in capsys.readouterr().out
     assert written == {path: path.stat().st_mtime_ns for path in place.rglob("*.*")}
     # The file of a killed call is written by the next.
     (place / "out.json").unlink()
@@ -66,7 +69,7 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     before = json.loads(lost.read_text())["ways"]
     lost.unlink()
     assert run("--plan", monkeypatch=monkeypatch) == 0
-    assert "15 of 16 pieces are done; 1 missing, about 0 minutes" in capsys.readouterr().out
+    assert "16 of 17 pieces are done; 1 missing, about 0 minutes" in capsys.readouterr().out
     assert run(monkeypatch=monkeypatch) == 0
     assert json.loads(lost.read_text())["ways"] == before
     # On another machine the rows of a seed that the file has whole are not done again.
@@ -74,17 +77,17 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     shutil.rmtree(place / "work")
     assert run("--plan", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "15 of 21 pieces are done; 6 missing" in said
+    assert "16 of 22 pieces are done; 6 missing" in said
     assert {line.strip() for line in said.splitlines()[1:]} >= {"seed 0 teacher", "seed 0 nasty defence"}
     monkeypatch.setattr(evidence, "ROWS", few)
     shutil.rmtree(place / "work")
     assert run("--plan", monkeypatch=monkeypatch) == 0
-    assert "16 of 16 pieces are done; 0 missing" in capsys.readouterr().out
+    assert "17 of 17 pieces are done; 0 missing" in capsys.readouterr().out
     content["pieces"] = [each for each in content["pieces"] if (each["row"], each["pair"]) != ("decoy", 2)]
     (place / "out.json").write_text(json.dumps(content))
     shutil.rmtree(place / "work")
     assert run("--plan", monkeypatch=monkeypatch) == 0
-    assert "10 of 16 pieces are done; 6 missing" in capsys.readouterr().out
+    assert "10 of 17 pieces are done; 7 missing" in capsys.readouterr().out
     # Pieces of other sizes do not come into one table.
     (place / "work" / "case.json").write_text("{}")
     monkeypatch.setitem(cases.CASES, "tiny", replace(cases.CASES["tiny"], student_epochs=3))
@@ -123,6 +126,15 @@ def test_gains_are_over_the_bar_and_what_classes_alone_give(modules):
     # A pair without its unprotected twin does not count.
     more = [*pieces, pair("decoy", 7, bar__top=0.1, thief__soft=0.9)]
     assert modules[2].gains_of(more, "decoy", "net")["plain"][1].pairs == 3
+
+
+def test_the_mark_of_labels_is_shown_with_its_cost(modules):
+    pieces = [
+        {"kind": "mark", "row": "decoy", "seed": seed, "cost": 0.001 * seed, "log10_p": -20.0 + seed}
+        for seed in (0, 2)
+    ]
+    assert modules[2].marked(pieces, "decoy") == ["0.10 ± 0.14", "-18.0 at most"]
+    assert modules[2].marked(pieces, "none") == ["–", "–"]
 
 
 def test_other_data_are_refused(modules):
