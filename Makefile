@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 RUN = $(PYTHON) dev.py
 ARGS ?=
 
-.PHONY: demo evidence docs test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
+.PHONY: demo evidence evidence-gpu docs test test-all lint format results test-ray bench-speed bench-gpu bench-serve clean
 
 demo:  ## environment, then the main job on the embedded digits; report in runs/demo/report.html
 	$(RUN) none -- sdb demo --out runs/demo --overwrite $(ARGS)
@@ -32,6 +32,9 @@ results:  ## docs/results.md and the README's table from docs/results/*.json
 evidence:  ## the evidence table, piece by piece: ARGS="--data cifar10 --data-root DIR", and --plan for what is missing
 	$(RUN) test -- python benchmarks/evidence.py $(ARGS)
 	$(RUN) test -- python benchmarks/protection.py --write
+
+evidence-gpu:  ## the same with the papers' networks, nine minutes a call: ARGS="--data cifar10-gpu --data-root DIR"
+	$(RUN) test -- python benchmarks/evidence.py --workers 1 --minutes 9 $(ARGS)
 
 bench-serve:  ## latency and throughput of sdb serve beside bare ONNX Runtime
 	$(RUN) test -- python benchmarks/serving.py $(ARGS)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -326,6 +327,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--plan", action="store_true", help="only say what is missing, and how long it will take")
+    parser.add_argument("--minutes", type=float, help="stop after so long; what is finished is kept")
     parser.add_argument("--work", type=Path, help="where pieces are kept (default: runs/evidence/DATA)")
     parser.add_argument("--out", type=Path, help="(default: docs/results/evidence-DATA.json)")
     options = parser.parse_args()
@@ -351,8 +353,10 @@ def main() -> int:
                 Work(each.name, do, (each, options.data, root, folder.absolute()), each.needs) for each in missing
             ]
             shown = ShowTasks(options.data, {each.name: COSTS[each.kind] for each in missing})
-            with contextlib.closing(shown):
+            with contextlib.closing(shown), at_most(options.minutes):
                 run(works, Where(workers=options.workers), shown.on_progress, before=len(done))
+    except TimeUp:
+        print(f"evidence: {options.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
     except SDBError as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 2
@@ -364,6 +368,26 @@ def main() -> int:
         if done and (missing or not out.exists()):  # what is done may be of a call that was killed
             keep(out, options, pieces, done)
     return 0
+
+
+class TimeUp(KeyboardInterrupt):
+    """The time that was given is over: like Ctrl-C, what is finished is kept."""
+
+
+@contextlib.contextmanager
+def at_most(minutes: float | None) -> Iterator[None]:
+    """Raise `TimeUp` in the main thread after so long."""
+
+    def over(*_: object) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0.0))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def keep(out: Path, options: argparse.Namespace, pieces: list[Piece], done: dict[str, dict[str, Any]]) -> None:

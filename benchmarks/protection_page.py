@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evidence_cases import CASES as EVIDENCE
 from few_images import CASES
 from figures import TITLES, evidence_figure, gains_figure, gains_of, levels_figure
 
@@ -182,15 +183,21 @@ def write_page() -> None:
     )
     body = "\n\n".join(section(part) for part in parts if "experiment" in part)
     audits = "\n\n".join(audit_section(part) for part in parts if part.get("kind") == "audit")
-    extra = "\n\n".join(part["markdown"] for part in parts if "markdown" in part)
+    evidence = {part["data"]: part for part in parts if part.get("kind") == "evidence"}
+    # What the field measures on leads.
+    first = "\n\n".join(evidence[name]["markdown"] for name in EVIDENCE if name in evidence)
+    extra = "\n\n".join(
+        part["markdown"] for part in parts if "markdown" in part and part.get("kind") != "evidence"
+    )
     few = {part["data"]: part for part in parts if part.get("kind") == "few-images"}
     readme = (ROOT / "README.md").read_text()
     before, _, rest = readme.partition(OPENING)
     _, _, after = rest.partition(CLOSING)
     (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(few)}\n{CLOSING}{after}")
     gains_figure(few)
-    for part in parts:
-        if part.get("kind") == "evidence":
-            evidence_figure(part)
+    for part in evidence.values():
+        evidence_figure(part)
     levels_figure({part["data"]: part for part in parts if part.get("kind") == "levels"})
-    (ROOT / "docs" / "results.md").write_text("\n".join(filter(None, [intro, body, audits, extra])) + "\n")
+    (ROOT / "docs" / "results.md").write_text(
+        "\n".join(filter(None, [intro, first and f"{first}\n", body, audits, extra])) + "\n"
+    )

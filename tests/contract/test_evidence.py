@@ -95,6 +95,37 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     assert "other sizes (case.json)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "cifar10-gpu", "cifar100-gpu", "fashion_mnist"])
+def test_the_networks_of_a_case_can_be_made(modules, name):
+    from sdb.models import build
+
+    case = modules[1].CASES[name]
+    for architecture, arguments in (case.teacher, *case.students.values()):
+        assert build(architecture, num_classes=10, image_shape=(3, 32, 32), arguments=arguments)
+
+
+def test_a_call_ends_when_its_time_is_over_and_the_next_goes_on(modules, monkeypatch, capsys, tmp_path):
+    """As on a machine that is lent for minutes: within a teacher's training too."""
+    evidence, cases, page = modules
+    for module in (evidence, cases, page):
+        monkeypatch.setattr(module, "ROWS", {"none": "unprotected"})
+    long = replace(cases.TINY, students={"net": cases.SMALL_NET}, epochs=400, student_epochs=1)
+    monkeypatch.setitem(cases.CASES, "tiny", long)
+    arguments = ["--data", "tiny", "--seeds", "1", "--workers", "1", "--work", str(tmp_path / "work")]
+    arguments += ["--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments, "--minutes", "0.05"])
+    assert evidence.main() == 0
+    said = capsys.readouterr()
+    assert "0.05 minutes are over; the same command goes on" in said.err
+    metrics = tmp_path / "work" / "seed-0" / "teacher" / "metrics.jsonl"
+    first = metrics.read_text().splitlines()
+    assert 0 < len(first) < 400
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments])
+    assert evidence.main() == 0
+    assert json.loads((tmp_path / "out.json").read_text())["missing"] == []
+    assert metrics.read_text().splitlines()[: len(first)] == first
+
+
 def pair(row, number, **ways):
     ways = {way.replace("__", "/"): [value, value] for way, value in ways.items()}
     return {"kind": "pair", "seed": 0, "row": row, "student": "net", "pair": number, "ways": ways}
