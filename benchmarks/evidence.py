@@ -261,6 +261,7 @@ def do(piece: Piece, case: str, root: Path | None, folder: Path) -> None:
     result = made[piece.kind]() or {}
     machine = environment()
     kept = {name: machine[name] for name in ("torch", "platform", "cores", "commit")}
+    kept["precision"] = ground.case.precision()
     ground.archive.keep(piece.place, result | {"seconds": time.perf_counter() - started, "machine": kept})
 
 

@@ -156,6 +156,25 @@ def marked(pieces: Pieces, row: str) -> list[str]:
     return [f"{fmean(costs):.2f}{spread}", f"{max(p['log10_p'] for p in known):.1f} at most"]
 
 
+def times(pieces: Pieces, rows: dict[str, str]) -> str:
+    """How long what users wait for takes, for people."""
+    found = []
+    for name, kind, row in [("a teacher", "teacher", "")] + [(name, "defence", row) for row, name in rows.items()]:
+        seconds = [p["seconds"] for p in pieces if (p["kind"], p["row"]) == (kind, row)]
+        if seconds and fmean(seconds) >= 1:
+            found.append(f"{name} {_time(fmean(seconds))}")
+    ways = [(p["seconds"], len(p["ways"])) for p in pieces if p["kind"] == "pair"]
+    if ways:
+        found.append(f"a way to steal {_time(sum(s for s, _ in ways) / sum(count for _, count in ways))}")
+    machines = {(p["machine"]["platform"], p["machine"].get("precision", "float32")) for p in pieces}
+    where = "; ".join(f"{platform}, {precision}" for platform, precision in sorted(machines))
+    return f"One process took for {', '.join(found)} ({where})." if found else ""
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def markdown(content: dict[str, Any]) -> str:
     """The section."""
     case, pieces, made = CASES[content["data"]], content["pieces"], content["environment"]
@@ -176,7 +195,8 @@ def markdown(content: dict[str, Any]) -> str:
         f"    {content['command']}",
         "",
         f"torch {made['torch']}, {made['platform']}, {made['cores']} cores, commit {made['commit']}; "
-        f"{len(pieces)} pieces in {seconds / 60:.0f} minutes of one process; {len(content['missing'])} are missing.",
+        f"{len(pieces)} pieces in {seconds / 60:.0f} minutes of one process; {len(content['missing'])} are missing. "
+        + times(pieces, ROWS),
     ]
     if bars_of(content):
         name = f"figures/evidence-{content['data']}"

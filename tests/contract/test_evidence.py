@@ -159,6 +159,21 @@ def test_gains_are_over_the_bar_and_what_classes_alone_give(modules):
     assert modules[2].gains_of(more, "decoy", "net")["plain"][1].pairs == 3
 
 
+def test_times_are_of_what_users_wait_for(modules):
+    machine = {"machine": {"platform": "Linux", "precision": "bfloat16"}}
+    pieces = [
+        {"kind": "teacher", "row": "", "seconds": 1200.0},
+        {"kind": "defence", "row": "none", "seconds": 0.1},
+        {"kind": "defence", "row": "decoy", "seconds": 70.0},
+        {"kind": "defence", "row": "decoy", "seconds": 90.0},
+        {"kind": "pair", "row": "decoy", "seconds": 40.0, "ways": {"a": 0, "b": 0, "c": 0, "d": 0}},
+    ]
+    said = modules[2].times([each | machine for each in pieces], {"none": "unprotected", "decoy": "our box"})
+    expected = "a teacher 20 min, our box 80 s, a way to steal 10 s (Linux, bfloat16)."
+    assert said == f"One process took for {expected}"
+    assert not modules[2].times([], {})
+
+
 def test_the_mark_of_labels_is_shown_with_its_cost(modules):
     pieces = [
         {"kind": "mark", "row": "decoy", "seed": seed, "cost": 0.001 * seed, "log10_p": -20.0 + seed}

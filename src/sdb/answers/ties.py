@@ -78,6 +78,11 @@ class Found:
     cells: np.ndarray
 
 
+_EMPTY = np.empty(0, dtype=np.int64)
+_EMPTY.setflags(write=False)
+_NONE = Found(_EMPTY, np.empty((0, 2), dtype=np.int64), _EMPTY, _EMPTY)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FixedRows:
     """The rows of a box as arrays, see `sdb.answers.rows.Rows`.
@@ -100,7 +105,8 @@ class Told:
     """What an account was told.
 
     Attributes:
-        answers: float32 (N, C), whose largest value is at the class that is told.
+        answers: float32 (N, C), whose largest value is at the class that is told; the logits themselves where nothing
+            else is told.
         found: the ties among them.
         classes: what was told at these, int64 (M,).
     """
@@ -179,9 +185,9 @@ class Ties:
     def _find(self, logs: np.ndarray) -> Found:
         best, margins = margins_of(logs)
         rows = np.flatnonzero(margins < self.tau)
-        pairs = np.sort(best[rows], axis=1)
         if not len(rows):  # as most requests of one image
-            return Found(rows, pairs, best[rows, 0], np.empty(0, dtype=np.int64))
+            return _NONE
+        pairs = np.sort(best[rows], axis=1)
         return Found(rows, pairs, best[rows, 0], cells_of(logs[rows], pairs))
 
     def coins(self, account: str, found: Found) -> np.ndarray:
@@ -192,7 +198,7 @@ class Ties:
             found: the ties.
         """
         if not len(found.rows):
-            return np.empty(0, dtype=np.int64)
+            return found.best
         places = zip(found.cells.tolist(), *found.pairs.T.tolist(), strict=True)
         bits = np.array([self.coin(account, *place) for place in places], dtype=bool)
         return np.where(bits, found.pairs[:, 0], found.pairs[:, 1])
@@ -212,8 +218,11 @@ class Ties:
         classes = self.coins(account, found)
         if rows is not None:
             named = logits.argmax(axis=1)
-            named[found.rows] = classes
+            if found is not _NONE:
+                named[found.rows] = classes
             return Told(rows.answers(named, np.exp(logs.max(axis=1))), found, classes)
+        if found is _NONE:
+            return Told(logits, found, classes)
         where, others = found.rows, found.pairs.sum(axis=1) - classes
         together = np.logaddexp(logits[where, classes], logits[where, others])
         answers = logits.copy()
