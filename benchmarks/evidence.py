@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +42,7 @@ from sdb.audit.defences.defence import Defended
 from sdb.audit.marks.study import MarkSettings, MarkSubject, study
 from sdb.audit.pairs import OnlyTop1
 from sdb.audit.regime import Way, attacker_of, bar_ways, soft_ways, thief_ways, victim_of
+from sdb.audit.remembering import Remembering
 from sdb.config import DistillSettings, TrainSettings
 from sdb.data import Splits
 from sdb.distillation import distill
@@ -152,8 +153,10 @@ class Ground:
 
     @cache  # noqa: B019 - a ground lives as long as its process
     def defended(self, row: str) -> Defended:
-        """A built defence."""
-        return self.archive.defended(f"seed-{self.seed}/{row}", DEFENCES[row], self.teacher)
+        """A built defence, whose answers to the same images are computed once."""
+        built = self.archive.defended(f"seed-{self.seed}/{row}", DEFENCES[row], self.teacher)
+        keyed = None if built.keyed is None else Remembering(built.keyed)
+        return replace(built, keyless=Remembering(built.keyless), keyed=keyed)
 
     def attacker(self, student: str, pair: int) -> Attacker:
         """A thief of one pair."""
