@@ -6,7 +6,7 @@
 Per seed: a teacher; a pool of images that it has not seen, which accounts ask about; thieves that learn the answers,
 one row each; a trace of every thief by `sdb.tracing.ties`, with a further account that asked the same and that the
 thief never saw as control. Then innocent models against thousands of secrets. Everything is kept in --work as it is
-done, and a second call goes on.
+done, and a second call goes on; on another machine it goes on from the results file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 import json
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from sdb.data import Augment, ImageSet, Splits
 from sdb.keys import Owner
 from sdb.models import Classifier
 from sdb.runs.tasks import Where, Work, run
-from sdb.runtime import derive_seed, environment, has_amx, write_atomic
+from sdb.runtime import derive_seed, environment, has_amx, json_text, write_atomic
 from sdb.tracing.ties import log10_tail
 from sdb.training.progress import ShowTasks
 
@@ -136,6 +136,21 @@ def ground(case: Case, name: str, root: Path | None, seed: int, archive: Folder)
     return MarkSeed(own, pool, teacher, ties, owner, archive, seed, QUERIES, case.thief_epochs)
 
 
+def take_over(archive: Folder, case: Case, out: Path) -> None:
+    """Keep the rows that the results file has and the folder has not, as after a sitting on another machine.
+
+    Networks are not in that file: a teacher is trained again where further rows of its seed are asked for.
+    """
+    content = json.loads(out.read_text()) if out.exists() else {}
+    if content.get("case") != json.loads(json_text(asdict(case))):
+        return
+    for seed, rows in content["seeds"].items():
+        for name, row in rows.items():
+            place = f"seed-{seed}/results/{name}"
+            if not archive.has(place):
+                archive.keep(place, row)
+
+
 def innocents(seed: MarkSeed) -> dict[str, Any]:
     """Rates of small p-values of models that are independent of a secret, over many secrets.
 
@@ -148,8 +163,10 @@ def innocents(seed: MarkSeed) -> dict[str, Any]:
     models = {"the owner's model": seed.model}
     like = seed.fresh("net", 0)
     for row in (PLAIN, *(name for name, each in THIEVES.items() if each.network == "net")):
-        if len(models) < INNOCENTS - 4:
-            models[row] = seed.archive.trained(f"seed-{seed.seed}/{row}", like).eval()
+        place = f"seed-{seed.seed}/{row}"
+        # Of a row that was taken over the network is not there.
+        if len(models) < INNOCENTS - 4 and (seed.archive.folder / place / "result.json").exists():
+            models[row] = seed.archive.trained(place, like).eval()
     for number in range(INNOCENTS - len(models)):
         part = np.random.default_rng([seed.seed, number]).permutation(len(own.train))[:5000]
         true = labelled(np.asarray(own.train.images)[part], np.asarray(own.train.labels)[part], own)
@@ -189,6 +206,8 @@ def main() -> int:
     folder = (options.work or ROOT / "runs" / "ties" / options.data).absolute()
     root = None if options.data_root is None else options.data_root.absolute()
     archive, case, works = Folder(folder), CASES[options.data], []
+    out = options.out or RESULTS / f"ties-{options.data}.json"
+    take_over(archive, case, out)
     # What is promised first, of every seed; then where it ends.
     others = tuple(name for name in THIEVES if name not in PROMISED)
     for pieces in (("facts", *PROMISED), (*others, "innocents")):
@@ -215,12 +234,12 @@ def main() -> int:
     content = {
         "kind": "ties",
         "data": options.data,
+        "case": asdict(case),
         "command": f"python benchmarks/ties.py --data {options.data}{root_given} --seeds {options.seeds}",
         "environment": environment(),
         "seeds": rows,
     }
     content["markdown"] = markdown(content)
-    out = options.out or RESULTS / f"ties-{options.data}.json"
     write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")
     return 0
 
