@@ -85,7 +85,7 @@ def place(tmp_path_factory, quick_sdb, digits):
         done = quick_sdb(*command, cwd=place)
         assert done.returncode == 0, (command, done.stderr)
     assert "of answers are ties, which cost" in done.stderr
-    assert "answers of the least sure level are right in" in done.stderr
+    assert "answers of level 1, the least sure, are right in" in done.stderr
     made = json.loads(done.stdout)
     assert 0 < made["tau"] <= 0.3
     assert all(0 < each["with_ties"] <= each["without"] + 0.01 for each in made["levels"])
@@ -175,6 +175,9 @@ def test_a_commitment_is_made_before_and_held_to(stolen, quick_sdb):
     assert done.returncode == 0, done.stderr
     assert re.search("questions    60 of [0-9]+ ties;", done.stdout)
     assert "(lodged before)" in done.stdout
+    again = quick_sdb("ledger", "commit", "ledger.db", "--out", "commitment.json", cwd=stolen)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "a commitment is not overwritten" in again.stderr
     content = json.loads((stolen / "commitment.json").read_text())
     (stolen / "other.json").write_text(json.dumps(content | {"entries": 1}))
     done = trace(quick_sdb, stolen, "stolen.onnx", "--commitment", "other.json")
@@ -221,7 +224,15 @@ def test_code_is_a_suspect_too(stolen, quick_sdb):
     )
     done = trace(quick_sdb, stolen, "mine:make")
     assert done.returncode == 0, done.stderr
-    assert "p = " in done.stderr or "Nothing to test" in done.stderr
+    assert "p = " in done.stderr or "Nothing" in done.stderr
+    for name, code in (("gives_labels", "lambda x: x.flatten(1).argmax(1)"), ("breaks", "lambda x: {}['key']")):
+        (stolen / f"{name}.py").write_text(
+            f"import torch\nclass Odd(torch.nn.Module):\n    def forward(self, x):\n        return ({code})(x)\n"
+            "def make():\n    return Odd()\n"
+        )
+        done = trace(quick_sdb, stolen, f"{name}:make")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "the suspect" in done.stderr
 
 
 def test_an_account_is_erased(stolen, quick_sdb, tmp_path):

@@ -40,7 +40,10 @@ def test_files_of_queries(tmp_path):
         ("q.png", b"", "give queries as .npy"),
         ("q.npy", b"nonsense", "cannot be read as queries"),
         ("q.npy", b"", "cannot be read as queries"),
-        ("q.jsonl", b'"one"\n{"a": 1}\n', "line 2 is no text"),
+        ("q.jsonl", b'"one"\n{"a": 1}\n', "line 2 is no JSON text"),
+        ("q.jsonl", b'"one"\n\n', "line 2 is no JSON text"),
+        ("q.jsonl", b"[" * 100_000, "line 1 is no JSON text"),
+        ("q.jsonl", b"", "it is empty"),
         ("q.jsonl", b"\xff\xfe", "cannot be read as queries"),
         ("gone.npy", None, "cannot be read as queries"),
     ],
@@ -56,3 +59,14 @@ def test_code_in_a_file_of_arrays_is_not_run(tmp_path):
     np.save(tmp_path / "q.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(DataError, match="cannot be read as queries"):
         list(read_queries(tmp_path / "q.npy"))
+
+
+@pytest.mark.parametrize("array", [np.zeros((0, 3)), np.array(3.0), np.zeros((2, 2), complex), np.array(["a"])])
+def test_what_are_no_rows_of_numbers_is_refused(tmp_path, array):
+    np.save(tmp_path / "q.npy", array)
+    with pytest.raises(DataError, match=r"q\.npy: .*no array of numbers"):
+        list(read_queries(tmp_path / "q.npy"))
+    np.savez(tmp_path / "z.npz", array)
+    (tmp_path / "z.npz").rename(tmp_path / "z.npy")
+    with pytest.raises(DataError, match=r"z\.npy: .*no array of numbers"):
+        list(read_queries(tmp_path / "z.npy"))

@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -190,7 +191,8 @@ def test_over_the_cap_a_random_query_gives_way(tmp_path):
             with ledger._transaction() as connection:
                 from sdb.answers.ledger import _Told
 
-                ledger._add(connection, _Told(*told(range(begin, begin + 8))))
+                asked = _Told(*told(range(begin, begin + 8)))
+                ledger._add(connection, asked, [query_bytes(each) for each in asked.queries])
         entries = ledger.entries()
         assert sum(entry.sealed is not None for entry in entries) == 10
         ledger.verify()
@@ -294,3 +296,85 @@ def test_sealing_is_for_one_key_one_context_and_fresh_each_time():
         unseal_with(private, sealed, {"a": 2}, "x")
     with pytest.raises(CheckpointError):
         unseal_with(bytes(32), sealed, {"a": 1}, "x")
+
+
+class Unkeepable:
+    """A query that nothing can write."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise OverflowError
+
+
+@pytest.mark.parametrize("query", [None, Unkeepable(), np.array([None, 1], dtype=object)])
+def test_a_query_that_cannot_be_kept_ends_nothing(path, query, caplog):
+    """What a client sends must not stop the ledger for all others."""
+    ledger = Ledger(path, writing=True)
+    account, _, found, classes = told([3])
+    ledger.put(account, [query], found, classes)
+    ledger.put(*told([5], "b"))
+    wait_for(lambda: len(ledger.entries()) == 1)
+    ledger.put(*told([6], "b"))
+    ledger.put(*told([3]))  # the same place with one that can be
+    ledger.close()
+    assert [(entry.account, entry.cell) for entry in Ledger(path).entries()] == [("b", 5), ("b", 6), ("a", 3)]
+    assert ledger.dropped == 1
+    assert "ties that were told are not kept (a query that cannot be kept" in caplog.text
+
+
+def test_halves_of_characters_are_kept(path):
+    """As JSON may hold them, in texts and in names."""
+    for query in ("\ud800", {"\udfff": "a"}):
+        assert query_of(query_bytes(query)) == query
+    ledger = Ledger(path, writing=True)
+    account, _, found, classes = told([3])
+    ledger.put(account, ["\ud800"], found, classes)
+    ledger.close()
+    (entry,) = Ledger(path).entries()
+    assert Ledger(path).query(entry, OWNER.queries_key) == "\ud800"
+
+
+def test_what_could_not_be_written_is_tried_when_it_is_told_again(path):
+    ledger = Ledger(path, writing=True)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    ledger._connection.execute("PRAGMA busy_timeout = 10")
+    ledger.put(*told([3]))
+    wait_for(lambda: ledger.dropped == 1)
+    other.execute("COMMIT")
+    other.close()
+    ledger.put(*told([3]))
+    ledger.close()
+    assert [entry.cell for entry in Ledger(path).entries()] == [3]
+
+
+def test_who_was_erased_by_another_process_begins_anew(path):
+    server = Ledger(path, writing=True)
+    server.put(*told([3]))
+    wait_for(lambda: len(server.entries()) == 1)
+    assert Ledger(path).erase("a") == 1
+    wait_for(lambda: not server._seen.get("a"))
+    server.put(*told([3]))
+    server.close()
+    assert [entry.account for entry in Ledger(path).entries()] == [None, "a"]
+
+
+def test_an_erasure_that_is_still_in_the_log_is_said(path):
+    ledger = Ledger(path, writing=True)
+    ledger.put(*told([3]))
+    wait_for(lambda: len(ledger.entries()) == 1)
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entries").fetchone()
+    with pytest.raises(StorageError, match="was erased is in its log"):
+        ledger.erase("a")
+    reader.close()
+    assert ledger.erase("a") == 0
+    assert (path.parent / "ledger.db-wal").stat().st_size == 0
+    ledger.close()
+
+
+def wait_for(true):
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -319,3 +319,78 @@ def test_others_are_not_asked(bare):
     assert {each.account: each.asked for each in result.accounts} == {"a": CELLS, "b": 0, "c": 0}
     with pytest.raises(ConfigError, match="the ledger names none of those"):
         trace_ties(Copy("b"), [bare], TIES, PRIVATE, kept=more)
+
+
+def test_of_several_bare_ledgers_the_query_at_hand_is_asked(tmp_path):
+    """Whichever is named first."""
+    terms = replace(TERMS, keep_queries=False)
+    one, two = (fill(tmp_path / f"{name}.db", "b", terms=replace(terms, created=n)) for n, name in enumerate("xy"))
+    whole = fill(tmp_path / "whole.db", "b", cells=20)
+    for ledgers in ([one, two], [two, one], [one, whole], [whole, one]):
+        assert trace_ties(Copy("b"), ledgers, TIES, PRIVATE, kept=asked("b")[:45]).questions == 45
+    # A query that is kept goes before one that the owner brings.
+    assert trace_ties(Copy("b"), [one, whole], TIES, PRIVATE).questions == 20
+
+
+def test_a_pair_of_one_class_is_refused(tmp_path):
+    """It would count as an agreement whatever the secret is."""
+    Ledger.create(tmp_path / "ledger.db", TERMS).close()
+    ledger = Ledger(tmp_path / "ledger.db", writing=True)
+    found = Found(np.arange(3), np.full((3, 2), 4), np.full(3, 4), np.arange(3))
+    ledger.put("b", np.stack([image("b", cell) for cell in range(3)]), found, np.full(3, 4))
+    ledger.close()
+    with pytest.raises(DataError, match="entry 1 does not follow from the secret"):
+        trace_ties(Copy("b"), [Ledger(tmp_path / "ledger.db")], TIES, PRIVATE)
+
+
+def test_too_few_ties_to_name_anybody_is_said(tmp_path):
+    result = trace_ties(Copy("b"), [fill(tmp_path / "few.db", "b", cells=19)], TIES, PRIVATE)
+    assert result.sentence().startswith(
+        "Nothing could be shown: with 19 usable ties of an account at most, and 1 "
+    )
+    named = trace_ties(Copy("b"), [fill(tmp_path / "enough.db", "b", cells=20)], TIES, PRIVATE)
+    assert named.named
+    # Two accounts need a coin more.
+    two = trace_ties(Copy("b"), [fill(tmp_path / "two.db", "ab", cells=20)], TIES, PRIVATE)
+    assert not two.named
+    assert two.sentence().startswith("Nothing could be shown")
+
+
+def test_an_account_is_named_by_the_corrected_p():
+    row = AccountTies("a", 21, 21, 21, 21, -6.3, -6.0)
+    assert not row.named
+    assert replace(row, corrected_log10_p=-6.01).named
+
+
+def test_which_are_asked_follows_from_what_was_committed_to(ledger, tmp_path):
+    """An owner who looks for kinder questions needs another ledger."""
+
+    class Asked(Copy):
+        def __call__(self, images):
+            self.seen = {tuple(each.ravel().tolist()) for each in images}
+            return super().__call__(images)
+
+    first, again, other = Asked("b"), Asked("b"), Asked("b")
+    trace_ties(first, [ledger], TIES, PRIVATE, budget=30)
+    trace_ties(again, [ledger], TIES, PRIVATE, budget=30)
+    trace_ties(other, [fill(tmp_path / "o.db", "abc", terms=replace(TERMS, created=5))], TIES, PRIVATE, budget=30)
+    assert first.seen == again.seen
+    assert first.seen != other.seen
+
+
+@pytest.mark.parametrize("answer", [lambda x: x.flatten(1).argmax(1), lambda x: {"logits": x}, lambda x: x[9999]])
+def test_what_a_suspect_breaks_is_one_error(ledger, answer):
+    class Odd(nn.Module):
+        def forward(self, images):
+            return answer(images)
+
+    with pytest.raises(ModelError, match="the suspect"):
+        trace_ties(Odd(), [ledger], TIES, PRIVATE)
+
+
+def test_the_tail_of_many_votes():
+    """Exact where a slow sum is, and soon done where that takes minutes."""
+    slow = sum(comb(300, k) for k in range(180, 301))
+    assert log10_tail(180, 300) == pytest.approx(log10(slow) - 300 * log10(2), abs=1e-12)
+    assert log10_tail(0, 0) == 0
+    assert log10_tail(20_000, 40_000) == pytest.approx(log10(0.5), abs=0.01)

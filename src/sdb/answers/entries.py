@@ -12,6 +12,9 @@ import numpy as np
 from sdb.errors import ConfigError, DataError
 from sdb.runtime import json_text
 
+MOST_DAYS = 36_500
+# JSON may hold halves of characters.
+TEXT = ("utf-8", "surrogatepass")
 # One input of a classifier: an image or another array, text, bytes, or several of these by name.
 Query = Any
 
@@ -41,8 +44,10 @@ class Terms:
     created: int = 0
 
     def __post_init__(self) -> None:
-        if self.days < 1:
-            raise ConfigError(f"days: {self.days}; queries are kept for at least 1 day, or not at all (--digests)")
+        if not 1 <= self.days <= MOST_DAYS:
+            raise ConfigError(
+                f"days: {self.days}; queries are kept for 1 to {MOST_DAYS} days, or not at all (--digests)"
+            )
         if self.cap < 1:
             raise ConfigError(f"cap: {self.cap}; keep at least 1 query per account")
 
@@ -94,14 +99,14 @@ def query_bytes(query: Query) -> bytes:
         DataError: it is something else.
     """
     if isinstance(query, str):
-        return b"text\n" + query.encode()
+        return b"text\n" + query.encode(*TEXT)
     if isinstance(query, bytes):
         return b"bytes\n" + query
     if isinstance(query, Mapping):
-        parts = [each for name, value in query.items() for each in (name.encode(), query_bytes(value))]
+        parts = [each for name, value in query.items() for each in (name.encode(*TEXT), query_bytes(value))]
         return b"named\n" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     values = np.asarray(query)
-    if values.dtype.kind in "OUS" and not values.ndim:
+    if not values.ndim and isinstance(values.item(), str | bytes):
         return query_bytes(values.item())
     if values.dtype.kind not in "fiub":
         raise DataError(f"a query of {values.dtype} cannot be kept: numbers, text and bytes can")
@@ -121,7 +126,7 @@ def query_of(data: bytes) -> Query:
     head, _, values = data.partition(b"\n")
     kind, *shape = head.decode().split(" ")
     if kind == "text":
-        return values.decode()
+        return values.decode(*TEXT)
     if kind == "bytes":
         return values
     if kind == "named":
@@ -130,7 +135,7 @@ def query_of(data: bytes) -> Query:
             size = int.from_bytes(values[begin : begin + 8], "big")
             parts.append(values[begin + 8 : begin + 8 + size])
             begin += 8 + size
-        return {name.decode(): query_of(value) for name, value in zip(parts[::2], parts[1::2], strict=True)}
+        return {name.decode(*TEXT): query_of(value) for name, value in zip(parts[::2], parts[1::2], strict=True)}
     if kind == "array":
         form = np.dtype(shape.pop(0))
         if form.kind not in "fiub":

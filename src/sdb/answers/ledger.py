@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import sqlite3
@@ -34,7 +35,9 @@ from sdb.errors import DataError, StorageError
 from sdb.keys.sealing import seal_to, unseal_with
 from sdb.runtime import DATABASE_LIMIT, check_regular, json_text
 
+LOGGER = logging.getLogger("sdb")
 VERSION = 1
+Place = tuple[int, int, int]
 # An entry waits for this and for the batch before its own, which takes a millisecond an entry on a busy machine.
 FLUSH_SECONDS = 0.25
 DAY = 86_400
@@ -57,6 +60,11 @@ class _Told:
     queries: Sequence[Query] | np.ndarray
     found: Found
     told: np.ndarray
+
+
+def places_of(found: Found) -> list[Place]:
+    """Where each tie is: cell and pair of classes."""
+    return [(int(cell), int(a), int(b)) for cell, (a, b) in zip(found.cells, found.pairs, strict=True)]
 
 
 class Ledger:
@@ -93,7 +101,8 @@ class Ledger:
                 raise
             raise StorageError(f"{path}: no ledger, or a damaged one ({error}); restore a copy") from None
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._seen: dict[str, set[tuple[int, int, int]]] = {}
+        self._seen: dict[str, set[Place]] = {}
+        self._shrunk = True
         self._waiting: queue.Queue[_Told] = queue.Queue(MOST_WAITING)
         self._thread = (
             threading.Thread(target=self._write_behind, name="sdb-ledger", daemon=True) if writing else None
@@ -101,8 +110,7 @@ class Ledger:
         if self._thread:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")  # what is written outlives a power cut
-            for account, *place in self._connection.execute("SELECT account, cell, first, second FROM entries"):
-                self._seen.setdefault(account, set()).add(tuple(place))
+            self._see()
             self._thread.start()
 
     @classmethod
@@ -136,14 +144,14 @@ class Ledger:
             told: the classes that were answered, int64 (M,).
         """
         seen = self._seen.setdefault(account, set())
-        places = [(int(cell), int(a), int(b)) for cell, (a, b) in zip(found.cells, found.pairs, strict=True)]
+        places = places_of(found)
         if all(place in seen for place in places):
             return
         seen.update(places)
         try:
             self._waiting.put_nowait(_Told(account, queries, found, told))
         except queue.Full:
-            self.dropped += len(told)
+            self._drop(account, places, "too many wait to be written")
 
     def close(self) -> None:
         """Write what waits, and close the file."""
@@ -233,14 +241,24 @@ class Ledger:
             done = connection.execute(
                 "UPDATE entries SET sealed = NULL WHERE sealed IS NOT NULL AND day < ?", (today - self.terms.days,)
             ).rowcount
-        if done:
+        if done or not self._shrunk:
             self._shrink()
         return done
 
+    def _drop(self, account: str, places: list[Place], why: str) -> None:
+        """Count what could not be kept; when it is told again it is tried again."""
+        self._seen.get(account, set()).difference_update(places)
+        if not self.dropped:
+            LOGGER.warning("ledger %s: ties that were told are not kept (%s)", self.path.name, why)
+        self.dropped += len(places)
+
     def _write_behind(self) -> None:
-        expired = 0
+        expired, version = 0, self._version()
         while not self._stop.wait(FLUSH_SECONDS):
             self._flush()
+            if (now := self._version()) != version:  # another process erased an account, or told one ties
+                version = now
+                self._see()
             if (today := int(time.time() // DAY)) > expired:
                 expired = today
                 try:
@@ -249,20 +267,50 @@ class Ledger:
                     expired = 0
         self._flush()
 
+    def _version(self) -> int:
+        """Changes when another connection changes the file."""
+        with self._lock:
+            try:
+                return self._connection.execute("PRAGMA data_version").fetchone()[0]
+            except sqlite3.Error:
+                return -1
+
+    def _see(self) -> None:
+        """Learn from the file which places are kept."""
+        found: dict[str, set[Place]] = {}
+        with self._lock:
+            try:
+                for account, *place in self._connection.execute(
+                    "SELECT account, cell, first, second FROM entries WHERE account IS NOT NULL"
+                ):
+                    found.setdefault(account, set()).add((place[0], place[1], place[2]))
+            except sqlite3.Error:
+                return
+        self._seen = found
+
     def _flush(self) -> None:
         batch = []
         while not self._waiting.empty():
             batch.append(self._waiting.get_nowait())
         if not batch:
             return
+        kept = []
+        for told in batch:
+            try:
+                kept.append((told, [query_bytes(told.queries[index]) for index in range(len(told.told))]))
+            except Exception as error:
+                self._drop(
+                    told.account, places_of(told.found), f"a query that cannot be kept: {type(error).__name__}"
+                )
         try:
             with self._transaction() as connection:
-                for told in batch:
-                    self._add(connection, told)
+                for told, queries in kept:
+                    self._add(connection, told, queries)
         except StorageError:
-            self.dropped += sum(len(told.told) for told in batch)
+            for told, _ in kept:
+                self._drop(told.account, places_of(told.found), "the file cannot be written")
 
-    def _add(self, connection: sqlite3.Connection, told: _Told) -> None:
+    def _add(self, connection: sqlite3.Connection, told: _Told, queries: list[bytes]) -> None:
         day, terms = int(time.time() // DAY), self.terms
         last = connection.execute("SELECT number, head FROM entries ORDER BY number DESC LIMIT 1").fetchone()
         number, head = last or (0, terms.head)
@@ -272,7 +320,7 @@ class Ledger:
                 "SELECT 1 FROM entries WHERE account = ? AND cell = ? AND first = ? AND second = ?", place
             ).fetchone():
                 continue
-            data = query_bytes(told.queries[index])
+            data = queries[index]
             number += 1
             entry = Entry(
                 number,
@@ -314,11 +362,19 @@ class Ledger:
 
     def _shrink(self) -> None:
         """So that nothing that was erased stays in the file or its log."""
+        self._shrunk = False
         with self._lock:
             try:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the rest secure_delete does
+                # The rest secure_delete does.
+                busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             except sqlite3.Error as error:
                 raise self._cannot(error) from None
+        if busy:
+            raise StorageError(
+                f"{self.path}: another process reads it, so what was erased is in its log ({self.path.name}-wal) "
+                "still: erase again when that has ended"
+            )
+        self._shrunk = True
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdb.cli.shell import Network, OtherClassNames, print_json, say
-from sdb.errors import ConfigError
+from sdb.errors import ConfigError, StorageError
 
 ledger_app = typer.Typer(
     help="Mark answers by account, and keep what was told.", no_args_is_help=True, rich_markup_mode=None
@@ -48,6 +48,7 @@ def ledger_new(
     """
     from dataclasses import asdict
 
+    from sdb.answers.guard import MANIFEST
     from sdb.runs.ties import new_ledger
 
     cost, levels = new_ledger(
@@ -71,10 +72,11 @@ def ledger_new(
     if levels:
         first = levels[0]
         say(
-            f"answers of the least sure level are right in {100 * first['with_ties']:.1f} % with ties, in "
-            f"{100 * first['without']:.1f} % without"
+            f"answers of level {first['level']:.0f}, the least sure, are right in "
+            f"{100 * first['with_ties']:.1f} % with ties, in {100 * first['without']:.1f} % without"
         )
-    say(f"serve it: sdb serve {box_path} --tokens TOKENS --ties {ties_file} --ledger {out}")
+    serve = "sdb guard serve" if (box_path / MANIFEST).exists() else "sdb serve"
+    say(f"serve it: {serve} {box_path} --tokens TOKENS --ties {ties_file} --ledger {out}")
     print_json(asdict(cost) | {"levels": levels})
 
 
@@ -105,6 +107,8 @@ def ledger_commit(
     from sdb.answers.ledger import Ledger
     from sdb.tracing.ties import Commitment
 
+    if out.exists():
+        raise StorageError(f"{out} exists; a commitment is not overwritten: choose another name")
     ledger = Ledger(path)
     commitment = Commitment.of(ledger)
     ledger.close()

@@ -12,7 +12,7 @@ import torch
 from sdb.answers.entries import Terms
 from sdb.answers.guard import MANIFEST, Guard
 from sdb.answers.ledger import Ledger
-from sdb.answers.ties import TieCost, Ties, fit_tau, levels_with_ties
+from sdb.answers.ties import BUDGET, TieCost, Ties, fit_tau, levels_with_ties
 from sdb.box.box import Box
 from sdb.box.load import load_model
 from sdb.errors import ConfigError, StorageError
@@ -48,7 +48,8 @@ def new_ledger(
     The same box has the same ties each time, so a file of them may be there: a second server's ledger goes with it.
 
     Raises:
-        ConfigError: too few validation images, or too few of them near ties, to know what ties cost.
+        ConfigError: too few validation images, or too few of them near ties, to know what ties cost; or two classes;
+            or a guard with what is for boxes.
         StorageError, KeyFileError: the ledger exists, or other ties; or one cannot be written.
     """
     if out.exists():
@@ -56,9 +57,14 @@ def new_ledger(
     owner = Owner.load(owner_file)
     if (box_path / MANIFEST).exists():
         guard = Guard.load(box_path)
+        if budget != BUDGET or dataset is not None or network is not None:
+            raise ConfigError(
+                "--budget, --dataset, --network: what ties of a guard cost was found when it was made"
+            )
         cost, ties, measured = guard.info.ties, guard.ties(owner), guard.info.measured
+        _check_classes(guard.rows.classes)
         levels = [
-            {"without": level.accuracy, "with_ties": measured[f"level_{number}_with_ties"]}
+            {"level": number, "without": level.accuracy, "with_ties": measured[f"level_{number}_with_ties"]}
             for number, level in enumerate(guard.info.levels, 1)
             if f"level_{number}_with_ties" in measured
         ]
@@ -91,6 +97,7 @@ def _ties_of_box(
     classifier = model.classifier if isinstance(model, Box) else model
     if isinstance(model, Box):
         model.check_owner(owner)
+    _check_classes(classifier.num_classes)
     data = described_data(box_path, dataset, data_root, model)
     check_fits(classifier, box_path, data.num_classes, data.image_shape, data.class_names, other_class_names)
     batches = evaluation_batches(data.validation, torch.device("cpu"))
@@ -106,8 +113,19 @@ def _ties_of_box(
         return cost, ties, []
     edges = model.rows.edges.numpy()
     right = [levels_with_ties(logits, labels, tau, edges).tolist() for tau in (0.0, cost.tau)]
-    levels = [{"without": a, "with_ties": b} for a, b in zip(*right, strict=True) if a == a and b == b]
+    levels = [
+        {"level": number, "without": without, "with_ties": with_ties}
+        for number, (without, with_ties) in enumerate(zip(*right, strict=True), 1)
+        if without == without and with_ties == with_ties
+    ]
     return cost, ties, levels
+
+
+def _check_classes(classes: int) -> None:
+    if classes < 3:
+        raise ConfigError(
+            "two classes have one cell, so an account has one coin and no trace can succeed: no ledger is made"
+        )
 
 
 def trace_ties_job(

@@ -26,15 +26,24 @@ def read_queries(path: Path) -> Iterator[Query]:
     try:
         if path.suffix == ".npy":
             # Mapped, not read: a service's queries may be more than memory holds.
-            yield from np.load(path, mmap_mode="r", allow_pickle=False)
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(rows, np.ndarray) or not rows.size or not rows.ndim or rows.dtype.kind not in "fiub":
+                raise ValueError("no array of numbers whose rows are queries")
+            yield from rows
             return
         if path.suffix == ".jsonl":
+            number = 0
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
-                    query = json.loads(line)
+                    try:
+                        query = json.loads(line)
+                    except (ValueError, RecursionError):
+                        query = None
                     if not isinstance(query, str):
-                        raise ValueError(f"line {number} is no text")
+                        raise ValueError(f"line {number} is no JSON text")
                     yield query
+            if not number:
+                raise ValueError("it is empty")
             return
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as queries ({error})") from None

@@ -26,7 +26,7 @@ from torch import nn
 from sdb.answers.entries import Entry, Query
 from sdb.answers.ledger import Ledger
 from sdb.answers.ties import NOBODY, Ties
-from sdb.errors import ConfigError, DataError, KeyFileError, ModelError
+from sdb.errors import ConfigError, DataError, KeyFileError, ModelError, SDBError
 from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
 from sdb.tracing.decoys import p_text
 from sdb.tracing.kept import find_queries
@@ -77,7 +77,7 @@ class Commitment:
         """
         try:
             content = parse_json(read_bytes(path, SECRET_LIMIT))
-            if content.pop("sdb_commitment") == VERSION:
+            if content.pop("sdb_commitment") == VERSION and type(content["entries"]) is int:
                 return cls(**content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
@@ -164,6 +164,13 @@ class TieTrace:
             return f"Nothing to test: {why}. This says nothing about the suspect."
         if not self.named:
             best = self.accounts[0]
+            most = max(self.accounts, key=lambda each: each.usable)
+            if math.log10(len(self.accounts)) - most.usable * math.log10(2) >= THRESHOLD_LOG10_P:
+                return (
+                    f"Nothing could be shown: with {most.usable} usable ties of an account at most, and "
+                    f"{len(self.accounts)} accounts, even a perfect copy would not be named. This says nothing about "
+                    "the suspect."
+                )
             return (
                 f"No account is named: the nearest agrees in {best.hits} of {best.usable} ties, p = "
                 f"{p_text(best.corrected_log10_p)} after correction for {len(self.accounts)} accounts. This does not "
@@ -252,25 +259,27 @@ def trace_ties(
             )
     fixed = list(commitments) or [Commitment.of(ledger) for ledger in ledgers]
     digest = hashlib.sha256("".join(each.digest for each in fixed).encode()).hexdigest()
-    told: dict[tuple[str, int, int, int], tuple[Ledger, Entry]] = {}
+    told: dict[tuple[str, int, int, int], list[tuple[Ledger, Entry]]] = {}
     for ledger, commitment in zip(ledgers, fixed, strict=True):
         for entry in commitment.check(ledger):
             if entry.account in (None, NOBODY) or (accounts and entry.account not in accounts):
                 continue
             place = (entry.account, entry.cell, entry.first, entry.second)
-            if entry.answer != (entry.first if ties.coin(*place) else entry.second):
+            follows = entry.answer == (entry.first if ties.coin(*place) else entry.second)
+            if not follows or not 0 <= entry.first < entry.second:
                 raise DataError(f"{ledger.path}: entry {entry.number} does not follow from the secret")
-            if place not in told or told[place][1].sealed is None:
-                told[place] = (ledger, entry)
-    elsewhere = _elsewhere(kept, [entry for _, entry in told.values()])
-    askable = [
-        place
-        for place, (_, entry) in told.items()
+            told.setdefault(place, []).append((ledger, entry))
+    elsewhere = _elsewhere(kept, [entry for entries in told.values() for _, entry in entries])
+    # Of a cell that is in several ledgers the first query that is at hand.
+    askable = {
+        place: (ledger, entry)
+        for place, entries in told.items()
+        for ledger, entry in reversed(entries)
         if entry.sealed is not None or (entry.query or b"") in elsewhere
-    ]
+    }
     votes = []
-    for place in _drawn(askable, digest, budget):
-        ledger, entry = told[place]
+    for place in _drawn(list(askable), digest, budget):
+        ledger, entry = askable[place]
         query = elsewhere[entry.query or b""] if entry.sealed is None else ledger.query(entry, private)
         votes.append(_Vote(place[0], entry.answer, entry.first + entry.second - entry.answer, query))
     given = np.concatenate([*_ask(suspect, [vote.query for vote in votes]), np.empty(0, np.int64)])
@@ -308,7 +317,10 @@ def _name(account: str, names: dict[str, str] | None) -> str:
 
 def log10_tail(hits: int, votes: int) -> float:
     """Exact log10 of the chance of `hits` or more in `votes` throws of a fair coin."""
-    ways = sum(math.comb(votes, k) for k in range(hits, votes + 1))
+    ways = term = 1
+    for k in range(votes, hits, -1):  # each binomial coefficient from the one before
+        term = term * k // (votes - k + 1)
+        ways += term
     return min(0.0, math.log10(ways) - votes * math.log10(2))
 
 
@@ -339,9 +351,11 @@ def _ask(suspect: Suspect, queries: list[Query]) -> Iterator[np.ndarray]:
             )
         try:
             given = _classes(suspect, asked) if isinstance(suspect, nn.Module) else np.asarray(suspect(asked))
-        except (RuntimeError, ValueError) as error:
+        except SDBError:
+            raise
+        except Exception as error:  # it is somebody else's code
             shape = asked.shape[1:] if isinstance(asked, np.ndarray) else "that accounts sent"
-            raise ModelError(f"the suspect fails on queries {shape}: {error}") from None
+            raise ModelError(f"the suspect fails on queries {shape}: {type(error).__name__}: {error}") from None
         if given.shape != (len(asked),) or not np.issubdtype(given.dtype, np.integer):
             raise ModelError(f"the suspect answers {given.dtype} {given.shape}: one class per query is needed")
         yield given.astype(np.int64)
@@ -364,6 +378,9 @@ def _classes(suspect: nn.Module, images: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         logits = suspect.eval()(torch.from_numpy(images).to(device))
     suspect.train(training)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        form = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"the suspect answers with {form}: logits (N, C) are needed")
     if not logits.isfinite().all():
         raise ModelError("the suspect answers with NaN or infinity; it is broken")
     return logits.argmax(dim=1).cpu().numpy()
