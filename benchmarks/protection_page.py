@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_cases import CASES as EVIDENCE
+from evidence_page import bars_of
 from few_images import CASES
 from figures import TITLES, evidence_figure, gains_figure, gains_of, levels_figure
 
@@ -173,6 +174,28 @@ def readme_table(files: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def evidence_line(content: dict[str, Any]) -> str:
+    """What a data set's evidence shows so far, a sentence for the README; empty where our box is not there yet."""
+    bars = {
+        name: f"{100 * each.value:+.1f} ± {100 * each.half:.1f}" for name, (each, _) in bars_of(content).items()
+    }
+    wanted = ("the bare model's student", "a thief of our box", "a partner of our box")
+    if not all(name in bars for name in wanted):
+        return ""
+    facts = {
+        row: [p for p in content["pieces"] if (p["kind"], p["row"]) == ("facts", row)] for row in ("none", "decoy")
+    }
+    accuracy = {
+        row: 100 * sum(p["keyless"]["accuracy"] for p in found) / len(found) for row, found in facts.items()
+    }
+    seeds = len(facts["decoy"])
+    return (
+        f"{content['data'].upper().replace('CIFAR', 'CIFAR-')}, {seeds} seed{'s' * (seeds > 1)} so far (box without a "
+        f"key / teacher {accuracy['decoy']:.1f} / {accuracy['none']:.1f} % right): at stake {bars[wanted[0]]}, denied "
+        f"{bars[wanted[1]]}, partner {bars[wanted[2]]}."
+    )
+
+
 def write_page() -> None:
     """Write docs/results.md, the README's table and the figures."""
     files = sorted((ROOT / "docs" / "results").glob("*.json"))
@@ -193,7 +216,9 @@ def write_page() -> None:
     readme = (ROOT / "README.md").read_text()
     before, _, rest = readme.partition(OPENING)
     _, _, after = rest.partition(CLOSING)
-    (ROOT / "README.md").write_text(f"{before}{OPENING}\n{readme_table(few)}\n{CLOSING}{after}")
+    lines = [evidence_line(evidence[name]) for name in ("cifar10", "cifar100") if name in evidence]
+    table = "\n\n".join(filter(None, [readme_table(few), *lines]))
+    (ROOT / "README.md").write_text(f"{before}{OPENING}\n{table}\n{CLOSING}{after}")
     gains_figure(few)
     for part in evidence.values():
         evidence_figure(part)
