@@ -135,7 +135,8 @@ def take_over(archive: Folder, pieces: list[Piece], case: Case, out: Path) -> No
     """Keep what the results file has and the folder of pieces has not, as after a sitting on another machine.
 
     Networks are not in that file. So the pieces of a row of a seed are taken over together or not at all, and a
-    teacher where it is needed for nothing more.
+    teacher where it is needed for nothing more. Else it is trained again from its seed: rows of one seed may then be of
+    two trainings of one teacher, which are the same only where processors compute alike.
     """
     content = json.loads(out.read_text()) if out.exists() else {}
     if content.get("case") != json.loads(json_text(asdict(case))):
@@ -172,6 +173,14 @@ def left(missing: list[Piece], done: dict[str, dict[str, Any]], pieces: list[Pie
     return sum(fmean(known[each.kind]) if each.kind in known else unit * COSTS[each.kind] for each in missing)
 
 
+def minutes(text: str) -> float:
+    """A time to work."""
+    value = float(text)
+    if not 0 < value <= 1e6:
+        raise ValueError
+    return value
+
+
 def main() -> int:
     """Do what is missing, then write the file; a second call does nothing and says so."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +189,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--plan", action="store_true", help="only say what is missing, and how long it will take")
-    parser.add_argument("--minutes", type=float, help="stop after so long; what is finished is kept")
+    parser.add_argument("--minutes", type=minutes, help="stop after so long; what is finished is kept")
     parser.add_argument("--work", type=Path, help="where pieces are kept (default: runs/evidence/DATA)")
     parser.add_argument("--out", type=Path, help="(default: docs/results/evidence-DATA.json)")
     options = parser.parse_args()

@@ -25,7 +25,8 @@ def test_the_same_batch_is_answered_once():
         assert inner.asked == 1
         assert torch.equal(module(images[:2]), first[:2])
         assert torch.equal(module(images.double())[:, :2], images.double().flatten(1)[:, :2])
-        assert inner.asked == 3
+        assert torch.equal(module(images.bfloat16()), images.bfloat16().flatten(1)[:, :2])
+        assert inner.asked == 4
 
 
 def test_what_it_gave_cannot_be_changed():

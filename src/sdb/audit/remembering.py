@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Remembering(nn.Module):
     """Answers of another module, in evaluation mode and without gradient, kept by the digest of the batch.
 
-    Only for modules whose answer depends on nothing but the batch.
+    Only for modules whose answer depends on nothing but the batch, and whose weights do not change.
 
     Args:
         module: images (N, C, H, W) to logits (N, K).
@@ -28,7 +28,7 @@ class Remembering(nn.Module):
             return self.module(images)
         content = images.detach().cpu().contiguous()
         head = f"{images.dtype} {tuple(images.shape)}".encode()
-        digest = hashlib.sha256(head + content.numpy().tobytes()).digest()
+        digest = hashlib.sha256(head + content.view(torch.uint8).numpy().tobytes()).digest()
         if digest not in self._known:
             self._known[digest] = self.module(images)
         return self._known[digest].clone()
