@@ -50,6 +50,17 @@ def test_a_study_and_a_thief_more(place, quick_sdb):
     other = quick_sdb("audit-marks", "teacher", *STUDY, "--resume", "--queries", "301", cwd=place)
     assert other.returncode == 2
     assert "queries was 300, now 301" in other.stderr
+    # A call for fewer thieves loses none that is done.
+    fewer = quick_sdb("audit-marks", "teacher", *STUDY, "--thief", "labels", "--resume", cwd=place)
+    assert fewer.returncode == 0, fewer.stderr
+    assert json.loads((place / "marks" / "marks.json").read_text())["seeds"] == again["seeds"]
+
+
+def test_a_call_that_asks_for_too_much_keeps_nothing(place, quick_sdb):
+    for _ in range(2):
+        done = quick_sdb("audit-marks", "teacher", "--out", "much", "--queries", "100000", cwd=place)
+        assert done.returncode == 2
+        assert "queries: 100000; there are" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdb import config
 from sdb.answers.ties import TieCost
-from sdb.audit.archive import Folder
+from sdb.audit.archive import Folder, Memory
 from sdb.audit.defences.defence import digest_of
 from sdb.audit.marks.mark_seed import MarkSeed
 from sdb.audit.marks.study import (
@@ -133,6 +133,9 @@ def study_job(
             if not (folder / KEPT).exists():
                 Owner.generate().save(folder / KEPT)
         subject = files.read()
+        mark_seed(
+            subject, settings, TieCost(0, 0, 0, 0, 0, 0), settings.seed, Memory()
+        )  # refused before anything is kept
         begin(
             folder,
             _parameters(settings, subject),
