@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,13 @@ ALTERATIONS = [
     "INSERT INTO entries SELECT 9, 'z', cell, first, second, answer, day, salt, query, sealed, digest, head "
     "FROM entries WHERE number = 2",
     "UPDATE entries SET number = number + 10",
+    # Values of another kind than sdb writes.
+    *(f"UPDATE entries SET {name} = x'00' WHERE number = 2" for name in ("account", "cell", "answer")),
+    *(
+        f"UPDATE entries SET {name} = 'text' WHERE number = 2"
+        for name in ("salt", "query", "sealed", "digest", "head")
+    ),
+    "UPDATE entries SET answer = NULL WHERE number = 2",
 ]
 
 
@@ -139,6 +147,51 @@ def test_an_alteration_is_seen(path, statement):
         connection.execute(statement)
     with pytest.raises(DataError, match="was altered"):
         Ledger(path).verify()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "'[]'",
+        "'" + "[" * 100_000 + "'",
+        """replace(content, '"tau": 0.1', '"tau": "abc"')""",
+        """replace(content, '"tau": 0.1', '"tau": null')""",
+        'replace(content, \'"public": "\', \'"public": "x\')',
+        "x'00ff'",
+        "NULL || ''",
+    ],
+)
+def test_altered_terms_are_one_error(path, content):
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        try:
+            connection.execute(f"UPDATE meta SET content = {content}")
+        except sqlite3.IntegrityError:
+            connection.execute("DELETE FROM meta")
+    with pytest.raises(StorageError, match="no ledger, or a damaged one"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"array nosuch 1\nx",
+        b"array\n",
+        b"named\n" + b"\0" * 7 + b"\x09named\nab",
+        b"|u1 9 9\nx",
+        b"|u1 a\nx",
+        b"text\n\xff",
+        b"",
+    ],
+)
+def test_a_sealed_query_that_is_none_is_one_error(path, raw):
+    """Whoever writes the file has the public key, and may choose the digest too."""
+    ledger = filled(path, told([1]))
+    entry = replace(ledger.entries()[0], query=hashlib.sha256(raw).digest())
+    context = {"ledger": TERMS.ties_id, "digest": entry.digest.hex()}
+    sealed = seal_to(bytes.fromhex(TERMS.public), zlib.compress(raw), context)
+    with pytest.raises(DataError, match="not the one that its digest names"):
+        ledger.query(replace(entry, sealed=sealed), OWNER.queries_key)
 
 
 def test_an_account_is_erased_to_its_digests(path):

@@ -37,6 +37,7 @@ from sdb.runtime import DATABASE_LIMIT, check_regular, json_text
 
 LOGGER = logging.getLogger("sdb")
 VERSION = 1
+LARGEST = 1 << 30  # bytes of a query
 Place = tuple[int, int, int]
 # An entry waits for this and for the batch before its own, which takes a millisecond an entry on a busy machine.
 FLUSH_SECONDS = 0.25
@@ -49,6 +50,7 @@ _SCHEMA = (
     "answer INTEGER, day INTEGER, salt BLOB, query BLOB, sealed BLOB, digest BLOB NOT NULL, head BLOB NOT NULL)",
     "CREATE UNIQUE INDEX places ON entries (account, cell, first, second)",
 )
+_KINDS = (int, str | None, *(int | None,) * 5, *(bytes | None,) * 3, bytes, bytes)
 _FIELDS = "number, account, cell, first, second, answer, day, salt, query, sealed, digest, head"
 
 
@@ -94,9 +96,20 @@ class Ledger:
                     f"{path}: ledger version {content.get('sdb_ledger')!r}, this sdb reads {VERSION}: update sdb"
                 )
             self.terms = Terms(**content["terms"])
+            if not isinstance(self.terms.tau, float | int):
+                raise ValueError(f"tau is {self.terms.tau!r}")
+            bytes.fromhex(self.terms.public)
         except FileNotFoundError:
             raise StorageError(f"{path}: no ledger; make one: sdb ledger new") from None
-        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"{path}: no ledger, or a damaged one ({error}); restore a copy") from None
@@ -171,6 +184,10 @@ class Ledger:
                 ).fetchall()
             except sqlite3.Error as error:
                 raise self._cannot(error) from None
+        for row in found:
+            whole = all(isinstance(value, kinds) for value, kinds in zip(row, _KINDS, strict=True))
+            if not whole or (row[1] is not None and None in row[2:9]):
+                raise DataError(f"{self.path}: entry {row[0]} was altered: restore a copy")
         return [Entry(*row) for row in found]
 
     def verify(self) -> bytes:
@@ -215,11 +232,12 @@ class Ledger:
         context = {"ledger": self.terms.ties_id, "digest": entry.digest.hex()}
         data = unseal_with(private, entry.sealed, context, f"{self.path}: the query of entry {entry.number}")
         try:
-            raw = zlib.decompress(data)
-            if hashlib.sha256(raw).digest() == entry.query:
+            unpacked = zlib.decompressobj()
+            raw = unpacked.decompress(data, LARGEST)
+            if unpacked.eof and hashlib.sha256(raw).digest() == entry.query:
                 return query_of(raw)
-        except (zlib.error, ValueError):
-            pass
+        except (zlib.error, ValueError, TypeError, LookupError, OverflowError, RecursionError):
+            pass  # whoever writes the file may seal what he likes
         raise DataError(f"{self.path}: the query of entry {entry.number} is not the one that its digest names")
 
     def erase(self, account: str) -> int:
