@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from sdb.errors import ConfigError, DataError
 from sdb.runtime import json_text
 
 MOST_DAYS = 36_500
+LARGEST = 1 << 30  # bytes of a query
+_KINDS = (int, str | None, *(int | None,) * 5, *(bytes | None,) * 3, bytes, bytes)
 # JSON may hold halves of characters.
 TEXT = ("utf-8", "surrogatepass")
 # One input of a classifier: an image or another array, text, bytes, or several of these by name.
@@ -145,6 +148,24 @@ def query_of(data: bytes) -> Query:
         raise ValueError(f"values of type {kind!r}")
     image = np.frombuffer(values, kind).reshape([int(each) for each in shape])
     return image / np.float32(255) if kind == "|u1" else image.astype(np.float32)
+
+
+def unpacked(data: bytes, digest: bytes | None) -> Query | None:
+    """The query of this digest that was compressed; None where it is another one, or none at all."""
+    try:
+        stream = zlib.decompressobj()
+        raw = stream.decompress(data, LARGEST)
+        if stream.eof and hashlib.sha256(raw).digest() == digest:
+            return query_of(raw)
+    except (zlib.error, ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        pass  # whoever writes a ledger's file may seal what he likes
+    return None
+
+
+def is_whole(row: Sequence[Any]) -> bool:
+    """Whether a row of a ledger's file has values of the kinds that an entry has."""
+    kinds = all(isinstance(value, each) for value, each in zip(row, _KINDS, strict=True))
+    return kinds and (row[1] is None or None not in row[2:9])
 
 
 def digest_of(entry: Entry) -> bytes:

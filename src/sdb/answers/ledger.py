@@ -25,11 +25,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from sdb.answers.entries import Entry, Query, Terms, digest_of, query_bytes, query_of
+from sdb.answers.entries import Entry, Query, Terms, digest_of, is_whole, query_bytes, unpacked
 from sdb.answers.ties import Found
 from sdb.errors import DataError, StorageError
 from sdb.keys.sealing import seal_to, unseal_with
@@ -37,7 +37,6 @@ from sdb.runtime import DATABASE_LIMIT, check_regular, json_text
 
 LOGGER = logging.getLogger("sdb")
 VERSION = 1
-LARGEST = 1 << 30  # bytes of a query
 Place = tuple[int, int, int]
 # An entry waits for this and for the batch before its own, which takes a millisecond an entry on a busy machine.
 FLUSH_SECONDS = 0.25
@@ -50,7 +49,6 @@ _SCHEMA = (
     "answer INTEGER, day INTEGER, salt BLOB, query BLOB, sealed BLOB, digest BLOB NOT NULL, head BLOB NOT NULL)",
     "CREATE UNIQUE INDEX places ON entries (account, cell, first, second)",
 )
-_KINDS = (int, str | None, *(int | None,) * 5, *(bytes | None,) * 3, bytes, bytes)
 _FIELDS = "number, account, cell, first, second, answer, day, salt, query, sealed, digest, head"
 
 
@@ -176,17 +174,9 @@ class Ledger:
     def entries(self, account: str | None = None) -> list[Entry]:
         """The entries in their order; of one account, or of all, erased ones too."""
         where, values = ("", ()) if account is None else (" WHERE account = ?", (account,))
-        with self._lock:
-            try:
-                found = self._connection.execute(
-                    f"SELECT {_FIELDS} FROM entries{where} ORDER BY number",  # noqa: S608 - names of ours
-                    values,
-                ).fetchall()
-            except sqlite3.Error as error:
-                raise self._cannot(error) from None
+        found = self._rows(f"SELECT {_FIELDS} FROM entries{where} ORDER BY number", *values)  # noqa: S608 - names of ours
         for row in found:
-            whole = all(isinstance(value, kinds) for value, kinds in zip(row, _KINDS, strict=True))
-            if not whole or (row[1] is not None and None in row[2:9]):
+            if not is_whole(row):
                 raise DataError(f"{self.path}: entry {row[0]} was altered: restore a copy")
         return [Entry(*row) for row in found]
 
@@ -231,13 +221,9 @@ class Ledger:
             raise DataError(f"{self.path}: the query of entry {entry.number} is not kept")
         context = {"ledger": self.terms.ties_id, "digest": entry.digest.hex()}
         data = unseal_with(private, entry.sealed, context, f"{self.path}: the query of entry {entry.number}")
-        try:
-            unpacked = zlib.decompressobj()
-            raw = unpacked.decompress(data, LARGEST)
-            if unpacked.eof and hashlib.sha256(raw).digest() == entry.query:
-                return query_of(raw)
-        except (zlib.error, ValueError, TypeError, LookupError, OverflowError, RecursionError):
-            pass  # whoever writes the file may seal what he likes
+        query = unpacked(data, entry.query)
+        if query is not None:
+            return query
         raise DataError(f"{self.path}: the query of entry {entry.number} is not the one that its digest names")
 
     def erase(self, account: str) -> int:
@@ -271,39 +257,35 @@ class Ledger:
         self.dropped += len(places)
 
     def _write_behind(self) -> None:
-        expired, version = 0, self._version()
+        expired = version = 0
         while not self._stop.wait(FLUSH_SECONDS):
             self._flush()
-            if (now := self._version()) != version:  # another process erased an account, or told one ties
-                version = now
-                self._see()
-            if (today := int(time.time() // DAY)) > expired:
-                expired = today
-                try:
+            try:
+                # Changes when another process erases an account, or tells one ties.
+                if (now := self._rows("PRAGMA data_version")[0][0]) != version:
+                    self._see()
+                    version = now
+                if (today := int(time.time() // DAY)) > expired:
                     self.expire(today)
-                except StorageError:
-                    expired = 0
+                    expired = today
+            except StorageError:
+                pass  # tried again
         self._flush()
 
-    def _version(self) -> int:
-        """Changes when another connection changes the file."""
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
-                return self._connection.execute("PRAGMA data_version").fetchone()[0]
-            except sqlite3.Error:
-                return -1
+                return self._connection.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._cannot(error) from None
 
     def _see(self) -> None:
         """Learn from the file which places are kept."""
         found: dict[str, set[Place]] = {}
-        with self._lock:
-            try:
-                for account, *place in self._connection.execute(
-                    "SELECT account, cell, first, second FROM entries WHERE account IS NOT NULL"
-                ):
-                    found.setdefault(account, set()).add((place[0], place[1], place[2]))
-            except sqlite3.Error:
-                return
+        for account, *place in self._rows(
+            "SELECT account, cell, first, second FROM entries WHERE account IS NOT NULL"
+        ):
+            found.setdefault(account, set()).add((place[0], place[1], place[2]))
         self._seen = found
 
     def _flush(self) -> None:
