@@ -137,8 +137,18 @@ def take_over(archive: Folder, pieces: list[Piece], case: Case, out: Path) -> No
     Networks are not in that file. So the pieces of a row of a seed are taken over together or not at all, and a
     teacher where it is needed for nothing more. Else it is trained again from its seed: rows of one seed may then be of
     two trainings of one teacher, which are the same only where processors compute alike.
+
+    Raises:
+        ConfigError: the file is something else.
     """
-    content = json.loads(out.read_text()) if out.exists() else {}
+    try:
+        content = json.loads(out.read_text()) if out.exists() else {"case": None, "pieces": []}
+        if not isinstance(content["pieces"], list):
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"{out}: no results file of the evidence table: restore it, or give another --out"
+        ) from None
     if content.get("case") != json.loads(json_text(asdict(case))):
         return
     known = {
@@ -197,7 +207,11 @@ def main() -> int:
     out = options.out or RESULTS / f"evidence-{options.data}.json"
     root = None if options.data_root is None else options.data_root.absolute()
     archive, pieces = Folder(folder), pieces_of(case, options.seeds)
-    take_over(archive, pieces, case, out)
+    try:
+        take_over(archive, pieces, case, out)
+    except SDBError as error:
+        print(f"evidence: {error}", file=sys.stderr)
+        return 2
     done = {piece.name: archive.result(piece.place) for piece in pieces if archive.has(piece.place)}
     missing = [piece for piece in pieces if piece.name not in done]
     seconds = left(missing, done, pieces)

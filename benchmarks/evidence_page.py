@@ -156,7 +156,8 @@ def marked(pieces: Pieces, row: str) -> list[str]:
         return ["too few", "–"] if marks else ["–", "–"]
     costs = [100 * p["cost"] for p in known]
     spread = f" ± {stdev(costs):.2f}" if len(costs) > 1 else ""
-    return [f"{fmean(costs):.2f}{spread}", f"{max(p['log10_p'] for p in known):.1f} at most"]
+    some = f" (too few in {len(marks) - len(known)} of {len(marks)} seeds)" if len(known) < len(marks) else ""
+    return [f"{fmean(costs):.2f}{spread}{some}", f"{max(p['log10_p'] for p in known):.1f} at most"]
 
 
 def times(pieces: Pieces, rows: dict[str, str]) -> str:

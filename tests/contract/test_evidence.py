@@ -181,6 +181,17 @@ def test_the_mark_of_labels_is_shown_with_its_cost(modules):
     ]
     assert modules[2].marked(pieces, "decoy") == ["0.10 ± 0.14", "-18.0 at most"]
     assert modules[2].marked(pieces, "none") == ["–", "–"]
+    few = {"kind": "mark", "row": "decoy", "seed": 1}
+    assert modules[2].marked([*pieces, few], "decoy")[0] == "0.10 ± 0.14 (too few in 1 of 3 seeds)"
+
+
+def test_a_damaged_results_file_is_one_line(call, monkeypatch, capsys):
+    run, place = call
+    for content in ("[]", "{", '{"case": 1, "pieces": 3}'):
+        (place / "out.json").write_text(content)
+        assert run("--plan", monkeypatch=monkeypatch) == 2
+        assert "out.json: no results file of the evidence table" in capsys.readouterr().err
+    (place / "out.json").unlink()
 
 
 def test_other_data_are_refused(modules):
