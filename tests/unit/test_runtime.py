@@ -208,6 +208,17 @@ def test_files_are_written_whole_where_a_call_is_missing(tmp_path, failing, capl
     assert len(caplog.records) == 1
 
 
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """As root, `--out /dev/null` would otherwise leave every other program without one."""
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(tmp_path / "pipe", b"content")
+    assert os.read(reading, 100) == b"content"
+    os.close(reading)
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 @pytest.mark.parametrize("supported", [True, False])
 def test_two_folders_change_places(tmp_path, monkeypatch, supported):
     if not supported:

@@ -31,12 +31,17 @@ _warned: set[str] = set()
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
+    A device or a pipe, such as /dev/null, is written to and not replaced.
+
     Raises:
         StorageError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             with _if_supported(path.parent, "keeps no permissions"):
