@@ -131,23 +131,14 @@ CIFAR100 = replace(
     regime=Regime(5000),
     means=(0.5071, 0.4865, 0.4409),
 )
-# The networks of the papers, for a GPU.
-CIFAR10_GPU = replace(
-    CIFAR10,
-    teacher=("resnet18", {}),
-    epochs=30,
-    box_epochs=10,
-    batch_size=256,
-    students={"net": ("net", {}), **{name: (name, {}) for name in ("preresnet20", "preresnet32", "resnet18")}},
-)
-CIFAR100_GPU = replace(
-    CIFAR100,
-    teacher=("resnet18", {}),
-    epochs=30,
-    box_epochs=10,
-    batch_size=256,
-    students={name: (name, {}) for name in ("shufflenetv2", "mobilenetv2")},
-)
+
+
+def _on_gpu(case: Case, *students: str) -> Case:
+    """With the networks of the papers."""
+    networks = {name: (name, {}) for name in students}
+    return replace(case, teacher=("resnet18", {}), epochs=30, box_epochs=10, batch_size=256, students=networks)
+
+
 # For tests: everything in seconds.
 TINY = replace(
     DIGITS, share=0.2, epochs=2, box_epochs=2, traced_epochs=1, regime=Regime(60), student_epochs=2, pairs=3
@@ -156,8 +147,8 @@ TINY = replace(
 CASES = {
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
-    "cifar10-gpu": CIFAR10_GPU,
-    "cifar100-gpu": CIFAR100_GPU,
+    "cifar10-gpu": _on_gpu(CIFAR10, "net", "preresnet20", "preresnet32", "resnet18"),
+    "cifar100-gpu": _on_gpu(CIFAR100, "shufflenetv2", "mobilenetv2"),
     "fashion_mnist": FASHION,
     "digits": DIGITS,
     "tiny": TINY,

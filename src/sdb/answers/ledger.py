@@ -113,7 +113,7 @@ class Ledger:
             raise StorageError(f"{path}: no ledger, or a damaged one ({error}); restore a copy") from None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._seen: dict[str, set[Place]] = {}
-        self._shrunk = True
+        self._version, self._shrunk = 0, True
         self._waiting: queue.Queue[_Told] = queue.Queue(MOST_WAITING)
         self._thread = (
             threading.Thread(target=self._write_behind, name="sdb-ledger", daemon=True) if writing else None
@@ -257,14 +257,11 @@ class Ledger:
         self.dropped += len(places)
 
     def _write_behind(self) -> None:
-        expired = version = 0
+        expired = 0
         while not self._stop.wait(FLUSH_SECONDS):
             self._flush()
             try:
-                # Changes when another process erases an account, or tells one ties.
-                if (now := self._rows("PRAGMA data_version")[0][0]) != version:
-                    self._see()
-                    version = now
+                self._see()
                 if (today := int(time.time() // DAY)) > expired:
                     self.expire(today)
                     expired = today
@@ -280,13 +277,16 @@ class Ledger:
                 raise self._cannot(error) from None
 
     def _see(self) -> None:
-        """Learn from the file which places are kept."""
+        """Learn from the file which places are kept, where another process has changed it, as by erasing an account."""
+        version = self._rows("PRAGMA data_version")[0][0]
+        if version == self._version:
+            return
         found: dict[str, set[Place]] = {}
         for account, *place in self._rows(
             "SELECT account, cell, first, second FROM entries WHERE account IS NOT NULL"
         ):
             found.setdefault(account, set()).add((place[0], place[1], place[2]))
-        self._seen = found
+        self._seen, self._version = found, version
 
     def _flush(self) -> None:
         batch = []

@@ -218,8 +218,7 @@ class Ties:
         classes = self.coins(account, found)
         if rows is not None:
             named = logits.argmax(axis=1)
-            if found is not _NONE:
-                named[found.rows] = classes
+            named[found.rows] = classes
             return Told(rows.answers(named, np.exp(logs.max(axis=1))), found, classes)
         if found is _NONE:
             return Told(logits, found, classes)

@@ -133,9 +133,8 @@ def study_job(
             if not (folder / KEPT).exists():
                 Owner.generate().save(folder / KEPT)
         subject = files.read()
-        mark_seed(
-            subject, settings, TieCost(0, 0, 0, 0, 0, 0), settings.seed, Memory()
-        )  # refused before anything is kept
+        # Too few images are refused before anything is kept.
+        mark_seed(subject, settings, TieCost(0, 0, 0, 0, 0, 0), settings.seed, Memory())
         begin(
             folder,
             _parameters(settings, subject),
