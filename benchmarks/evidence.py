@@ -35,7 +35,7 @@ from few_images import RESULTS
 from sdb.audit.archive import Folder
 from sdb.errors import ConfigError, SDBError
 from sdb.runs.tasks import Where, Work, run
-from sdb.runtime import environment, json_text, write_atomic
+from sdb.runtime import choose_device, environment, json_text, write_atomic
 from sdb.training.progress import ShowTasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +77,14 @@ class Piece:
         return (Piece("defence", self.seed, self.row).name,)
 
 
+def rows(text: str) -> tuple[str, ...]:
+    """Rows of the table, by name and separated by commas."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(ROWS):
+        raise argparse.ArgumentTypeError(f"{text!r}: rows are {', '.join(ROWS)}")
+    return names
+
+
 def pieces_of(case: Case, seeds: int) -> list[Piece]:
     """All pieces, in the order in which they are done."""
     first = [(0, row) for row in ROWS]
@@ -111,8 +119,8 @@ def do(piece: Piece, case: str, root: Path | None, folder: Path) -> None:
         "pair": lambda: pair_of(ground, piece.row, piece.student, piece.pair),
     }
     result = made[piece.kind]() or {}
-    machine = environment()
-    kept = {name: machine[name] for name in ("torch", "platform", "cores", "commit")}
+    machine = environment(choose_device("auto"))
+    kept = {name: machine[name] for name in ("torch", "platform", "cores", "device", "commit")}
     kept["precision"] = ground.case.precision()
     ground.archive.keep(piece.place, result | {"seconds": time.perf_counter() - started, "machine": kept})
 
@@ -199,6 +207,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--plan", action="store_true", help="only say what is missing, and how long it will take")
+    parser.add_argument("--rows", type=rows, help="only these, separated by commas: " + ", ".join(ROWS))
     parser.add_argument("--minutes", type=minutes, help="stop after so long; what is finished is kept")
     parser.add_argument("--work", type=Path, help="where pieces are kept (default: runs/evidence/DATA)")
     parser.add_argument("--out", type=Path, help="(default: docs/results/evidence-DATA.json)")
@@ -222,13 +231,14 @@ def main() -> int:
             print(f"  {piece.name}")
         return 0
     try:
-        if missing:
+        works_on = [piece for piece in missing if options.rows is None or piece.row in ("", *options.rows)]
+        if works_on:
             checked(case, root, 0)  # refused now, not in another process
             take(case, folder)
             works = [
-                Work(each.name, do, (each, options.data, root, folder.absolute()), each.needs) for each in missing
+                Work(each.name, do, (each, options.data, root, folder.absolute()), each.needs) for each in works_on
             ]
-            shown = ShowTasks(options.data, {each.name: COSTS[each.kind] for each in missing})
+            shown = ShowTasks(options.data, {each.name: COSTS[each.kind] for each in works_on})
             with contextlib.closing(shown), at_most(options.minutes):
                 run(works, Where(workers=options.workers), shown.on_progress, before=len(done))
     except TimeUp:
@@ -281,7 +291,7 @@ def keep(out: Path, options: argparse.Namespace, pieces: list[Piece], done: dict
         "data": options.data,
         "case": asdict(CASES[options.data]),
         "command": command,
-        "environment": environment(),
+        "environment": environment(choose_device("auto")),
         "pieces": rows,
         "missing": [each.name for each in pieces if each.name not in done],
     }

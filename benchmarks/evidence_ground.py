@@ -26,7 +26,7 @@ from sdb.config import DistillSettings, TrainSettings
 from sdb.data import Splits
 from sdb.distillation import distill
 from sdb.models import Classifier
-from sdb.runtime import derive_seed
+from sdb.runtime import choose_device, derive_seed
 from sdb.tracing.decoys import trace
 from sdb.training.evaluation import evaluate, evaluation_batches
 
@@ -68,7 +68,7 @@ class Ground:
     def teacher(self) -> Classifier:
         """The trained teacher."""
         like = self.network(*self.case.teacher, "teacher")
-        return self.archive.trained(f"seed-{self.seed}/teacher", like).eval()
+        return self.archive.trained(f"seed-{self.seed}/teacher", like).to(choose_device("auto")).eval()
 
     def make(self, row: str) -> None:
         """Build a defence."""

@@ -115,7 +115,9 @@ def alone(attacker: Attacker, smoothing: float = 0.0, network: Classifier | None
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"cross_entropy": losses.cross_entropy(logits, batch.labels, smoothing)}
 
-    return attacker.learn(network or attacker.new_student(), attacker.transfer(attacker.train), loss)
+    return attacker.learn(
+        network or attacker.new_student(), attacker.transfer(attacker.train), loss, same_each_step=True
+    )
 
 
 def self_trained(attacker: Attacker) -> Classifier:
@@ -132,7 +134,7 @@ def self_trained(attacker: Attacker) -> Classifier:
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"cross_entropy": losses.cross_entropy(logits, targets[batch.index], SMOOTHING)}
 
-    return attacker.learn(attacker.new_student("second"), transfer, loss)
+    return attacker.learn(attacker.new_student("second"), transfer, loss, same_each_step=True)
 
 
 def victim_of(module: nn.Module, attacker: Attacker) -> Victim:

@@ -29,6 +29,7 @@ from sdb.runtime import derive_seed, join, world
 from sdb.training.activation_checkpointing import checkpoint_activations
 from sdb.training.batches import check_batches, train_batches
 from sdb.training.evaluation import evaluate, evaluation_batches
+from sdb.training.graphs import GraphedStep
 from sdb.training.optimizers import (
     flatten_optimizer,
     learning_rate_at,
@@ -67,6 +68,7 @@ def fit(
     monitor: str,
     forward: nn.Module | None = None,
     beside: nn.Module | None = None,
+    same_each_step: bool = False,
     run: Kept | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
@@ -81,6 +83,8 @@ def fit(
         monitor: the metric that chooses the best epoch, higher is better. The model ends at the *last* epoch.
         forward: module that contains `model` and is called by `step`; the model itself by default.
         beside: trained and checkpointed with the model but not part of it (a box's private part).
+        same_each_step: the step does the same on every batch: nothing in it is drawn, counted or decided in Python. On
+            a GPU it is then recorded once and replayed, see `GraphedStep`.
         run: folder to checkpoint to and resume from; none keeps nothing.
         progress: is told of every step and epoch.
 
@@ -108,7 +112,9 @@ def fit(
             warnings.simplefilter("ignore", FutureWarning)  # the new name is not in every torch that we support
             forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
     best = max((record["validation"][monitor] for record in history), default=-math.inf)
-    autocast = settings.precision == "bfloat16"
+    learn = _learner(trained, forward, step, optimizer, settings)
+    if same_each_step and _can_be_graphed(settings, device):
+        learn = GraphedStep(learn, optimizer, device)
     if progress:
         progress.start(settings.epochs, len(history), len(train))
     sparing = checkpoint_activations(model) if settings.activation_checkpointing else contextlib.nullcontext()
@@ -119,7 +125,7 @@ def fit(
             _seed(device, derive_seed(settings.seed, "epoch", epoch, world().rank))
             rate = learning_rate_at(settings, epoch)
             set_rate(optimizer, rate)
-            terms = _train_epoch(trained, forward, step, train, optimizer, settings, epoch, autocast, progress)
+            terms = _train_epoch(trained, learn, train, optimizer, settings, epoch, progress)
             for module in trained:
                 _average_buffers(module)
                 module.eval()
@@ -142,38 +148,24 @@ def fit(
 
 def _train_epoch(
     trained: list[nn.Module],
-    forward: nn.Module,
-    step: Step,
+    learn: Callable[[Batch], dict[str, Tensor]],
     train: Batches | LoaderBatches,
     optimizer: torch.optim.Optimizer,
     settings: FitSettings,
     epoch: int,
-    autocast: bool,
     progress: Progress | None,
 ) -> dict[str, float]:
     """One pass over the training images; mean of each loss term over the steps."""
     for module in trained:
         module.train()
-    parameters = [parameter for module in trained for parameter in module.parameters()]
     sums: dict[str, Tensor] = {}
     steps = 0
-    device_type = parameters[0].device.type
     for batch in train.epoch(epoch):
         if settings.schedule == "one_cycle":
             set_rate(optimizer, learning_rate_at(settings, epoch + steps / len(train)))
         optimizer.zero_grad(set_to_none=True)
-        parts = cut(batch, settings.accumulation_steps)
-        for number, part in enumerate(parts, 1):
-            with _kept_apart(forward) if number < len(parts) else contextlib.nullcontext():
-                with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
-                    terms = step(forward, part)
-                total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
-                total.backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        optimizer.step()
+        for name, term in learn(batch).items():
+            sums[name] = sums.get(name, torch.zeros_like(term)) + term
         steps += 1
         if steps % CHECK_EVERY == 0:
             _check_finite(sums, epoch, steps, settings)
@@ -184,6 +176,42 @@ def _train_epoch(
             dist.all_reduce(total)
     _check_finite(sums, epoch, steps, settings)
     return {name: float(total) / steps / world().size for name, total in sums.items()}
+
+
+def _learner(
+    trained: list[nn.Module],
+    forward: nn.Module,
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    settings: FitSettings,
+) -> Callable[[Batch], dict[str, Tensor]]:
+    """A batch to its loss terms, after which the weights have moved; gradients are None before it."""
+    parameters = [parameter for module in trained for parameter in module.parameters()]
+    device_type, autocast = parameters[0].device.type, settings.precision == "bfloat16"
+
+    def learn(batch: Batch) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        parts = cut(batch, settings.accumulation_steps)
+        for number, part in enumerate(parts, 1):
+            with _kept_apart(forward) if number < len(parts) else contextlib.nullcontext():
+                with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+                    terms = step(forward, part)
+                total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
+                total.backward()
+            for name, term in terms.items():
+                found[name] = found.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        optimizer.step()
+        return found
+
+    return learn
+
+
+def _can_be_graphed(settings: FitSettings, device: torch.device) -> bool:
+    """Whether a step is nothing but kernels on one GPU."""
+    plain = settings.compile == "off" and not settings.activation_checkpointing and settings.clip_norm is None
+    return device.type == "cuda" and plain and world().size == 1
 
 
 def _seed(device: torch.device, seed: int) -> None:
@@ -283,6 +311,7 @@ def train(
         settings,
         evaluate=lambda: evaluate(model, validation),
         monitor="accuracy",
+        same_each_step=True,
         run=run,
         progress=as_progress(progress, "train"),
     )

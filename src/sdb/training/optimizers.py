@@ -58,7 +58,10 @@ def _architecture(network: nn.Module) -> str:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):  # of a recorded step, which reads it there
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate_at(settings: FitSettings, epoch: float) -> float:

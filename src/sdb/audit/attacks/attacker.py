@@ -94,6 +94,7 @@ class Attacker:
         forward: nn.Module | None = None,
         beside: nn.Module | None = None,
         settings: FitSettings | None = None,
+        same_each_step: bool = False,
     ) -> Classifier:
         """Train a student in place on a transfer set; the last epoch is taken.
 
@@ -104,6 +105,7 @@ class Attacker:
             forward: a module around the student, where the loss needs more than its logits.
             beside: trained with the student and thrown away.
             settings: other than the attacker's usual ones.
+            same_each_step: the loss is a function of logits and batch alone, see `fit`.
         """
         fit(
             student.to(self.device),
@@ -114,6 +116,7 @@ class Attacker:
             monitor="nothing",
             forward=None if forward is None else forward.to(self.device),
             beside=None if beside is None else beside.to(self.device),
+            same_each_step=same_each_step,
         )
         return student
 

@@ -97,7 +97,7 @@ def distilled(
     attacker: Attacker, transfer: TransferSet, scores: Tensor, recipe: Recipe, labels: Tensor
 ) -> Classifier:
     """A fresh student of soft outputs (M, K) for a transfer set of M images."""
-    return attacker.learn(attacker.new_student(), transfer, soft_loss(scores, recipe, labels))
+    return attacker.learn(attacker.new_student(), transfer, soft_loss(scores, recipe, labels), same_each_step=True)
 
 
 def labels_for(attack: Attack, transfer: TransferSet, answers: Answers) -> Tensor:
@@ -124,7 +124,7 @@ class Labels(Attack):
         loss: StudentLoss = lambda logits, batch: {  # noqa: E731
             "cross_entropy": losses.cross_entropy(logits, named[batch.index], self.smoothing)
         }
-        return Stolen(attacker.learn(attacker.new_student(), transfer, loss))
+        return Stolen(attacker.learn(attacker.new_student(), transfer, loss, same_each_step=True))
 
 
 @dataclass(frozen=True, kw_only=True)

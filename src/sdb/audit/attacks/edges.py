@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdb.audit.attacks.attack import Attack, Stolen
-from sdb.audit.attacks.attacker import Attacker, StudentLoss, TransferSet
+from sdb.audit.attacks.attacker import Attacker, TransferSet
 from sdb.audit.attacks.budget import affordable
 from sdb.audit.attacks.distil import SMOOTHING
 from sdb.audit.attacks.random_patterns import as_pixels
-from sdb.audit.attacks.victim import Answers, Interface, Victim
+from sdb.audit.attacks.victim import BATCH, Answers, Interface, Victim
 from sdb.data import Batch
 from sdb.models import Classifier
 
@@ -53,13 +53,19 @@ def doubtful(labels: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
     return (1 - doubt) * named + doubt * (1 - named) / (num_classes - 1)
 
 
-def soft_targets(targets: Tensor) -> StudentLoss:
-    """Cross-entropy with soft targets (M, K) of the transfer set."""
+def of_targets(attacker: Attacker, student: Classifier, transfer: TransferSet, targets: Tensor) -> Classifier:
+    """A student, trained in place, of soft targets (M, K) for a transfer set of M images."""
 
     def loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"cross_entropy": -(targets[batch.index] * logits.log_softmax(dim=1)).sum(dim=1).mean()}
 
-    return loss
+    return attacker.learn(student, transfer, loss, same_each_step=True)
+
+
+@torch.no_grad()
+def shares_of(student: Classifier, pixels: Tensor) -> Tensor:
+    """A student's probabilities (N, K) for images uint8 (N, C, H, W), few at a time: there may be tens of thousands."""
+    return torch.cat([student(part.float() / 255).softmax(dim=1) for part in pixels.split(BATCH)])
 
 
 def sure_of(answers: Answers) -> tuple[Tensor, Tensor]:
@@ -77,9 +83,7 @@ def tells_doubt(confidence: Tensor, named: Tensor) -> bool:
 
 def trust_of(student: Classifier, pixels: Tensor, named: Tensor) -> Tensor:
     """How sure a student is of classes that it was told of images uint8 (N, C, H, W), within `TRUSTED`; (N,)."""
-    with torch.no_grad():
-        shares = student(pixels.float() / 255).softmax(dim=1)
-    return shares.gather(1, named.unsqueeze(1)).squeeze(1).clamp(*TRUSTED)
+    return shares_of(student, pixels).gather(1, named.unsqueeze(1)).squeeze(1).clamp(*TRUSTED)
 
 
 def told(transfer: TransferSet, answers: Answers) -> Tensor:
@@ -122,12 +126,11 @@ class MarginQueries(Attack):
         half = None if left is None else left // 2
         transfer = affordable(victim, attacker, each=1 if half is None else 2)
         answers = transfer.ask(victim)
-        first = attacker.learn(attacker.new_student(1), transfer, soft_targets(told(transfer, answers)))
+        first = of_targets(attacker, attacker.new_student(1), transfer, told(transfer, answers))
         own = transfer.images()[: len(transfer.pixels) // transfer.views]
         generator = torch.Generator().manual_seed(attacker.seed(self.name))
         found = as_pixels(blends(own, self.pool * len(own), generator))
-        with torch.no_grad():
-            sure = first(found.float() / 255).softmax(dim=1).topk(2, dim=1).values
+        sure = shares_of(first, found).topk(2, dim=1).values
         wanted = int(self.share * len(found)) // transfer.views * transfer.views
         remaining = victim.left()
         payable = wanted if remaining is None else min(wanted, remaining // transfer.views * transfer.views)
@@ -149,7 +152,7 @@ def learned(
     both, classes = with_more(transfer, more), answers.num_classes
     extra = targets[: len(both.pixels) - len(transfer.pixels)]
     parts = [each.reshape(transfer.views, -1, classes) for each in (told(transfer, answers), extra)]
-    return attacker.learn(attacker.new_student(), both, soft_targets(torch.cat(parts, dim=1).reshape(-1, classes)))
+    return of_targets(attacker, attacker.new_student(), both, torch.cat(parts, dim=1).reshape(-1, classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,7 @@ class EdgeWalking(Attack):
         answers = transfer.ask(victim)
         points, confidence, named = self.walk(victim, transfer.images(), answers, attacker.seed(self.name))
         if len(points) < transfer.views:
-            student = attacker.learn(attacker.new_student(), transfer, soft_targets(told(transfer, answers)))
+            student = of_targets(attacker, attacker.new_student(), transfer, told(transfer, answers))
             return Stolen(student, details={"points": 0})
         extra = doubtful(named, confidence, victim.num_classes)
         return Stolen(

@@ -45,7 +45,9 @@ class LevelThief(Attack):
         transfer = affordable(victim, attacker)
         answers = transfer.ask(victim)
         students = {
-            strength: attacker.learn(attacker.new_student(), transfer, self._loss(transfer, answers, strength))
+            strength: attacker.learn(
+                attacker.new_student(), transfer, self._loss(transfer, answers, strength), same_each_step=True
+            )
             for strength in STRENGTHS[self.use]
         }
         tried = {strength: attacker.score(student) for strength, student in students.items()}

@@ -101,7 +101,8 @@ def fresh_network(data: Splits, name: str, arguments: dict[str, Any], seed: int)
 
 def answered(model: nn.Module, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 (N, C) and labels int64 (N,)."""
-    logits, labels = answers_to(model, evaluation_batches(images, torch.device("cpu")))
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    logits, labels = answers_to(model, evaluation_batches(images, device))
     return logits.numpy(), labels.numpy()
 
 

@@ -33,7 +33,8 @@ class Partner(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Answers (N, C) to images in [0, 1]."""
         logits = self.model(images)
-        return torch.from_numpy(self.ties.answer(logits.numpy(), self.account).answers)
+        told = self.ties.answer(logits.cpu().numpy(), self.account).answers
+        return torch.from_numpy(told).to(logits.device)
 
 
 class Service:

@@ -68,7 +68,7 @@ class MarkSubject:
     """Whose mark is studied.
 
     Attributes:
-        model: from images in [0, 1] to logits, on the CPU: a teacher, or a box's network; not changed.
+        model: from images in [0, 1] to logits: a teacher, or a box's network; not changed.
         data: the owner's. Validation images choose the margin of ties, test images measure.
         owner: whose secret the ties follow from.
         box_id: public name of the box; "" where the model is none.
