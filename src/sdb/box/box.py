@@ -145,7 +145,8 @@ class Box(nn.Module):
         """
         if key.kind == "weight":
             return self.unlock(key) if key.id in self.info.key_ids else self
-        return nn.Sequential(Embed(key, self.classifier.image_shape), self.classifier).eval()
+        embed = Embed(key, self.classifier.image_shape).to(self.classifier.mean.device)
+        return nn.Sequential(embed, self.classifier).eval()
 
     def add_partner(self, key: Key, owner: Owner) -> Self:
         """The same box with a slot for one more partner; needs the owner, not the data.

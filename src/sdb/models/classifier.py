@@ -104,7 +104,7 @@ class Classifier(nn.Module):
         """
         if pixels.dim() != 4 or pixels.shape[1] != self.image_shape[0] or not pixels.is_floating_point():
             self._refuse(pixels)
-        if not torch.compiler.is_compiling() and self._looks:
+        if self._looks and not _recorded(pixels):
             self._look(pixels)
         company = self.company and not self.training
         if company:
@@ -330,3 +330,8 @@ class ModelSpec:
                 f"the model's description has unknown fields {', '.join(unknown)}: it takes {', '.join(names)}"
             )
         return cls(**value)
+
+
+def _recorded(pixels: Tensor) -> bool:
+    """Whether the forward is being compiled or recorded, when no pixel can be read."""
+    return torch.compiler.is_compiling() or (pixels.is_cuda and torch.cuda.is_current_stream_capturing())
