@@ -121,7 +121,7 @@ def do(piece: Piece, case: str, root: Path | None, folder: Path) -> None:
     result = made[piece.kind]() or {}
     machine = environment(choose_device("auto"))
     kept = {name: machine[name] for name in ("torch", "platform", "cores", "device", "commit")}
-    kept["precision"] = ground.case.precision()
+    kept |= {"precision": ground.case.precision(), "images": ground.data.note}
     ground.archive.keep(piece.place, result | {"seconds": time.perf_counter() - started, "machine": kept})
 
 

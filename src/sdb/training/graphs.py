@@ -41,18 +41,18 @@ class GraphedStep:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Do the step; the terms are overwritten by the next call."""
-        if self._batch is not None and _form(batch) != _form(self._batch):
+        if self._batch is None:
+            self._batch = Batch(*(field.clone() for field in batch))
+        if _form(batch) != _form(self._batch):
             return self._plain(batch)
         self._taken += 1
         if self._taken <= WARM_UP:
-            self._batch = self._batch or Batch(*(field.clone() for field in batch))
             here = torch.cuda.current_stream()
             self._beside.wait_stream(here)
             with torch.cuda.stream(self._beside):
                 terms = self._plain(batch)
             here.wait_stream(self._beside)
             return terms
-        assert self._batch is not None  # set by the first call
         for own, given in zip(self._batch, batch, strict=True):
             own.copy_(given)
         if self._graph is None:
