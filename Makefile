@@ -33,8 +33,8 @@ evidence:  ## the evidence table, piece by piece: ARGS="--data cifar10 --data-ro
 	$(RUN) test -- python benchmarks/evidence.py $(ARGS)
 	$(RUN) test -- python benchmarks/protection.py --write
 
-evidence-gpu:  ## the same with the papers' networks, nine minutes a call: ARGS="--data cifar10-gpu --data-root DIR"
-	$(RUN) test -- python benchmarks/evidence.py --workers 1 --minutes 9 $(ARGS)
+evidence-gpu:  ## the same with larger networks on a GPU, both CIFARs at once: ARGS="DIR SECONDS"
+	$(RUN) test -- bash benchmarks/evidence_gpu.sh $(ARGS)
 
 bench-serve:  ## latency and throughput of sdb serve beside bare ONNX Runtime
 	$(RUN) test -- python benchmarks/serving.py $(ARGS)

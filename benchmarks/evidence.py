@@ -40,7 +40,7 @@ from sdb.training.progress import ShowTasks
 
 ROOT = Path(__file__).resolve().parent.parent
 # How much longer a kind of piece takes than a pair, until one is done and measured.
-COSTS = {"teacher": 60.0, "defence": 60.0, "facts": 20.0, "mark": 5.0, "pair": 1.0}
+COSTS = {"teacher": 8.0, "defence": 6.0, "facts": 2.0, "mark": 0.5, "pair": 1.0}
 Kind = Literal["teacher", "defence", "facts", "mark", "pair"]
 # The row whose labels are also marked by ties.
 MARKED = "decoy"
@@ -179,16 +179,16 @@ def take_over(archive: Folder, pieces: list[Piece], case: Case, out: Path) -> No
         archive.keep(piece.place, {name: value for name, value in known[piece].items() if name not in fields})
 
 
-def left(missing: list[Piece], done: dict[str, dict[str, Any]], pieces: list[Piece]) -> float:
-    """How many seconds the missing pieces will take in one process, from those of their kind; NaN with none done."""
+def costs_of(missing: list[Piece], done: dict[str, dict[str, Any]], pieces: list[Piece]) -> dict[str, float]:
+    """Seconds that each missing piece will take in one process, by those of its kind; with none done, in pairs."""
     known: dict[str, list[float]] = {}
     for piece in pieces:
         if piece.name in done:
             known.setdefault(piece.kind, []).append(done[piece.name]["seconds"])
-    if not known:
-        return float("nan")
-    unit = fmean(fmean(seconds) / COSTS[kind] for kind, seconds in known.items())
-    return sum(fmean(known[each.kind]) if each.kind in known else unit * COSTS[each.kind] for each in missing)
+    unit = fmean([fmean(seconds) / COSTS[kind] for kind, seconds in known.items()] or [1.0])
+    return {
+        each.name: fmean(known[each.kind]) if each.kind in known else unit * COSTS[each.kind] for each in missing
+    }
 
 
 def minutes(text: str) -> float:
@@ -223,8 +223,8 @@ def main() -> int:
         return 2
     done = {piece.name: archive.result(piece.place) for piece in pieces if archive.has(piece.place)}
     missing = [piece for piece in pieces if piece.name not in done]
-    seconds = left(missing, done, pieces)
-    after = "" if seconds != seconds else f", about {seconds / 60 / options.workers:.0f} minutes"
+    costs = costs_of(missing, done, pieces)
+    after = f", about {sum(costs.values()) / 60 / options.workers:.0f} minutes" if done else ""
     print(f"{options.data}: {len(done)} of {len(pieces)} pieces are done; {len(missing)} missing{after}")
     if options.plan:
         for piece in missing:
@@ -238,7 +238,7 @@ def main() -> int:
             works = [
                 Work(each.name, do, (each, options.data, root, folder.absolute()), each.needs) for each in works_on
             ]
-            shown = ShowTasks(options.data, {each.name: COSTS[each.kind] for each in works_on})
+            shown = ShowTasks(options.data, {each.name: costs[each.name] for each in works_on})
             with contextlib.closing(shown), at_most(options.minutes):
                 run(works, Where(workers=options.workers), shown.on_progress, before=len(done))
     except TimeUp:

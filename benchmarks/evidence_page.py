@@ -170,12 +170,9 @@ def times(pieces: Pieces, rows: dict[str, str]) -> str:
     ways = [(p["seconds"], len(p["ways"])) for p in pieces if p["kind"] == "pair"]
     if ways:
         found.append(f"a way to steal {_time(sum(s for s, _ in ways) / sum(count for _, count in ways))}")
-    machines = {
-        (p["machine"]["platform"], p["machine"]["precision"]) for p in pieces if "precision" in p["machine"]
-    }
-    where = (
-        "; ".join(f"{platform}, {precision}" for platform, precision in sorted(machines)) or "precision not kept"
-    )
+    made = [p["machine"] for p in pieces if "precision" in p["machine"]]
+    machines = {(m["platform"], m.get("device", "cpu"), m["precision"]) for m in made}
+    where = "; ".join(", ".join(each) for each in sorted(machines)) or "precision not kept"
     return f"One process took for {', '.join(found)} ({where})." if found else ""
 
 
@@ -187,8 +184,9 @@ def markdown(content: dict[str, Any]) -> str:
     """The section."""
     case, pieces, made = CASES[content["data"]], content["pieces"], content["environment"]
     seconds = sum(piece["seconds"] for piece in pieces)
+    lossy = any("(JPEG)" in piece["machine"].get("images", "") for piece in pieces)
     lines = [
-        f"## evidence: {content['data']}",
+        f"## evidence: {content['data']}{' (JPEG)' if lossy else ''}",
         "",
         f"Teacher {case.teacher[0]}, {case.images[1]:,} test images; a thief has {case.regime.labelled:,} labelled "
         "images, a fifth of them to choose by. Gains in points over the bar (the best of alone, label smoothing and "

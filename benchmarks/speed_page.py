@@ -38,6 +38,8 @@ fast; then every figure, with its command and machine.
   it asks in every step.
 - **Freed memory is kept** (glibc, the command line's processes): large buffers are not zeroed anew in each step.
 - **bfloat16** autocast on a GPU; `compile` for torch.compile and CUDA graphs.
+- **Steps recorded once** on a GPU, as a CUDA graph, and replayed: teachers, and the audit's students of fixed answers,
+  whose steps are mostly launches. Not those of boxes, which draw new blends and keys.
 
 tests/unit/test_fast_paths.py holds layouts, kept answers and compiled forwards (and accumulation and checkpointed
 activations, which save memory) to the trajectory of the plain way.

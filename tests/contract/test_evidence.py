@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,19 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     assert run("--plan", monkeypatch=monkeypatch) == 0
     assert "0 of 17 pieces are done; 17 missing" in capsys.readouterr().out
     assert not (place / "out.json").exists()
+    assert run("--rows", "none", monkeypatch=monkeypatch) == 0
+    rows = {(piece["kind"], piece["row"]) for piece in json.loads((place / "out.json").read_text())["pieces"]}
+    assert rows == {("teacher", ""), ("defence", "none"), ("facts", "none"), ("pair", "none")}
+    with pytest.raises(SystemExit):
+        run("--rows", "none,nobody", monkeypatch=monkeypatch)
+    assert "rows are none, decoy, labels_only" in capsys.readouterr().err
     assert run(monkeypatch=monkeypatch) == 0
     content = json.loads((place / "out.json").read_text())
     assert content["missing"] == []
+    assert content["markdown"].startswith("## evidence: tiny\n")
+    for piece in content["pieces"]:
+        piece["machine"]["images"] = "CIFAR-10 (JPEG): not the originals"
+    assert page.markdown(content).startswith("## evidence: tiny (JPEG)\n")
     assert all(piece["seconds"] > 0 and piece["machine"]["torch"] for piece in content["pieces"])
     table = [line for line in content["markdown"].splitlines() if line.startswith("| 1, 3 |")]
     assert [line.split(" | ")[1] for line in table] == list(few.values())
@@ -169,7 +180,7 @@ def test_times_are_of_what_users_wait_for(modules):
         {"kind": "pair", "row": "decoy", "seconds": 40.0, "ways": {"a": 0, "b": 0, "c": 0, "d": 0}},
     ]
     said = modules[2].times([each | machine for each in pieces], {"none": "unprotected", "decoy": "our box"})
-    expected = "a teacher 20 min, our box 80 s, a way to steal 10 s (Linux, bfloat16)."
+    expected = "a teacher 20 min, our box 80 s, a way to steal 10 s (Linux, cpu, bfloat16)."
     assert said == f"One process took for {expected}"
     assert not modules[2].times([], {})
 
@@ -205,3 +216,44 @@ def test_other_data_are_refused(modules):
     data = cases.checked(cases.TINY, None, 0)
     mean = float(np.concatenate([data.train.images, data.validation.images]).mean() / 255)
     assert cases.checked(replace(cases.TINY, means=(mean,)), None, 0).num_classes == 10
+
+
+def test_what_missing_pieces_will_take_follows_from_those_that_are_done(modules):
+    evidence = modules[0]
+    pieces = [evidence.Piece("teacher", 0), *(evidence.Piece("pair", 0, "none", "net", each) for each in range(3))]
+    assert evidence.costs_of(pieces, {}, pieces) == dict(zip([p.name for p in pieces], [8, 1, 1, 1], strict=True))
+    done = {pieces[0].name: {"seconds": 80.0}}
+    assert list(evidence.costs_of(pieces[1:], done, pieces).values()) == [10, 10, 10]
+    done[pieces[1].name] = {"seconds": 30.0}
+    assert list(evidence.costs_of(pieces[2:], done, pieces).values()) == [30, 30]
+
+
+def test_a_small_copy_is_the_data_set_in_jpeg(tmp_path):
+    pytest.importorskip("pyarrow")
+    from PIL import Image
+
+    from sdb.data import parquet
+    from sdb.data.pictures import JPEG_START
+
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 3), ("test", 2)):
+        for name in ("cat", "ant"):
+            (tmp_path / "from" / part / name).mkdir(parents=True)
+            for number in range(count):
+                shade = np.full((32, 32, 3), 200 if name == "ant" else 20, np.uint8)
+                shade += rng.integers(0, 4, shade.shape, dtype=np.uint8)
+                Image.fromarray(shade).save(tmp_path / "from" / part / name / f"{number}.png")
+    command = [sys.executable, str(BENCHMARKS / "jpeg_copy.py"), "--from", str(tmp_path / "from")]
+    made = subprocess.run([*command, "--to", str(tmp_path / "to")], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    (file,) = (tmp_path / "to").glob("train-*.parquet")
+    assert parquet.first_image(file, "img").startswith(JPEG_START)
+    decoding = parquet.part([file], "img", "label", 3, 2).decode()
+    images, labels = (np.concatenate(each) for each in zip(*decoding.chunks, strict=True))
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert [int(image.mean() > 100) for image in images] == [1 - label for label in labels]
+    lost = subprocess.run(
+        [*command[:-1], str(tmp_path), "--to", str(tmp_path / "to")], capture_output=True, check=False
+    )
+    assert lost.returncode == 2
+    assert b"no such folder" in lost.stderr
