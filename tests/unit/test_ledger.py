@@ -256,6 +256,16 @@ def test_over_the_cap_a_random_query_gives_way(tmp_path):
     assert np.abs(kept.reshape(4, 10).sum(axis=1) - 150).max() < 45
 
 
+def test_the_first_of_two_queries_stays_half_of_the_time(tmp_path):
+    path = tmp_path / "one.db"
+    Ledger.create(path, replace(TERMS, cap=1)).close()
+    accounts = [f"account {number}" for number in range(60)]
+    ledger = filled(path, *(told([cell], account) for cell in (0, 1) for account in accounts))
+    first = sum(entry.sealed is not None for entry in ledger.entries()[:60])
+    assert 12 < first < 48  # 30 expected, standard error 3.9
+    ledger.close()
+
+
 def test_a_full_queue_drops_and_counts(path, monkeypatch):
     monkeypatch.setattr("sdb.answers.ledger.MOST_WAITING", 2)
     monkeypatch.setattr("sdb.answers.ledger.FLUSH_SECONDS", 60)

@@ -286,6 +286,21 @@ def test_of_few_images_nothing_is_learned():
     assert fit_tau(near(300), near(300).argmax(axis=1), budget=0.1).tau > 0
 
 
+@pytest.mark.parametrize(("count", "learned"), [(29, False), (30, True)])
+def test_of_few_images_near_ties_nothing_is_learned(count, learned):
+    sure = np.zeros((500, 10), np.float32)
+    sure[:, 3] = 20
+    logits = np.concatenate([sure, near(count, spread=0.2)])
+    assert (fit_tau(logits, logits.argmax(axis=1), budget=0.1).tau > 0) is learned
+
+
+def test_what_is_as_wide_as_the_margin_is_no_tie():
+    """The budget was found for what lies below it."""
+    logits, labels, margin = calibrated(2000)
+    tau = float(np.sort(margin)[100])
+    assert cost_of(logits, labels, tau).share == pytest.approx((margin < tau - 1e-9).mean(), abs=1e-3)
+
+
 @pytest.mark.parametrize("count", [0, 100, 400])
 def test_without_images_near_ties_nothing_is_a_tie(count):
     logits = np.zeros((count, 10), np.float32)
