@@ -394,3 +394,12 @@ def test_the_tail_of_many_votes():
     assert log10_tail(180, 300) == pytest.approx(log10(slow) - 300 * log10(2), abs=1e-12)
     assert log10_tail(0, 0) == 0
     assert log10_tail(20_000, 40_000) == pytest.approx(log10(0.5), abs=0.01)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_suspect_with_one_broken_logit_is_broken(ledger, value):
+    suspect = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+    with torch.no_grad():
+        suspect[1].bias[7] = value
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        trace_ties(suspect, [ledger], TIES, OWNER.queries_key)
