@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 from evidence_cases import CASES, ROWS, Case, checked
 from evidence_ground import Ground, facts_of, mark_of, pair_of
-from evidence_page import markdown
 from few_images import RESULTS
 
 from sdb.audit.archive import Folder
@@ -277,7 +276,7 @@ def at_most(minutes: float | None) -> Iterator[None]:
 
 
 def keep(out: Path, options: argparse.Namespace, pieces: list[Piece], done: dict[str, dict[str, Any]]) -> None:
-    """Write the results file, with its section."""
+    """Write the results file."""
     command = f"python benchmarks/evidence.py --data {options.data}"
     command += f"{' --data-root DIR' if options.data_root else ''} --seeds {options.seeds}"
     rows = [
@@ -295,7 +294,6 @@ def keep(out: Path, options: argparse.Namespace, pieces: list[Piece], done: dict
         "pieces": rows,
         "missing": [each.name for each in pieces if each.name not in done],
     }
-    content["markdown"] = markdown(content)
     write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")
 
 

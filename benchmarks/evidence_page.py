@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
 from typing import Any
 
@@ -160,6 +161,40 @@ def marked(pieces: Pieces, row: str) -> list[str]:
     return [f"{fmean(costs):.2f}{spread}{some}", f"{max(p['log10_p'] for p in known):.1f} at most"]
 
 
+def asked_of_ours(pieces: Pieces, students: Iterable[str]) -> list[str]:
+    """What our box is to reach, with what it has reached, as a table; nothing before there are pairs of it."""
+    gains = {student: found for student in students if "partner" in (found := gains_of(pieces, "decoy", student))}
+    facts = {(p["row"], p["seed"]): p["keyless"] for p in pieces if p["kind"] == "facts"}
+    seeds = [seed for row, seed in facts if row == "decoy" and ("none", seed) in facts]
+    if not gains or not seeds:
+        return []
+
+    def of(group: str) -> list[float]:
+        return [100 * found[group][1].value for found in gains.values()]
+
+    def beyond(name: str) -> list[float]:
+        means = fmean(100 * (facts["decoy", seed][name] - facts["none", seed][name]) for seed in seeds)
+        return [means] * len(gains)
+
+    asked: list[tuple[str, list[float], Callable[[float], bool]]] = [
+        ("at stake above 1.5, with one of the students at least", of("bare"), lambda found: found > 1.5),
+        ("best thief at most 0.5", of("thief"), lambda found: found <= 0.5),
+        ("partner at least the teacher's student minus 0.5", of("partner"), lambda found: found >= -0.5),
+        (
+            "accuracy without a key, at least the teacher's minus 0.5",
+            beyond("accuracy"),
+            lambda found: found >= -0.5,
+        ),
+        ("calibration error, at most the teacher's plus 1", beyond("calibration_error"), lambda found: found <= 1),
+    ]
+    lines = ["", f"| asked of our box, points, means | {' | '.join(gains)} |", "|---|" + "---|" * len(gains)]
+    for number, (name, values, reached) in enumerate(asked):
+        shown = [round(value, 2) for value in values]
+        no = "no" if number == 0 and any(map(reached, shown)) else "**missed**"
+        lines.append(f"| {name} | " + " | ".join(f"{v:+.2f}, {'yes' if reached(v) else no}" for v in shown) + " |")
+    return lines
+
+
 def times(pieces: Pieces, rows: dict[str, str]) -> str:
     """How long what users wait for takes, for people."""
     found = []
@@ -222,4 +257,4 @@ def markdown(content: dict[str, Any]) -> str:
         lines.append("|---|" + "---|" * len(HEAD))
         for row in ROWS:
             lines.append(f"| {seeds[row]}, {pairs[row]} | " + " | ".join(line(pieces, row, student)) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *asked_of_ours(pieces, case.students)])

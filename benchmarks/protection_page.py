@@ -8,6 +8,7 @@ from typing import Any
 
 from evidence_cases import CASES as EVIDENCE
 from evidence_page import bars_of
+from evidence_page import markdown as evidence_section
 from few_images import CASES
 from figures import TITLES, evidence_figure, gains_figure, gains_of, levels_figure
 
@@ -208,7 +209,7 @@ def write_page() -> None:
     audits = "\n\n".join(audit_section(part) for part in parts if part.get("kind") == "audit")
     evidence = {part["data"]: part for part in parts if part.get("kind") == "evidence"}
     # What the field measures on leads.
-    first = "\n\n".join(evidence[name]["markdown"] for name in EVIDENCE if name in evidence)
+    first = "\n\n".join(evidence_section(evidence[name]) for name in EVIDENCE if name in evidence)
     extra = "\n\n".join(
         part["markdown"] for part in parts if "markdown" in part and part.get("kind") != "evidence"
     )

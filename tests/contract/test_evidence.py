@@ -56,12 +56,12 @@ def test_a_table_grows_and_a_second_call_does_nothing(call, modules, monkeypatch
     assert run(monkeypatch=monkeypatch) == 0
     content = json.loads((place / "out.json").read_text())
     assert content["missing"] == []
-    assert content["markdown"].startswith("## evidence: tiny\n")
+    assert page.markdown(content).startswith("## evidence: tiny\n")
     for piece in content["pieces"]:
         piece["machine"]["images"] = "CIFAR-10 (JPEG): not the originals"
     assert page.markdown(content).startswith("## evidence: tiny (JPEG)\n")
     assert all(piece["seconds"] > 0 and piece["machine"]["torch"] for piece in content["pieces"])
-    table = [line for line in content["markdown"].splitlines() if line.startswith("| 1, 3 |")]
+    table = [line for line in page.markdown(content).splitlines() if line.startswith("| 1, 3 |")]
     assert [line.split(" | ")[1] for line in table] == list(few.values())
     assert "at most" in table[1]  # the trace of our box
     (mark,) = (piece for piece in content["pieces"] if piece["kind"] == "mark")
@@ -168,6 +168,43 @@ def test_gains_are_over_the_bar_and_what_classes_alone_give(modules):
     # A pair without its unprotected twin does not count.
     more = [*pieces, pair("decoy", 7, bar__top=0.1, thief__soft=0.9)]
     assert modules[2].gains_of(more, "decoy", "net")["plain"][1].pairs == 3
+
+
+def test_what_is_asked_of_our_box_is_shown_as_reached_or_missed(modules):
+    pieces = []
+    for number, stake in enumerate((0.01, 0.02)):
+        for name in ("net", "mlp"):
+            worth = stake if name == "net" else 0.001
+            none = pair("none", number, thief__soft=0.5 + worth)
+            none["ways"] |= {"bar/alone": [0.5, 0.5], "bar/label smoothing": [0.45, 0.45]}
+            ours = pair("decoy", number, bar__top=0.4, thief__soft=0.51, partner__soft=0.49 + worth)
+            pieces += [none | {"student": name}, ours | {"student": name}]
+    for row, accuracy, error in (("none", 0.9, 0.01), ("decoy", 0.894, 0.03)):
+        fact = {"kind": "facts", "row": row, "seed": 0, "student": ""}
+        pieces.append(fact | {"keyless": {"accuracy": accuracy, "calibration_error": error}})
+    table = modules[2].asked_of_ours(pieces, ("net", "mlp"))
+    assert [line.split(" | ", 1)[1] for line in table[3:]] == [
+        "+1.50, **missed** | +0.10, **missed** |",
+        "+1.00, **missed** | +1.00, **missed** |",
+        "-1.00, **missed** | -1.00, **missed** |",
+        "-0.60, **missed** | -0.60, **missed** |",
+        "+2.00, **missed** | +2.00, **missed** |",
+    ]
+    better = [each for each in pieces if each["kind"] == "pair"]
+    for each in better:
+        ways = each["ways"]
+        ways |= {"thief/soft": [0.55, 0.55]} if (each["row"], each["student"]) == ("none", "net") else {}
+        ways |= {"thief/soft": [0.505, 0.505], "partner/soft": [0.545, 0.545]} if each["row"] == "decoy" else {}
+    pieces[-1]["keyless"] = {"accuracy": 0.895, "calibration_error": 0.02}
+    table = modules[2].asked_of_ours(pieces, ("net", "mlp"))
+    assert [line.split(" | ", 1)[1] for line in table[3:]] == [
+        "+5.00, yes | +0.10, no |",
+        "+0.50, yes | +0.50, yes |",
+        "-0.50, yes | +4.40, yes |",
+        "-0.50, yes | -0.50, yes |",
+        "+1.00, yes | +1.00, yes |",
+    ]
+    assert modules[2].asked_of_ours(pieces[:2], ("net", "mlp")) == []
 
 
 def test_times_are_of_what_users_wait_for(modules):
