@@ -134,7 +134,7 @@ CIFAR100 = replace(
 
 
 def _on_gpu(case: Case, student_batch: int) -> Case:
-    """With the networks of the papers: a teacher ten times larger, students of two families."""
+    """With networks of the papers: a ResNet-18 as teacher, students of two families."""
     networks: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ("net", "preresnet20")}
     sizes = {"epochs": 15, "box_epochs": 5, "batch_size": 256, "student_batch": student_batch}
     return replace(case, teacher=("resnet18", {}), students=networks, **sizes)

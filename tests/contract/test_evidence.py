@@ -182,8 +182,11 @@ def test_what_is_asked_of_our_box_is_shown_as_reached_or_missed(modules):
     for row, accuracy, error in (("none", 0.9, 0.01), ("decoy", 0.894, 0.03)):
         fact = {"kind": "facts", "row": row, "seed": 0, "student": ""}
         pieces.append(fact | {"keyless": {"accuracy": accuracy, "calibration_error": error}})
-    table = modules[2].asked_of_ours(pieces, ("net", "mlp"))
-    assert [line.split(" | ", 1)[1] for line in table[3:]] == [
+
+    def shown():
+        return [line.split(" | ", 1)[1] for line in modules[2].asked_of_ours(pieces, ("net", "mlp"))[3:]]
+
+    assert shown() == [
         "+1.50, **missed** | +0.10, **missed** |",
         "+1.00, **missed** | +1.00, **missed** |",
         "-1.00, **missed** | -1.00, **missed** |",
@@ -196,8 +199,7 @@ def test_what_is_asked_of_our_box_is_shown_as_reached_or_missed(modules):
         ways |= {"thief/soft": [0.55, 0.55]} if (each["row"], each["student"]) == ("none", "net") else {}
         ways |= {"thief/soft": [0.505, 0.505], "partner/soft": [0.545, 0.545]} if each["row"] == "decoy" else {}
     pieces[-1]["keyless"] = {"accuracy": 0.895, "calibration_error": 0.02}
-    table = modules[2].asked_of_ours(pieces, ("net", "mlp"))
-    assert [line.split(" | ", 1)[1] for line in table[3:]] == [
+    assert shown() == [
         "+5.00, yes | +0.10, no |",
         "+0.50, yes | +0.50, yes |",
         "-0.50, yes | +4.40, yes |",

@@ -12,6 +12,7 @@ from sdb.models.architectures import MODEL_DEFAULTS, MODELS, build
 from sdb.models.class_names import compare_class_names
 from sdb.models.classifier import MODULE, Classifier, ModelSpec, from_module
 from sdb.models.probe import check
+from sdb.models.weights import device_of
 
 __all__ = [
     "MODELS",
@@ -22,5 +23,6 @@ __all__ = [
     "build",
     "check",
     "compare_class_names",
+    "device_of",
     "from_module",
 ]

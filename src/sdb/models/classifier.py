@@ -16,6 +16,7 @@ from sdb.errors import ConfigError, ModelError
 from sdb.models.architectures import MODELS, build
 from sdb.models.probe import TWIN_SEED, ask, check_steady, logits_of, needs_company, probes, settled, undisturbed
 from sdb.models.sizes import check_normalisation, check_sizes, warn_of_scale
+from sdb.models.weights import device_of
 from sdb.runtime import json_text
 
 # How far pixels may lie outside [0, 1] before somebody is told: what float32 arithmetic costs, and more.
@@ -179,9 +180,9 @@ def _around(
     std: Sequence[float],
 ) -> Classifier:
     """A classifier on the network's device."""
-    parameter = next(module.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    with device:  # only the normalisation is new; a module may be spread over devices, so it is not moved
+    with device_of(
+        module
+    ):  # only the normalisation is new; a module may be spread over devices, so it is not moved
         return Classifier(module, mean, std, num_classes, image_shape)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from sdb.errors import ConfigError, ModelError
 from sdb.models.classifier import Classifier, from_module
+from sdb.models.weights import device_of
 
 
 def classifier_of(
@@ -57,9 +58,8 @@ def outputs_of(network: nn.Module, image_shape: tuple[int, int, int]) -> int | N
     if not isinstance(network, nn.Module):
         return None
     copied = copy.deepcopy(network).eval().float()
-    device = next((parameter.device for parameter in copied.parameters()), torch.device("cpu"))
     try:
-        output = copied(torch.zeros(2, *image_shape, device=device))
+        output = copied(torch.zeros(2, *image_shape, device=device_of(copied)))
     except Exception:  # anybody's code; `classifier_of` asks again and says what is wrong
         return None
     first = output[0] if isinstance(output, tuple) and output else getattr(output, "logits", output)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sdb.errors import ModelError
+from sdb.models.weights import device_of
 
 # A twin is built from this state of torch's generator, whatever the first network was built from.
 TWIN_SEED = 0x7E57
@@ -33,9 +34,8 @@ def settled(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     # In torch's default type, as `build` makes networks; `to` would also make complex buffers real.
     network.double() if torch.get_default_dtype() == torch.float64 else network.float()
     if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
-        device = next((tensor.device for tensor in network.parameters()), "cpu")
         with _mode(network, training=False), torch.no_grad():
-            _run(network, torch.zeros(2, *image_shape, device=device), image_shape)
+            _run(network, torch.zeros(2, *image_shape, device=device_of(network)), image_shape)
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelError(

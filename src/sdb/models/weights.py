@@ -81,3 +81,9 @@ def not_finite(module: nn.Module) -> str | None:
         ):  # nor is NaN
             return name
     return None
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU where it has none."""
+    tensor: Tensor | None = next(module.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device

@@ -28,14 +28,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sdb.box.box import Box
 from sdb.data import ImageSet, Splits
 from sdb.errors import DataError, ModelError
 from sdb.keys import Owner
-from sdb.models import Classifier, check, compare_class_names
+from sdb.models import Classifier, check, compare_class_names, device_of
 from sdb.models.checkpoint import check_fits
 from sdb.training.evaluation import class_mean_outputs, evaluation_batches
 
@@ -264,8 +263,7 @@ def class_log_means(model: nn.Module, images: ImageSet, classes: int, name: str)
         raise ModelError(f"{name} was made for {inner.num_classes} classes, the box for {classes}")
     if isinstance(inner, Classifier):
         check_fits(inner, name, classes, shape)
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    device = device_of(model)
     check(model, shape, classes, device)
     modes = {module: module.training for module in model.modules()}
     means = class_mean_outputs(_Floored(model), evaluation_batches(images, device), classes).numpy()

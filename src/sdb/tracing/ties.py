@@ -27,6 +27,7 @@ from sdb.answers.entries import Entry, Query
 from sdb.answers.ledger import Ledger
 from sdb.answers.ties import NOBODY, Ties
 from sdb.errors import ConfigError, DataError, KeyFileError, ModelError, SDBError
+from sdb.models import device_of
 from sdb.runtime import SECRET_LIMIT, json_text, parse_json, read_bytes, write_atomic
 from sdb.tracing.decoys import p_text
 from sdb.tracing.kept import find_queries
@@ -372,11 +373,9 @@ def _together(queries: list[Query]) -> Any:
 
 
 def _classes(suspect: nn.Module, images: np.ndarray) -> np.ndarray:
-    parameter = next(suspect.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
     training = suspect.training
     with torch.inference_mode():
-        logits = suspect.eval()(torch.from_numpy(images).to(device))
+        logits = suspect.eval()(torch.from_numpy(images).to(device_of(suspect)))
     suspect.train(training)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         form = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

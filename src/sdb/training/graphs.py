@@ -20,7 +20,7 @@ class GraphedStep:
     The optimizer is fused, and its learning rate becomes a tensor, which later rates are written into.
 
     Args:
-        step: a batch to loss terms by name, after which the weights have moved. Gradients are None before it.
+        step: a batch to loss terms by name, after which the weights have moved; it begins by dropping all gradients.
         optimizer: that the step uses.
         device: the GPU.
     """
@@ -28,7 +28,7 @@ class GraphedStep:
     def __init__(
         self, step: Callable[[Batch], dict[str, Tensor]], optimizer: torch.optim.Optimizer, device: torch.device
     ) -> None:
-        self._step, self._optimizer = step, optimizer
+        self._step = step
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
             if "capturable" in group:
@@ -44,28 +44,23 @@ class GraphedStep:
         if self._batch is None:
             self._batch = Batch(*(field.clone() for field in batch))
         if _form(batch) != _form(self._batch):
-            return self._plain(batch)
+            return self._step(batch)
         self._taken += 1
         if self._taken <= WARM_UP:
             here = torch.cuda.current_stream()
             self._beside.wait_stream(here)
             with torch.cuda.stream(self._beside):
-                terms = self._plain(batch)
+                terms = self._step(batch)
             here.wait_stream(self._beside)
             return terms
         for own, given in zip(self._batch, batch, strict=True):
             own.copy_(given)
         if self._graph is None:
-            self._optimizer.zero_grad(set_to_none=True)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._terms = self._step(self._batch)
         self._graph.replay()
         return self._terms
-
-    def _plain(self, batch: Batch) -> dict[str, Tensor]:
-        self._optimizer.zero_grad(set_to_none=True)
-        return self._step(batch)
 
 
 def _form(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:

@@ -163,9 +163,8 @@ def _train_epoch(
     for batch in train.epoch(epoch):
         if settings.schedule == "one_cycle":
             set_rate(optimizer, learning_rate_at(settings, epoch + steps / len(train)))
-        optimizer.zero_grad(set_to_none=True)
-        for name, term in learn(batch).items():
-            sums[name] = sums.get(name, torch.zeros_like(term)) + term
+        for name, term in learn(batch).items():  # of a recorded step the next one overwrites them
+            sums[name] = sums[name] + term if name in sums else term.clone()
         steps += 1
         if steps % CHECK_EVERY == 0:
             _check_finite(sums, epoch, steps, settings)
@@ -185,12 +184,13 @@ def _learner(
     optimizer: torch.optim.Optimizer,
     settings: FitSettings,
 ) -> Callable[[Batch], dict[str, Tensor]]:
-    """A batch to its loss terms, after which the weights have moved; gradients are None before it."""
+    """A batch to its loss terms, after which the weights have moved."""
     parameters = [parameter for module in trained for parameter in module.parameters()]
     device_type, autocast = parameters[0].device.type, settings.precision == "bfloat16"
 
     def learn(batch: Batch) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        optimizer.zero_grad(set_to_none=True)
         parts = cut(batch, settings.accumulation_steps)
         for number, part in enumerate(parts, 1):
             with _kept_apart(forward) if number < len(parts) else contextlib.nullcontext():
@@ -199,7 +199,8 @@ def _learner(
                 total = torch.stack([term.float() for term in terms.values()]).sum() / len(parts)
                 total.backward()
             for name, term in terms.items():
-                found[name] = found.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
+                share = term.detach() / len(parts)
+                found[name] = found[name] + share if name in found else share
         if settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()

@@ -6,12 +6,12 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from sdb.audit.defences.defence import BOX, Defence, Defended, Parts, device_of, owner_of
+from sdb.audit.defences.defence import BOX, Defence, Defended, Parts, owner_of
 from sdb.box.box import Box
 from sdb.config import FitSettings, WrapSettings
 from sdb.data import Splits
 from sdb.keys import Key, Owner
-from sdb.models import Classifier
+from sdb.models import Classifier, device_of
 from sdb.wrapping.wrap import wrap
 
 PARTNER = "partner"

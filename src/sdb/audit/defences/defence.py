@@ -289,9 +289,3 @@ def tensors_of(parts: Parts) -> dict[str, Tensor]:
 def owner_of(record: dict[str, Any]) -> Owner:
     """The owner of an audit's own boxes. Follows from the seed, so that an audit comes out the same twice."""
     return Owner(derive_seed(record["settings"]["seed"], "owner").to_bytes(32, "big"))
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are."""
-    tensor: Tensor | None = next(module.parameters(), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdb.answers.rows import decoy_logits
-from sdb.audit.defences.defence import Defence, Defended, Parts, device_of, owner_of, tensors_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, owner_of, tensors_of
 from sdb.audit.defences.outputs import ONLY_OUTPUTS
 from sdb.config import FitSettings, WrapSettings
 from sdb.data import Splits
-from sdb.models import Classifier
+from sdb.models import Classifier, device_of
 from sdb.runtime import choose_device
 from sdb.training.evaluation import class_mean_outputs, evaluation_batches
 from sdb.wrapping.decoy import choose_decoys

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdb.audit.defences.defence import Defence, Defended, Parts, device_of
+from sdb.audit.defences.defence import Defence, Defended, Parts
 from sdb.audit.defences.losses import sparse
-from sdb.models import Classifier
+from sdb.models import Classifier, device_of
 from sdb.wrapping.networks import frozen
 
 # The logarithm of a probability of zero is taken of this instead.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from sdb.audit.defences.defence import Defence, Defended, Parts, device_of, tensors_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, tensors_of
 from sdb.audit.defences.outputs import ONLY_OUTPUTS, SMALLEST, TIED, Changed
 from sdb.config import DistillSettings, FitSettings
 from sdb.data import Splits
 from sdb.distillation import distill
 from sdb.errors import ModelError
-from sdb.models import Classifier
+from sdb.models import Classifier, device_of
 from sdb.models.checkpoint import load_weights
 from sdb.models.probe import probes
 from sdb.runtime import choose_device

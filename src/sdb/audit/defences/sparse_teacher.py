@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdb.audit.defences.defence import device_of
 from sdb.audit.defences.losses import predictive_divergence, sparse
 from sdb.audit.defences.teachers import Trained, fit_with
 from sdb.config import FitSettings
 from sdb.data import Batch, ImageSet, Splits
 from sdb.losses import cross_entropy
-from sdb.models import Classifier
+from sdb.models import Classifier, device_of
 from sdb.training.repeated_views import images_at_once
 from sdb.wrapping.networks import frozen
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdb.audit.defences.defence import Defence, Defended, Parts, device_of, tensors_of
+from sdb.audit.defences.defence import Defence, Defended, Parts, tensors_of
 from sdb.audit.defences.losses import cluster_terms
 from sdb.config import FitSettings, TrainSettings
 from sdb.data import Batch, Splits
-from sdb.models import Classifier
+from sdb.models import Classifier, device_of
 from sdb.models.checkpoint import load_weights
 from sdb.runtime import choose_device
 from sdb.training.evaluation import evaluate, evaluation_batches

@@ -15,7 +15,7 @@ from sdb.audit.archive import Archive
 from sdb.config import TrainSettings
 from sdb.data import ImageSet, Splits
 from sdb.keys import Owner
-from sdb.models import Classifier, ModelSpec
+from sdb.models import Classifier, ModelSpec, device_of
 from sdb.runtime import derive_seed
 from sdb.training.evaluation import answers_to, evaluation_batches
 
@@ -101,8 +101,7 @@ def fresh_network(data: Splits, name: str, arguments: dict[str, Any], seed: int)
 
 def answered(model: nn.Module, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 (N, C) and labels int64 (N,)."""
-    device = next((each.device for each in model.parameters()), torch.device("cpu"))
-    logits, labels = answers_to(model, evaluation_batches(images, device))
+    logits, labels = answers_to(model, evaluation_batches(images, device_of(model)))
     return logits.numpy(), labels.numpy()
 
 
